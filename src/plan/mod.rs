@@ -1,0 +1,137 @@
+//! Plans as data. [`save`] decides which rank writes what, [`load`] which bytes a rank reads.
+//! Both are pure: same input, same plan, no I/O.
+
+pub mod load;
+pub mod save;
+
+use serde::{Deserialize, Serialize};
+
+use crate::layout::SaveId;
+use crate::slice::Slice;
+use crate::state::Values;
+use crate::tensor::{Component, TensorName, TensorSpec};
+
+/// One box that a rank holds and could write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteItem {
+    /// Tensor it belongs to.
+    pub name: TensorName,
+    /// Which files it goes to.
+    pub component: Component,
+    /// Dtype and global shape.
+    pub spec: TensorSpec,
+    /// The box held.
+    pub slice: Slice,
+}
+
+/// Everything one rank tells the coordinator before a save. Small: no tensor bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LocalPlan {
+    /// What it wants saved under which name; must agree between ranks.
+    pub target: SaveTarget,
+    /// The boxes it holds, in order of tensor name.
+    pub items: Vec<WriteItem>,
+    /// Second names of tensors; must agree between ranks.
+    pub aliases: Vec<(TensorName, TensorName)>,
+    /// Values of the job; must agree between ranks.
+    pub values: Values,
+    /// Values of this rank.
+    pub rank_values: Values,
+}
+
+/// Where and as what a save goes; the same on every rank or the save is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SaveTarget {
+    /// Directory that holds the checkpoints, as the caller wrote it.
+    pub directory: String,
+    /// Name of the checkpoint in it.
+    pub name: String,
+    /// Training steps completed.
+    pub step: u64,
+    /// Epochs completed.
+    pub epoch: u64,
+    /// Whether an existing checkpoint of that name is replaced.
+    pub overwrite: bool,
+}
+
+/// What one rank writes: the coordinator's answer in phase "plan".
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavePlan {
+    /// Identity of this attempt.
+    pub save_id: SaveId,
+    /// Data files of this rank, one per component (more when it writes two boxes of a tensor).
+    pub files: Vec<PlannedFile>,
+    /// Name of the file with their block sums; absent when there are no data files.
+    pub sums_file: Option<String>,
+}
+
+/// One data file to be written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedFile {
+    /// Its name.
+    pub name: String,
+    /// The component whose tensors it holds.
+    pub component: Component,
+    /// Its pieces in file order: larger element sizes first, then by tensor name.
+    pub pieces: Vec<PlannedPiece>,
+}
+
+/// One piece to be written: part of a box that the rank declared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedPiece {
+    /// Tensor it belongs to.
+    pub name: TensorName,
+    /// Dtype and global shape.
+    pub spec: TensorSpec,
+    /// The declared box out of which it is cut.
+    pub held: Slice,
+    /// The piece itself, inside `held`, contiguous in its row-major order.
+    pub slice: Slice,
+}
+
+impl PlannedPiece {
+    /// Bytes of the piece.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.slice.elements() * self.spec.dtype().size_bytes()
+    }
+}
+
+/// What one rank has written: its vote in phase "commit".
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Its data files, in plan order.
+    pub files: Vec<FileReceipt>,
+    /// The file with their block sums.
+    pub sums_file: Option<SumsReceipt>,
+}
+
+/// Proof of one written data file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileReceipt {
+    /// Its name.
+    pub name: String,
+    /// Length of the whole file.
+    pub len: u64,
+    /// Where the data of the pieces begins (8 + header length); a multiple of 4096.
+    pub data_start: u64,
+    /// BLAKE3 of the first `data_start` bytes, first 16 bytes.
+    pub header_hash: [u8; 16],
+    /// Bytes of each piece, in file order.
+    pub piece_bytes: Vec<u64>,
+    /// Where its block sums begin in the rank's sums file.
+    pub sums_begin: u64,
+    /// BLAKE3 of its block sums, first 16 bytes.
+    pub sums_hash: [u8; 16],
+}
+
+/// Proof of a written sums file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SumsReceipt {
+    /// Its name.
+    pub name: String,
+    /// Its length.
+    pub len: u64,
+    /// BLAKE3 of all of it, first 16 bytes.
+    pub hash: [u8; 16],
+}

@@ -1,0 +1,204 @@
+//! Bytes: directories and files as a checkpoint needs them, with durability spelled out.
+//!
+//! [`Storage`] opens directories by path; a [`Directory`] is a handle, and everything below it is
+//! named by one component, never by a path, so that nothing can be swapped in behind it.
+//! [`LocalStorage`] is the file system, [`MemoryStorage`] a file system in memory, and
+//! [`FaultyStorage`] fails at a chosen operation.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::Result;
+
+/// Opens and creates directories by path.
+pub trait Storage: Send + Sync + fmt::Debug {
+    /// Opens an existing directory.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound) if it does not exist or is no directory, else
+    /// [`Storage`](crate::ErrorKind::Storage).
+    fn open_dir(&self, path: &Path) -> Result<Arc<dyn Directory>>;
+
+    /// Opens a directory, creating it and its missing ancestors; the parent of each newly created
+    /// one is fsynced before this returns. Several ranks may race.
+    ///
+    /// # Errors
+    /// [`Storage`](crate::ErrorKind::Storage).
+    fn create_dir_all(&self, path: &Path) -> Result<Arc<dyn Directory>>;
+}
+
+/// An open directory. `name` is always a single component.
+pub trait Directory: Send + Sync + fmt::Debug {
+    /// Where it is, for messages.
+    fn path(&self) -> &Path;
+
+    /// Creates a directory and opens it. Not durable until [`Directory::sync`].
+    ///
+    /// # Errors
+    /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists), [`Storage`](crate::ErrorKind::Storage).
+    fn create_dir(&self, name: &str) -> Result<Arc<dyn Directory>>;
+
+    /// Opens a directory; a link is not followed.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound) (also for a link or a file),
+    /// [`Storage`](crate::ErrorKind::Storage).
+    fn open_dir(&self, name: &str) -> Result<Arc<dyn Directory>>;
+
+    /// Creates a file for writing; an existing one (or a link) is an error.
+    ///
+    /// # Errors
+    /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists), [`Storage`](crate::ErrorKind::Storage).
+    fn create_file(&self, name: &str) -> Result<Box<dyn WriteFile>>;
+
+    /// Opens a regular file for reading; a link is not followed, and a FIFO or device is refused
+    /// without blocking.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound), [`Corrupt`](crate::ErrorKind::Corrupt) for
+    /// anything that is no regular file, [`Storage`](crate::ErrorKind::Storage).
+    fn open_file(&self, name: &str) -> Result<Arc<dyn ReadFile>>;
+
+    /// Its entries, in no particular order, without `.` and `..`.
+    ///
+    /// # Errors
+    /// [`Storage`](crate::ErrorKind::Storage).
+    fn list(&self) -> Result<Vec<DirEntry>>;
+
+    /// Makes creations, renames and removals of entries durable (fsync of the directory).
+    ///
+    /// # Errors
+    /// [`Storage`](crate::ErrorKind::Storage); what was not durable before may be lost.
+    fn sync(&self) -> Result<()>;
+
+    /// Renames an entry within this directory, atomically. Not durable until
+    /// [`Directory::sync`].
+    ///
+    /// # Errors
+    /// By [`Rename`] mode: [`AlreadyExists`](crate::ErrorKind::AlreadyExists),
+    /// [`NotFound`](crate::ErrorKind::NotFound), [`Unsupported`](crate::ErrorKind::Unsupported),
+    /// [`Storage`](crate::ErrorKind::Storage).
+    fn rename(&self, from: &str, to: &str, mode: Rename) -> Result<()>;
+
+    /// Removes a file or a link.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound), [`Storage`](crate::ErrorKind::Storage).
+    fn remove_file(&self, name: &str) -> Result<()>;
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound), [`Storage`](crate::ErrorKind::Storage).
+    fn remove_dir(&self, name: &str) -> Result<()>;
+
+    /// Takes the advisory lock on the file `name` (created if missing, mode 0666 & umask), or
+    /// `None` if another process or handle holds it. Given back when dropped.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) where locks do not work,
+    /// [`Storage`](crate::ErrorKind::Storage).
+    fn try_lock(&self, name: &str) -> Result<Option<Lock>>;
+
+    /// Creates a symbolic link `name` with the text `target`.
+    ///
+    /// # Errors
+    /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists),
+    /// [`Unsupported`](crate::ErrorKind::Unsupported), [`Storage`](crate::ErrorKind::Storage).
+    fn create_link(&self, name: &str, target: &str) -> Result<()>;
+
+    /// The text of a symbolic link.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is none or it is no link,
+    /// [`Storage`](crate::ErrorKind::Storage).
+    fn read_link(&self, name: &str) -> Result<String>;
+}
+
+/// A file being written. Dropping it without [`WriteFile::finish`] leaves an unusable file.
+pub trait WriteFile: Send + Sync {
+    /// Writes all of `bytes` at `offset`; different threads may write different ranges.
+    ///
+    /// # Errors
+    /// [`Storage`](crate::ErrorKind::Storage); the file must not be used afterwards.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Reserves space for `len` bytes, where the storage can; elsewhere does nothing.
+    ///
+    /// # Errors
+    /// [`Storage`](crate::ErrorKind::Storage) if the space is not there.
+    fn reserve(&self, len: u64) -> Result<()>;
+
+    /// Fsyncs the file and closes it, checking both. After an error the content is unknown, and
+    /// no second fsync is ever tried.
+    ///
+    /// # Errors
+    /// [`Storage`](crate::ErrorKind::Storage).
+    fn finish(self: Box<Self>) -> Result<()>;
+}
+
+/// A file being read.
+#[allow(clippy::len_without_is_empty)]
+pub trait ReadFile: Send + Sync {
+    /// Its length in bytes when it was opened.
+    fn len(&self) -> u64;
+
+    /// Fills `out` with the bytes at `offset`.
+    ///
+    /// # Errors
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) if the file ends before,
+    /// [`Storage`](crate::ErrorKind::Storage).
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()>;
+}
+
+/// What an entry of a directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EntryKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A symbolic link.
+    Link,
+    /// Anything else.
+    Other,
+}
+
+/// One entry of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirEntry {
+    /// Its name; entries whose name is not UTF-8 appear with replacement characters.
+    pub name: String,
+    /// What it is.
+    pub kind: EntryKind,
+}
+
+/// How [`Directory::rename`] treats the new name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rename {
+    /// The new name must be free. Where the system call is missing, checked beforehand (the
+    /// caller holds the lock of the directory).
+    NoReplace,
+    /// Both names exist and change places; [`Unsupported`](crate::ErrorKind::Unsupported) where
+    /// the file system cannot.
+    Exchange,
+    /// A file or link under the new name is replaced.
+    Replace,
+}
+
+/// An advisory lock, given back when dropped.
+pub struct Lock(#[allow(dead_code)] Box<dyn Send + Sync>);
+
+impl Lock {
+    /// A lock that lasts as long as `guard` lives.
+    pub fn new(guard: impl Send + Sync + 'static) -> Self {
+        Self(Box::new(guard))
+    }
+}
+
+impl fmt::Debug for Lock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lock")
+    }
+}
