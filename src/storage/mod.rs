@@ -5,11 +5,22 @@
 //! [`LocalStorage`] is the file system, [`MemoryStorage`] a file system in memory, and
 //! [`FaultyStorage`] fails at a chosen operation.
 
+#[cfg(test)]
+mod conformance;
+mod errors;
+mod faulty;
+mod local;
+mod memory;
+mod name;
+
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::Result;
+pub use faulty::{Fault, FaultyStorage};
+pub use local::LocalStorage;
+pub use memory::MemoryStorage;
 
 /// Opens and creates directories by path.
 pub trait Storage: Send + Sync + fmt::Debug {

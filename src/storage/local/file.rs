@@ -1,0 +1,129 @@
+//! Files of the local file system.
+
+use std::os::fd::IntoRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fd::OwnedFd;
+use rustix::fs::FallocateFlags;
+use rustix::io::{Errno, retry_on_intr};
+
+use super::{creating, failed, is_unknown_call};
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::errors::{ends_early, no_regular_file};
+use crate::storage::{ReadFile, WriteFile};
+
+const REUSE_HELP: &str = "its content is unknown: write a new file, never this one again";
+
+pub(super) struct LocalWriteFile {
+    fd: OwnedFd,
+    path: PathBuf,
+    /// Set by the first failed write; from then on there is nothing worth making durable.
+    spoiled: AtomicBool,
+}
+
+impl LocalWriteFile {
+    pub(super) fn new(fd: OwnedFd, path: PathBuf) -> Self {
+        Self { fd, path, spoiled: AtomicBool::new(false) }
+    }
+
+    fn write_all(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let mut rest = bytes;
+        let mut at = offset;
+        while !rest.is_empty() {
+            let step = match retry_on_intr(|| rustix::io::pwrite(&self.fd, rest, at)) {
+                // A device that takes nothing and says nothing would be asked forever.
+                Ok(0) => Err(Errno::IO),
+                written => written,
+            };
+            let count =
+                step.map_err(|errno| creating(errno, "writing", &self.path, &[]).with_offset(at))?;
+            rest = rest.get(count..).unwrap_or_default();
+            at = at.saturating_add(count as u64);
+        }
+        Ok(())
+    }
+}
+
+impl WriteFile for LocalWriteFile {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.write_all(offset, bytes).inspect_err(|_| self.spoiled.store(true, Ordering::Release))
+    }
+
+    fn reserve(&self, len: u64) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        // The length stays as written, so that a file with its end missing is seen to be short.
+        let flags = FallocateFlags::KEEP_SIZE;
+        match retry_on_intr(|| rustix::fs::fallocate(&self.fd, flags, 0, len)) {
+            Err(errno) if !is_unknown_call(errno) => {
+                Err(creating(errno, "reserving space", &self.path, &[]))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        if self.spoiled.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Storage, "an earlier write failed")
+                .with_path(&self.path)
+                .with_help(REUSE_HELP));
+        }
+        let Self { fd, path, .. } = *self;
+        // After an error the kernel may call the lost pages clean: a second fsync would lie.
+        rustix::fs::fsync(&fd)
+            .map_err(|errno| creating(errno, "fsyncing", &path, &[]).with_help(REUSE_HELP))?;
+        close(fd).map_err(|errno| creating(errno, "closing", &path, &[]).with_help(REUSE_HELP))
+    }
+}
+
+/// Closes `fd` and says what became of it: network file systems and quotas report here.
+#[allow(unsafe_code)]
+fn close(fd: OwnedFd) -> Result<(), Errno> {
+    // SAFETY: `into_raw_fd` gives up ownership, so nobody else closes or uses this descriptor;
+    // it is closed once, also on error.
+    unsafe { rustix::io::try_close(fd.into_raw_fd()) }
+}
+
+pub(super) struct LocalReadFile {
+    fd: OwnedFd,
+    path: PathBuf,
+    len: u64,
+}
+
+impl LocalReadFile {
+    pub(super) fn new(fd: OwnedFd, path: PathBuf, len: u64) -> Self {
+        Self { fd, path, len }
+    }
+}
+
+impl ReadFile for LocalReadFile {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let mut rest = out;
+        let mut at = offset;
+        while !rest.is_empty() {
+            let count = retry_on_intr(|| rustix::io::pread(&self.fd, &mut *rest, at))
+                .map_err(|errno| creating(errno, "reading", &self.path, &[]).with_offset(at))?;
+            if count == 0 {
+                return Err(ends_early(&self.path, at, rest.len() as u64));
+            }
+            rest = rest.get_mut(count..).unwrap_or_default();
+            at = at.saturating_add(count as u64);
+        }
+        Ok(())
+    }
+}
+
+/// The error of opening a file.
+pub(super) fn opening(errno: Errno, path: &Path) -> Error {
+    match errno {
+        // A link; a socket, or a device that nobody answers for.
+        Errno::LOOP | Errno::NXIO | Errno::NODEV => no_regular_file(path),
+        _ => failed(errno, "opening", path),
+    }
+}

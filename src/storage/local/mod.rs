@@ -1,0 +1,113 @@
+//! The file system of this machine (or one mounted on it), through calls relative to an open
+//! directory.
+
+mod dir;
+mod file;
+mod lock;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::{Directory, Storage};
+use dir::LocalDir;
+
+/// The file system. Relative paths start at the working directory; files and directories are
+/// created with the modes that the umask leaves.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LocalStorage;
+
+impl LocalStorage {
+    /// The file system.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self
+    }
+}
+
+impl Storage for LocalStorage {
+    fn open_dir(&self, path: &Path) -> Result<Arc<dyn Directory>> {
+        let opened = open_dir_fd(CWD, path);
+        let fd = opened.map_err(|errno| no_directory(errno, path))?;
+        Ok(Arc::new(LocalDir::new(fd, path.to_owned())))
+    }
+
+    fn create_dir_all(&self, path: &Path) -> Result<Arc<dyn Directory>> {
+        let fd = create_all(path)?;
+        Ok(Arc::new(LocalDir::new(fd, path.to_owned())))
+    }
+}
+
+/// Opens a directory that a user named: links on the way are followed.
+fn open_dir_fd(base: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::io::retry_on_intr(|| rustix::fs::openat(base, path, flags, Mode::empty()))
+}
+
+fn create_all(path: &Path) -> Result<OwnedFd> {
+    let refused = |errno| creating(errno, "creating the directory", path, &[]);
+    match open_dir_fd(CWD, path) {
+        Err(Errno::NOENT) => {}
+        opened => return opened.map_err(refused),
+    }
+    let Some(parent) = path.parent() else { return Err(refused(Errno::NOENT)) };
+    let parent_fd = create_all(parent)?;
+    let Some(name) = path.file_name() else {
+        // `missing/..`: what was missing exists now.
+        return open_dir_fd(CWD, path).map_err(refused);
+    };
+    match rustix::fs::mkdirat(&parent_fd, name, Mode::from_raw_mode(0o777)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(refused(errno)),
+    }
+    // Also when another rank was faster: it may die before it gets to its fsync.
+    rustix::fs::fsync(&parent_fd)
+        .map_err(|errno| creating(errno, "fsyncing the directory", parent, &[]))?;
+    open_dir_fd(rustix::fd::AsFd::as_fd(&parent_fd), Path::new(name)).map_err(refused)
+}
+
+/// The error of opening a directory that is not there, or is none.
+fn no_directory(errno: Errno, path: &Path) -> Error {
+    let error = failed(errno, "opening the directory", path);
+    match errno {
+        // What opening a link without following it gives.
+        Errno::NOTDIR | Errno::LOOP => error.with_kind(ErrorKind::NotFound),
+        _ => error,
+    }
+}
+
+/// The error of an operation whose contract knows, besides `Storage`, only `kinds`.
+fn creating(errno: Errno, doing: &str, path: &Path, kinds: &[ErrorKind]) -> Error {
+    let error = failed(errno, doing, path);
+    if kinds.contains(&error.kind()) { error } else { error.with_kind(ErrorKind::Storage) }
+}
+
+/// A failed system call, with what to do about it where the number tells.
+fn failed(errno: Errno, doing: &str, path: &Path) -> Error {
+    let error = Error::io(&io::Error::from(errno), doing, path);
+    let help = match errno {
+        Errno::NOSPC => "free space or inodes on this file system",
+        Errno::DQUOT => "free space within the quota, or raise it",
+        Errno::FBIG => "raise the limit on file sizes (ulimit -f)",
+        Errno::ROFS => "mount the file system writable, or choose another directory",
+        Errno::ACCESS | Errno::PERM => "check the owner and the permissions",
+        Errno::MFILE | Errno::NFILE => "raise the limit on open files (ulimit -n)",
+        Errno::IO => "look at the system log: the device or its connection failed",
+        Errno::STALE | Errno::NOTCONN => "check the mount of this network file system",
+        _ => return error,
+    };
+    error.with_help(help)
+}
+
+/// What a system call says where the file system (or the kernel) does not know it.
+fn is_unknown_call(errno: Errno) -> bool {
+    matches!(errno, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)
+}
