@@ -44,7 +44,7 @@ impl Interval {
         match self {
             Self::Off => false,
             Self::EveryEpochs(n) => {
-                (epoch > 0 && epoch % n.get() == 0) || (is_last && save_on_last_epoch)
+                (epoch > 0 && epoch.is_multiple_of(n.get())) || (is_last && save_on_last_epoch)
             }
             Self::LastEpoch => is_last,
         }

@@ -126,12 +126,21 @@ fn general(magnitude: f64, precision: usize, alternate: bool, keep_float: bool) 
 }
 
 fn repr(magnitude: f64, alternate: bool) -> String {
-    let (digits, exponent) = split_exponent(&format!("{magnitude:e}"));
+    let (digits, exponent) = split_exponent(&shortest(magnitude));
     if (EXPONENT_MIN..REPR_EXPONENT_MAX).contains(&exponent) {
         positional(&digits, exponent, alternate, true)
     } else {
         scientific(&digits, exponent, alternate)
     }
+}
+
+/// The shortest scientific text that reads back as `magnitude`; of two equally near ones the even.
+fn shortest(magnitude: f64) -> String {
+    // The standard library finds the length, but rounds a tie up.
+    let text = format!("{magnitude:e}");
+    let digits = text.bytes().take_while(|b| *b != b'e').filter(u8::is_ascii_digit).count();
+    let even = format!("{magnitude:.*e}", digits.saturating_sub(1));
+    if even.parse() == Ok(magnitude) { even } else { text }
 }
 
 /// `1.25e-7` as (`125`, -7).
