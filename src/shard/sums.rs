@@ -113,7 +113,7 @@ mod tests {
             len in 0usize..200_000,
             cuts in prop::collection::vec(1usize..100_000, 1..6),
         ) {
-            let piece: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+            let piece: Vec<u8> = (0..=250).cycle().take(len).collect();
             let mut content = SumsContent::new(&SaveId::from_bytes([7; 16]));
             let (mut rest, mut cuts) = (piece.as_slice(), cuts.iter().cycle());
             while !rest.is_empty() {

@@ -47,6 +47,9 @@ struct Writing {
 
 impl WriteFile for Writing {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        // Data files are written so that direct I/O could take every write as it is.
+        let aligned = (bytes.as_ptr().addr() as u64 | offset).is_multiple_of(4096);
+        assert!(aligned || self.name == "sums.bin", "unaligned write to {}", self.name);
         self.dir.step("write", &self.name)?;
         let mut disk = self.dir.0.lock();
         let file = disk.files.get_mut(&self.name).unwrap();

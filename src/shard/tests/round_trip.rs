@@ -93,7 +93,8 @@ proptest! {
         let at = pieces[0][1];
         let (begin, end) = (begin.min(at.bytes), (begin + len).min(at.bytes));
         let want = expected(&state, &plan.files[0].pieces[1]);
-        let want = &want[begin as usize..end as usize];
+        let index = |n| usize::try_from(n).unwrap();
+        let want = &want[index(begin)..index(end)];
         let mut out = vec![0; want.len()];
         reader.read_into(at, begin, &mut Vec::new(), &mut out).unwrap();
         prop_assert_eq!(out.as_slice(), want);
