@@ -1,0 +1,387 @@
+//! The header of a data file: safetensors, padded so that the data begins on a page.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::ser::{SerializeMap, Serializer};
+use serde::{Deserialize, Serialize};
+
+use super::sums::hash16;
+use crate::error::{Error, ErrorKind, Result};
+use crate::layout::SaveId;
+use crate::plan::{PlannedFile, PlannedPiece};
+use crate::rank::Rank;
+use crate::storage::ReadFile;
+use crate::tensor::{DIMENSIONS_MAX, Dtype, TensorName, TensorSpec};
+
+/// Longest JSON part of a header that safetensors readers accept, padding included.
+pub const HEADER_JSON_MAX: u64 = 100_000_000;
+/// The data of a file begins at a multiple of this, so that direct I/O works.
+pub const DATA_ALIGNMENT: u64 = 4096;
+
+const METADATA: &str = "__metadata__";
+/// Bytes of the length in front of the JSON.
+const PREFIX_BYTES: usize = 8;
+const PAGE: usize = 4096;
+const _: () = assert!(PAGE as u64 == DATA_ALIGNMENT);
+
+/// The header of a data file to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    bytes: Vec<u8>,
+    piece_bytes: Vec<u64>,
+    data_bytes: u64,
+}
+
+impl Header {
+    /// The header of a planned file; the same input gives the same bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a piece outside its tensor, two pieces of one tensor, sizes
+    /// that overflow, or a JSON part of more than [`HEADER_JSON_MAX`] bytes.
+    pub fn of(file: &PlannedFile, save_id: &SaveId, rank: Rank, step: u64) -> Result<Self> {
+        let tensors = place_pieces(file)?;
+        let metadata = metadata(file, save_id, rank, step)?;
+        let data_bytes = tensors.last().map_or(0, |t| t.end);
+        let piece_bytes = tensors.iter().map(|t| t.end - t.begin).collect();
+        let mut bytes = vec![0; PREFIX_BYTES];
+        serde_json::to_writer(&mut bytes, &Json { metadata, tensors }).map_err(no_json)?;
+        bytes.resize(bytes.len().next_multiple_of(PAGE), b' ');
+        let json_bytes = (bytes.len() - PREFIX_BYTES) as u64;
+        if json_bytes > HEADER_JSON_MAX {
+            let message = format!(
+                "{} tensors need a header of {json_bytes} bytes, readers accept {HEADER_JSON_MAX}",
+                file.pieces.len()
+            );
+            let help = "spread the tensors over more ranks or components";
+            return Err(Error::new(ErrorKind::InvalidInput, message).with_help(help));
+        }
+        bytes[..PREFIX_BYTES].copy_from_slice(&json_bytes.to_le_bytes());
+        Ok(Self { bytes, piece_bytes, data_bytes })
+    }
+
+    /// How the file begins: length, JSON, padding.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Where the data begins; a multiple of [`DATA_ALIGNMENT`].
+    #[must_use]
+    pub fn data_start(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// Length of the whole file.
+    #[must_use]
+    pub fn file_len(&self) -> u64 {
+        self.data_start() + self.data_bytes
+    }
+
+    /// Bytes of each piece, in file order.
+    #[must_use]
+    pub fn piece_bytes(&self) -> &[u64] {
+        &self.piece_bytes
+    }
+
+    /// BLAKE3 of the header, first 16 bytes.
+    #[must_use]
+    pub fn hash(&self) -> [u8; 16] {
+        hash16(&self.bytes)
+    }
+}
+
+/// Lays the pieces one after the other.
+fn place_pieces(file: &PlannedFile) -> Result<Vec<HeaderTensor>> {
+    let mut names = BTreeSet::new();
+    let mut tensors: Vec<HeaderTensor> = Vec::with_capacity(file.pieces.len());
+    for piece in &file.pieces {
+        if !names.insert(&piece.name) {
+            let message = format!("two pieces in the file `{}`", file.name);
+            let error = Error::new(ErrorKind::InvalidInput, message);
+            return Err(error.with_tensor(piece.name.as_str()));
+        }
+        let begin = tensors.last().map_or(0, |t| t.end);
+        let placed = place_piece(piece, begin);
+        tensors.push(placed.map_err(|e| e.with_tensor(piece.name.as_str()))?);
+    }
+    Ok(tensors)
+}
+
+fn place_piece(piece: &PlannedPiece, begin: u64) -> Result<HeaderTensor> {
+    let refuse = |what: String| Error::new(ErrorKind::InvalidInput, what);
+    if !piece.slice.fits(piece.spec.shape()) {
+        return Err(refuse(format!("piece {} is not inside {}", piece.slice, piece.spec)));
+    }
+    let spec = TensorSpec::new(piece.spec.dtype(), piece.slice.lengths())?;
+    let end = begin.checked_add(spec.size_bytes()).filter(|end| *end <= i64::MAX as u64);
+    let end = end.ok_or_else(|| refuse("the size of its file overflows".to_owned()))?;
+    Ok(HeaderTensor { name: piece.name.clone(), spec, begin, end })
+}
+
+/// What a stock reader ignores, PyTorch's resharding reader needs, and people like to see.
+fn metadata(
+    file: &PlannedFile,
+    save_id: &SaveId,
+    rank: Rank,
+    step: u64,
+) -> Result<BTreeMap<String, String>> {
+    #[derive(Serialize)]
+    struct Saved<'a> {
+        saved_offsets: &'a [u64],
+    }
+    let offsets = file.pieces.iter().map(|p| (&p.name, Saved { saved_offsets: p.slice.offsets() }));
+    let offsets: BTreeMap<_, _> = offsets.collect();
+    let shapes: BTreeMap<_, _> = file.pieces.iter().map(|p| (&p.name, p.spec.shape())).collect();
+    let pairs = [
+        ("format", "pt".to_owned()),
+        ("DCP_VERSION", "1.0".to_owned()),
+        ("DCP_SHARDING_INFO", serde_json::to_string(&offsets).map_err(no_json)?),
+        ("tch_checkpoint.save_id", save_id.to_string()),
+        ("tch_checkpoint.step", step.to_string()),
+        ("tch_checkpoint.rank", rank.to_string()),
+        ("tch_checkpoint.shapes", serde_json::to_string(&shapes).map_err(no_json)?),
+    ];
+    Ok(pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn no_json(error: serde_json::Error) -> Error {
+    Error::new(ErrorKind::InvalidInput, format!("the header has no JSON form: {error}"))
+}
+
+/// One tensor of a data file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeaderTensor {
+    /// Its name.
+    pub name: TensorName,
+    /// Dtype, and the shape of the part that is in this file.
+    pub spec: TensorSpec,
+    /// First byte, counted from the start of the data.
+    pub begin: u64,
+    /// End, counted from the start of the data.
+    pub end: u64,
+}
+
+/// The header of an existing safetensors file, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParsedHeader {
+    /// Its tensors in file order, without gap or overlap, covering all data.
+    pub tensors: Vec<HeaderTensor>,
+    /// Its free text.
+    pub metadata: BTreeMap<String, String>,
+    /// Where its data begins in the file.
+    pub data_start: u64,
+}
+
+impl ParsedHeader {
+    /// Where the data begins, from the first eight bytes of a file of `file_len` bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] if the header is longer than [`HEADER_JSON_MAX`] or the file.
+    pub fn data_start(prefix: [u8; 8], file_len: u64) -> Result<u64> {
+        let json_bytes = u64::from_le_bytes(prefix);
+        if json_bytes > HEADER_JSON_MAX {
+            return Err(corrupt(format!(
+                "header of {json_bytes} bytes, at most {HEADER_JSON_MAX} are allowed"
+            )));
+        }
+        let data_start = PREFIX_BYTES as u64 + json_bytes;
+        if data_start > file_len {
+            return Err(corrupt(format!("header of {data_start} bytes in {file_len} bytes")));
+        }
+        Ok(data_start)
+    }
+
+    /// Parses a header that nobody vouches for. `bytes` begin where the file begins and hold at
+    /// least the whole header; `file_len` is the length of the file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] for anything malformed (duplicate keys, holes, overlaps, sizes that
+    /// do not match, data that ends before or after the file);
+    /// [`ErrorKind::Incompatible`] for an unknown dtype.
+    pub fn parse(bytes: &[u8], file_len: u64) -> Result<Self> {
+        let prefix = bytes.first_chunk().ok_or_else(|| corrupt("shorter than 8 bytes".into()))?;
+        let data_start = Self::data_start(*prefix, file_len)?;
+        let json = usize::try_from(data_start).ok().and_then(|end| bytes.get(PREFIX_BYTES..end));
+        let json = json.ok_or_else(|| corrupt("the header is cut off".into()))?;
+        if json.first() != Some(&b'{') {
+            return Err(corrupt("the header is no JSON object".into()));
+        }
+        let raw: RawHeader = serde_json::from_slice(json)
+            .map_err(|e| corrupt(format!("the header is malformed: {e}")))?;
+        let mut tensors =
+            raw.tensors.into_iter().map(check_tensor).collect::<Result<Vec<HeaderTensor>>>()?;
+        tensors.sort_by(|a, b| (a.begin, a.end, &a.name).cmp(&(b.begin, b.end, &b.name)));
+        check_coverage(&tensors, file_len - data_start)?;
+        Ok(Self { tensors, metadata: raw.metadata, data_start })
+    }
+}
+
+/// Reads and parses the header of a safetensors file that nobody vouches for.
+///
+/// # Errors
+/// As [`ParsedHeader::parse`] and [`ReadFile::read_at`].
+pub fn read_header(file: &dyn ReadFile) -> Result<ParsedHeader> {
+    let mut prefix = [0; PREFIX_BYTES];
+    file.read_at(0, &mut prefix)?;
+    let data_start = ParsedHeader::data_start(prefix, file.len())?;
+    let len = usize::try_from(data_start).map_err(|e| corrupt(e.to_string()))?;
+    let mut bytes = vec![0; len];
+    file.read_at(0, &mut bytes)?;
+    ParsedHeader::parse(&bytes, file.len())
+}
+
+fn corrupt(message: String) -> Error {
+    Error::new(ErrorKind::Corrupt, message)
+}
+
+fn check_tensor((name, raw): (String, RawTensor)) -> Result<HeaderTensor> {
+    let name = TensorName::new(name).map_err(|e| e.with_kind(ErrorKind::Corrupt))?;
+    let dtype = Dtype::parse(&raw.dtype).ok_or_else(|| {
+        let message = format!("unknown dtype `{}`", raw.dtype);
+        Error::new(ErrorKind::Incompatible, message).with_tensor(name.as_str())
+    })?;
+    let spec = TensorSpec::new(dtype, raw.shape.0)
+        .map_err(|e| e.with_kind(ErrorKind::Corrupt).with_tensor(name.as_str()))?;
+    let [begin, end] = raw.data_offsets;
+    if end.checked_sub(begin) != Some(spec.size_bytes()) {
+        let message = format!("bytes {begin}..{end} do not hold {spec}");
+        return Err(corrupt(message).with_tensor(name.as_str()));
+    }
+    Ok(HeaderTensor { name, spec, begin, end })
+}
+
+/// Sorted tensors must follow each other without gap or overlap and end with the file.
+fn check_coverage(tensors: &[HeaderTensor], data_bytes: u64) -> Result<()> {
+    let mut end = 0;
+    for tensor in tensors {
+        if tensor.begin != end {
+            let message = format!("begins at byte {} of the data, expected {end}", tensor.begin);
+            return Err(corrupt(message).with_tensor(tensor.name.as_str()));
+        }
+        end = tensor.end;
+    }
+    if end != data_bytes {
+        return Err(corrupt(format!("the tensors need {end} bytes, the file has {data_bytes}")));
+    }
+    Ok(())
+}
+
+/// What is serialized: metadata first, tensors in file order.
+struct Json {
+    metadata: BTreeMap<String, String>,
+    tensors: Vec<HeaderTensor>,
+}
+
+impl Serialize for Json {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Entry<'a> {
+            dtype: &'static str,
+            shape: &'a [u64],
+            data_offsets: [u64; 2],
+        }
+        let mut map = serializer.serialize_map(Some(self.tensors.len() + 1))?;
+        map.serialize_entry(METADATA, &self.metadata)?;
+        for tensor in &self.tensors {
+            let (dtype, shape) = (tensor.spec.dtype().as_str(), tensor.spec.shape());
+            let entry = Entry { dtype, shape, data_offsets: [tensor.begin, tensor.end] };
+            map.serialize_entry(tensor.name.as_str(), &entry)?;
+        }
+        map.end()
+    }
+}
+
+/// What is deserialized, with every key unique.
+struct RawHeader {
+    metadata: BTreeMap<String, String>,
+    tensors: BTreeMap<String, RawTensor>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTensor {
+    dtype: String,
+    shape: Shape,
+    data_offsets: [u64; 2],
+}
+
+impl<'de> Deserialize<'de> for RawHeader {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = RawHeader;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
+                let (mut metadata, mut tensors) = (None, BTreeMap::new());
+                while let Some(key) = map.next_key::<String>()? {
+                    let twice = if key == METADATA {
+                        metadata.replace(map.next_value::<UniqueTexts>()?.0).is_some()
+                    } else {
+                        let value = map.next_value()?;
+                        tensors.insert(key, value).is_some()
+                    };
+                    if twice {
+                        return Err(A::Error::custom("a key appears twice"));
+                    }
+                }
+                Ok(RawHeader { metadata: metadata.unwrap_or_default(), tensors })
+            }
+        }
+        deserializer.deserialize_map(Keys)
+    }
+}
+
+struct UniqueTexts(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for UniqueTexts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = UniqueTexts;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of texts")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UniqueTexts, A::Error> {
+                let mut texts = BTreeMap::new();
+                while let Some((key, value)) = map.next_entry()? {
+                    if texts.insert(key, value).is_some() {
+                        return Err(A::Error::custom("a key of the metadata appears twice"));
+                    }
+                }
+                Ok(UniqueTexts(texts))
+            }
+        }
+        deserializer.deserialize_map(Keys)
+    }
+}
+
+/// Reads no more dimensions than a tensor may have, however many the file claims.
+struct Shape(Vec<u64>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Dimensions;
+        impl<'de> Visitor<'de> for Dimensions {
+            type Value = Shape;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "at most {DIMENSIONS_MAX} dimensions")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Shape, A::Error> {
+                let mut shape = Vec::new();
+                while let Some(dimension) = seq.next_element()? {
+                    if shape.len() == DIMENSIONS_MAX {
+                        return Err(A::Error::invalid_length(shape.len() + 1, &self));
+                    }
+                    shape.push(dimension);
+                }
+                Ok(Shape(shape))
+            }
+        }
+        deserializer.deserialize_seq(Dimensions)
+    }
+}

@@ -1,0 +1,331 @@
+//! Reading byte ranges of pieces, every touched block checked against its sum.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::sums::{SUMS_HEADER_BYTES, block_count, hash16, sum, sums_header};
+use super::{at_file, file_path};
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::{BLOCK_BYTES, DataFile, OtherFile, SUM_BYTES};
+use crate::storage::{Directory, ReadFile};
+
+/// Most bytes read and held at once, per call.
+pub(super) const CHUNK_BYTES: u64 = 4 << 20;
+/// A checkpoint may have more files than a process may open.
+const OPEN_FILES_MAX: usize = 64;
+/// Where a piece lies, as the manifest says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PieceAt {
+    /// Index of its data file.
+    pub file: usize,
+    /// Its first byte in that file, counted from the start of the file.
+    pub begin: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// Index of its first block sum among those of its file.
+    pub first_sum: u64,
+}
+
+/// Reads the data files of one checkpoint. Usable from several threads at once.
+#[derive(Debug)]
+pub struct ShardReader {
+    dir: Arc<dyn Directory>,
+    files: Vec<DataFile>,
+    pub(super) sums_files: Vec<OtherFile>,
+    /// Block sums per data file, loaded when first needed.
+    sums: Vec<Mutex<Option<Arc<[u8]>>>>,
+    open: Mutex<OpenFiles>,
+    bytes_read: AtomicU64,
+}
+
+/// Open data files by index, the longest open first.
+#[derive(Default)]
+struct OpenFiles(VecDeque<(usize, Arc<dyn ReadFile>)>);
+
+impl std::fmt::Debug for OpenFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(index, _)| index)).finish()
+    }
+}
+
+impl ShardReader {
+    /// A reader of these files in `dir`; opens nothing yet.
+    #[must_use]
+    pub fn new(dir: Arc<dyn Directory>, files: &[DataFile], sums_files: &[OtherFile]) -> Self {
+        Self {
+            dir,
+            files: files.to_vec(),
+            sums_files: sums_files.to_vec(),
+            sums: files.iter().map(|_| Mutex::new(None)).collect(),
+            open: Mutex::default(),
+            bytes_read: AtomicU64::new(0),
+        }
+    }
+
+    /// Bytes read so far: data, headers and sums.
+    #[must_use]
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    /// Checks that every file is there with the length that the manifest states.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::Corrupt`] or [`ErrorKind::Storage`], with the path.
+    pub fn check_lengths(&self) -> Result<()> {
+        for file in &self.files {
+            self.open_checked(&file.name, file.len)?;
+        }
+        for file in &self.sums_files {
+            self.open_checked(&file.name, file.len)?;
+        }
+        Ok(())
+    }
+
+    /// Reads `range` of a piece (bytes counted from its start) and hands it to `visit` in
+    /// ascending parts, each with its offset in the piece, after its blocks were checked.
+    /// Blocks that the range touches only in part are read whole. `scratch` is reused memory.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] with path and offset for a damaged block or file,
+    /// [`ErrorKind::NotFound`] for a missing file, [`ErrorKind::InvalidInput`] for a range outside
+    /// the piece, [`ErrorKind::Storage`], and the error of `visit`.
+    pub fn read_range(
+        &self,
+        piece: PieceAt,
+        range: Range<u64>,
+        scratch: &mut Vec<u8>,
+        visit: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        if range.is_empty() {
+            return check_range(piece, &range);
+        }
+        let source = self.source(piece, &range)?;
+        for chunk in chunks(piece, &range) {
+            let bytes = sized(scratch, chunk.end - chunk.start)?;
+            source.read_blocks(chunk.start, bytes)?;
+            let wanted = chunk.start.max(range.start)..chunk.end.min(range.end);
+            let part = to_usize(wanted.start - chunk.start)?..to_usize(wanted.end - chunk.start)?;
+            visit(wanted.start, &bytes[part])?;
+        }
+        Ok(())
+    }
+
+    /// Fills `out` with the bytes of a piece from `begin` on. Where whole blocks are wanted they
+    /// go straight into `out`; after an error its content is unspecified.
+    ///
+    /// # Errors
+    /// As [`ShardReader::read_range`].
+    pub fn read_into(
+        &self,
+        piece: PieceAt,
+        begin: u64,
+        scratch: &mut Vec<u8>,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let range = begin..begin.saturating_add(out.len() as u64);
+        let whole_end = range.end % BLOCK_BYTES == 0 || range.end == piece.bytes;
+        if !range.is_empty() && range.start % BLOCK_BYTES == 0 && whole_end {
+            let source = self.source(piece, &range)?;
+            let mut rest = out;
+            for chunk in chunks(piece, &range) {
+                let (part, after) = rest.split_at_mut(to_usize(chunk.end - chunk.start)?);
+                source.read_blocks(chunk.start, part)?;
+                rest = after;
+            }
+            return Ok(());
+        }
+        let mut rest = out;
+        self.read_range(piece, range, scratch, &mut |_, bytes| {
+            let (part, after) = std::mem::take(&mut rest).split_at_mut(bytes.len());
+            part.copy_from_slice(bytes);
+            rest = after;
+            Ok(())
+        })
+    }
+
+    pub(super) fn record(&self, index: usize) -> Result<&DataFile> {
+        self.files.get(index).ok_or_else(|| {
+            let message = format!("data file {index} of {}", self.files.len());
+            Error::new(ErrorKind::InvalidInput, message)
+        })
+    }
+
+    pub(super) fn corrupt(&self, name: &str, message: impl Into<String>) -> Error {
+        Error::new(ErrorKind::Corrupt, message).with_path(file_path(&*self.dir, name))
+    }
+
+    pub(super) fn open(&self, index: usize) -> Result<Arc<dyn ReadFile>> {
+        if let Some((_, file)) = self.open.lock().0.iter().find(|(i, _)| *i == index) {
+            return Ok(Arc::clone(file));
+        }
+        let record = self.record(index)?;
+        let file = self.open_checked(&record.name, record.len)?;
+        let mut open = self.open.lock();
+        if open.0.len() >= OPEN_FILES_MAX {
+            open.0.pop_front();
+        }
+        open.0.push_back((index, Arc::clone(&file)));
+        Ok(file)
+    }
+
+    pub(super) fn open_checked(&self, name: &str, len: u64) -> Result<Arc<dyn ReadFile>> {
+        let file = self.dir.open_file(name).map_err(|e| at_file(e, &*self.dir, name))?;
+        let have = file.len();
+        if have == len {
+            return Ok(file);
+        }
+        let how = if have < len { "truncated" } else { "extended" };
+        Err(self.corrupt(name, format!("{how}: {have} bytes, the manifest says {len}")))
+    }
+
+    pub(super) fn read_at(
+        &self,
+        file: &dyn ReadFile,
+        name: &str,
+        at: u64,
+        out: &mut [u8],
+    ) -> Result<()> {
+        file.read_at(at, out).map_err(|e| at_file(e, &*self.dir, name).with_offset(at))?;
+        self.bytes_read.fetch_add(out.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The block sums of a data file, loaded once.
+    fn sums(&self, index: usize) -> Result<Arc<[u8]>> {
+        let Some(slot) = self.sums.get(index) else {
+            return Err(self.record(index).err().unwrap_or_else(no_sums));
+        };
+        let mut loaded = slot.lock();
+        if let Some(sums) = &*loaded {
+            return Ok(Arc::clone(sums));
+        }
+        let sums = self.load_sums(index)?;
+        *loaded = Some(Arc::clone(&sums));
+        Ok(sums)
+    }
+
+    pub(super) fn load_sums(&self, index: usize) -> Result<Arc<[u8]>> {
+        let record = self.record(index)?;
+        let other = usize::try_from(record.sums_file).ok().and_then(|i| self.sums_files.get(i));
+        let other = other.ok_or_else(no_sums)?;
+        let file = self.open_checked(&other.name, other.len)?;
+        let bytes = record.sums_count.checked_mul(SUM_BYTES);
+        let end = bytes.and_then(|bytes| record.sums_begin.checked_add(bytes));
+        let within = record.sums_begin >= SUMS_HEADER_BYTES && end.is_some_and(|e| e <= other.len);
+        let Some(bytes) = bytes.filter(|_| within) else {
+            return Err(self.corrupt(&other.name, "the sums named by the manifest are outside"));
+        };
+        let mut header = sums_header(&record.save_id);
+        self.read_at(&*file, &other.name, 0, &mut header)?;
+        if header != sums_header(&record.save_id) {
+            let what = "it does not begin as a sums file of this save";
+            return Err(self.corrupt(&other.name, what).with_offset(0));
+        }
+        let mut sums = vec![0; to_usize(bytes)?];
+        self.read_at(&*file, &other.name, record.sums_begin, &mut sums)?;
+        if hash16(&sums) != record.sums_hash {
+            let what = format!("the block sums of `{}` are not what was saved", record.name);
+            return Err(self.corrupt(&other.name, what).with_offset(record.sums_begin));
+        }
+        Ok(sums.into())
+    }
+
+    fn source(&self, piece: PieceAt, range: &Range<u64>) -> Result<Source<'_>> {
+        self.source_with(piece, range, self.sums(piece.file)?)
+    }
+
+    pub(super) fn source_with(
+        &self,
+        piece: PieceAt,
+        range: &Range<u64>,
+        sums: Arc<[u8]>,
+    ) -> Result<Source<'_>> {
+        check_range(piece, range)?;
+        let record = self.record(piece.file)?;
+        let end = piece.begin.checked_add(piece.bytes);
+        let last_sum = piece.first_sum.checked_add(block_count(piece.bytes));
+        let sums_there = last_sum.is_some_and(|last| last <= sums.len() as u64 / SUM_BYTES);
+        if piece.begin < record.data_start || end.is_none_or(|e| e > record.len) || !sums_there {
+            let what = "a piece named by the manifest lies outside";
+            return Err(self.corrupt(&record.name, what).with_offset(piece.begin));
+        }
+        let file = self.open(piece.file)?;
+        Ok(Source { reader: self, name: &record.name, file, sums, piece })
+    }
+}
+
+/// One piece, opened, with the sums of its file; positions were checked.
+pub(super) struct Source<'a> {
+    reader: &'a ShardReader,
+    name: &'a str,
+    file: Arc<dyn ReadFile>,
+    sums: Arc<[u8]>,
+    piece: PieceAt,
+}
+
+impl Source<'_> {
+    /// Fills `out` with whole blocks from `begin` (a multiple of the block size) and checks them.
+    fn read_blocks(&self, begin: u64, out: &mut [u8]) -> Result<()> {
+        self.bad_blocks(begin, out)?.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// As [`Source::read_blocks`], but returns every damaged block.
+    pub(super) fn bad_blocks(&self, begin: u64, out: &mut [u8]) -> Result<Vec<Error>> {
+        self.reader.read_at(&*self.file, self.name, self.piece.begin + begin, out)?;
+        let first = to_usize(self.piece.first_sum + begin / BLOCK_BYTES)?;
+        let sums = self.sums.as_chunks::<16>().0.get(first..).unwrap_or_default();
+        let blocks = out.chunks(to_usize(BLOCK_BYTES)?);
+        let mut sums = sums.iter();
+        let bad = blocks.enumerate().filter(|(_, block)| sums.next() != Some(&sum(block)));
+        Ok(bad.map(|(number, block)| self.bad_block(begin, number as u64, block.len())).collect())
+    }
+
+    fn bad_block(&self, begin: u64, number: u64, len: usize) -> Error {
+        let message = format!("checksum mismatch in a block of {len} bytes");
+        let offset = self.piece.begin + begin + number * BLOCK_BYTES;
+        self.reader.corrupt(self.name, message).with_offset(offset)
+    }
+}
+
+/// The whole blocks that `range` of a piece touches, in parts of at most [`CHUNK_BYTES`].
+pub(super) fn chunks(
+    piece: PieceAt,
+    range: &Range<u64>,
+) -> impl Iterator<Item = Range<u64>> + use<> {
+    let begin = range.start - range.start % BLOCK_BYTES;
+    let end = range.end.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES).min(piece.bytes);
+    let count = end.saturating_sub(begin).div_ceil(CHUNK_BYTES);
+    (0..count).map(move |i| {
+        let start = begin + i * CHUNK_BYTES;
+        start..end.min(start + CHUNK_BYTES)
+    })
+}
+
+fn check_range(piece: PieceAt, range: &Range<u64>) -> Result<()> {
+    if range.start <= range.end && range.end <= piece.bytes {
+        return Ok(());
+    }
+    let message = format!("range {range:?} of a piece of {} bytes", piece.bytes);
+    Err(Error::new(ErrorKind::InvalidInput, message))
+}
+
+pub(super) fn sized(scratch: &mut Vec<u8>, len: u64) -> Result<&mut [u8]> {
+    let len = to_usize(len)?;
+    if scratch.len() < len {
+        scratch.resize(len, 0);
+    }
+    Ok(&mut scratch[..len])
+}
+
+fn to_usize(n: u64) -> Result<usize> {
+    usize::try_from(n).map_err(|e| Error::new(ErrorKind::Unsupported, e.to_string()))
+}
+
+fn no_sums() -> Error {
+    Error::new(ErrorKind::Corrupt, "the manifest names no sums file for a data file")
+}

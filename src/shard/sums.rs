@@ -1,0 +1,130 @@
+//! Block sums: BLAKE3 over every 64 KiB of a piece, truncated to 16 bytes.
+//!
+//! A sums file is a magic, a version (u32, little-endian) and the save id, then the sums of the
+//! rank's data files in plan order, piece by piece.
+
+use crate::layout::SaveId;
+use crate::manifest::{BLOCK_BYTES, SUM_BYTES};
+
+const MAGIC: &[u8; 8] = b"TCHSUMS\n";
+const VERSION: u32 = 1;
+/// Bytes of a sums file before its first sum.
+pub const SUMS_HEADER_BYTES: u64 = HEADER_BYTES as u64;
+const HEADER_BYTES: usize = 28;
+
+const BLOCK: usize = 64 * 1024;
+const _: () = assert!(BLOCK as u64 == BLOCK_BYTES);
+const _: () = assert!(SUM_BYTES == 16);
+
+/// BLAKE3 of `bytes`, first 16 bytes.
+#[must_use]
+pub fn hash16(bytes: &[u8]) -> [u8; 16] {
+    truncated(&blake3::hash(bytes))
+}
+
+/// The sum of one block (at most [`BLOCK_BYTES`] long).
+#[must_use]
+pub fn sum(block: &[u8]) -> [u8; 16] {
+    hash16(block)
+}
+
+/// How many block sums a piece of `piece_bytes` has; none if it is empty.
+#[must_use]
+pub const fn block_count(piece_bytes: u64) -> u64 {
+    piece_bytes.div_ceil(BLOCK_BYTES)
+}
+
+/// First 16 bytes of a BLAKE3 hash.
+pub(super) fn truncated(hash: &blake3::Hash) -> [u8; 16] {
+    let mut short = [0; 16];
+    short.copy_from_slice(&hash.as_bytes()[..16]);
+    short
+}
+
+/// How a sums file of this save begins.
+pub(super) fn sums_header(save_id: &SaveId) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    header[..8].copy_from_slice(MAGIC);
+    header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    header[12..].copy_from_slice(save_id.as_bytes());
+    header
+}
+
+/// The content of a sums file, growing with the bytes that pass by.
+pub(super) struct SumsContent {
+    bytes: Vec<u8>,
+    /// A block that did not arrive in one part.
+    open_block: blake3::Hasher,
+    open_bytes: usize,
+}
+
+impl SumsContent {
+    pub(super) fn new(save_id: &SaveId) -> Self {
+        let bytes = sums_header(save_id).to_vec();
+        Self { bytes, open_block: blake3::Hasher::new(), open_bytes: 0 }
+    }
+
+    /// Takes the next bytes of the current piece.
+    pub(super) fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let take = bytes.len().min(BLOCK - self.open_bytes);
+            let (head, rest) = bytes.split_at(take);
+            if take == BLOCK {
+                self.bytes.extend_from_slice(&sum(head));
+            } else {
+                self.open_block.update(head);
+                self.open_bytes += take;
+                if self.open_bytes == BLOCK {
+                    self.end_piece();
+                }
+            }
+            bytes = rest;
+        }
+    }
+
+    /// Ends the current piece: its last block may be short.
+    pub(super) fn end_piece(&mut self) {
+        if self.open_bytes > 0 {
+            self.bytes.extend_from_slice(&truncated(&self.open_block.finalize()));
+            self.open_block.reset();
+            self.open_bytes = 0;
+        }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// However a piece is cut up on its way, its sums are those of its 64 KiB blocks.
+        #[test]
+        fn sums_do_not_depend_on_the_cuts(
+            len in 0usize..200_000,
+            cuts in prop::collection::vec(1usize..100_000, 1..6),
+        ) {
+            let piece: Vec<u8> = (0..=250).cycle().take(len).collect();
+            let mut content = SumsContent::new(&SaveId::from_bytes([7; 16]));
+            let (mut rest, mut cuts) = (piece.as_slice(), cuts.iter().cycle());
+            while !rest.is_empty() {
+                let (part, after) = rest.split_at((*cuts.next().unwrap()).min(rest.len()));
+                content.update(part);
+                rest = after;
+            }
+            content.end_piece();
+            let expected: Vec<u8> = piece.chunks(BLOCK).flat_map(sum).collect();
+            prop_assert_eq!(&content.bytes()[28..], expected);
+            prop_assert_eq!(content.len(), 28 + 16 * block_count(len as u64));
+        }
+    }
+}
