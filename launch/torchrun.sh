@@ -1,0 +1,189 @@
+#!/usr/bin/env bash
+# Starts N processes of a program on this machine with the variables that torchrun would set.
+# See launch/README.md for the variables, signals and exit codes.
+set -u -m # -m: every rank leads its own process group, so that its children can be ended too
+
+readonly POLL_S=0.1
+readonly WANTS_REQUEUE=75
+readonly PEER_LOST=5
+
+usage() {
+    cat <<'USAGE'
+usage: launch/torchrun.sh -n N [--master-port P] PROGRAM [ARGUMENT...]
+
+  -n N               number of processes
+  --master-port P    port of rank 0 (default: a free one)
+
+environment:
+  TCH_CHECKPOINT_GRACE   seconds between SIGTERM and SIGKILL (default 10)
+  TCH_CHECKPOINT_TOKEN   secret shared by the ranks (default: random)
+  OMP_NUM_THREADS        threads per process (default 1)
+USAGE
+}
+
+say() { printf 'torchrun.sh: %s\n' "$*" >&"$log"; }
+
+bad_usage() {
+    say "$*"
+    usage >&2
+    exit 2
+}
+
+# is_number TEXT MIN MAX
+is_number() { [[ $1 =~ ^(0|[1-9][0-9]{0,8})$ ]] && (($1 >= $2 && $1 <= $3)); }
+
+parse_arguments() {
+    world_size='' port=''
+    while (($#)); do
+        case $1 in
+        -n | --master-port)
+            (($# > 1)) || bad_usage "$1 needs a number"
+            if [[ $1 == -n ]]; then world_size=$2; else port=$2; fi
+            shift 2
+            ;;
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        --)
+            shift
+            break
+            ;;
+        -*) bad_usage "unknown option $1" ;;
+        *) break ;;
+        esac
+    done
+    program=("$@")
+    is_number "${world_size:-none}" 1 4096 || bad_usage "-n needs a number from 1 to 4096"
+    [[ -z $port ]] || is_number "$port" 1 65535 || bad_usage "--master-port needs a port"
+    ((${#program[@]})) || bad_usage "no program given"
+    command -v -- "${program[0]}" >/dev/null || bad_usage "no program ${program[0]}"
+    grace_s=${TCH_CHECKPOINT_GRACE:-10}
+    is_number "$grace_s" 0 86400 || bad_usage "TCH_CHECKPOINT_GRACE needs whole seconds, not $grace_s"
+}
+
+# Below the range from which the system takes ports for outgoing connections.
+free_port() {
+    local candidate
+    for _ in {1..100}; do
+        candidate=$((20000 + RANDOM % 12000))
+        (exec 3<>"/dev/tcp/127.0.0.1/$candidate") 2>/dev/null || {
+            echo "$candidate"
+            return
+        }
+    done
+    say 'found no free port; give one with --master-port'
+    return 1
+}
+
+random_token() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
+
+start_ranks() {
+    local rank
+    export WORLD_SIZE=$world_size LOCAL_WORLD_SIZE=$world_size
+    export MASTER_ADDR=127.0.0.1 MASTER_PORT=$port
+    export TCH_CHECKPOINT_TOKEN=${TCH_CHECKPOINT_TOKEN:-$(random_token)}
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    # Of a torchrun further up, which does not know these ranks.
+    unset TORCHELASTIC_USE_AGENT_STORE TORCHELASTIC_RUN_ID
+    for ((rank = 0; rank < world_size; rank++)); do
+        RANK=$rank LOCAL_RANK=$rank "${program[@]}" </dev/null {idle}>&- {log}>&- &
+        pids[rank]=$!
+    done
+}
+
+# signal_groups NAME: to every rank and its children
+signal_groups() {
+    local pid
+    for pid in "${pids[@]}"; do kill -s "$1" -- "-$pid" 2>/dev/null; done
+}
+
+any_left() {
+    local pid
+    for pid in "${pids[@]}"; do kill -0 -- "-$pid" 2>/dev/null && return 0; done
+    return 1
+}
+
+# Ends what is left, at the latest after the grace period. A second signal means "at once" to a
+# rank that is saving because of a first one, so there is none.
+end_ranks() {
+    ending=1
+    ((interrupted)) || signal_groups TERM
+    deadline=${deadline:-$((SECONDS + grace_s))}
+}
+
+# A helper of a rank may take SIGUSR1 as its death, so only the rank itself gets it.
+forward() {
+    local signal=$1 pid
+    if [[ $signal == USR1 ]]; then
+        for pid in "${pids[@]}"; do kill -s USR1 "$pid" 2>/dev/null; done
+    elif ((interrupted)); then
+        say "SIG$signal again: killing all ranks"
+        deadline=0
+    else
+        say "SIG$signal: forwarded to all ranks; killing what is left after $grace_s s"
+        interrupted=1
+        signal_groups "$signal"
+        deadline=$((SECONDS + grace_s))
+    fi
+}
+
+forward_received() {
+    local signals=("${received[@]}") signal
+    received=()
+    for signal in "${signals[@]}"; do forward "$signal"; done
+}
+
+reason() {
+    if (($1 == WANTS_REQUEUE)); then
+        echo ' (saved, wants a requeue)'
+    elif (($1 > 128)) && kill -l "$1" >/dev/null 2>&1; then
+        echo " (SIG$(kill -l "$1"))"
+    fi
+}
+
+# Takes note of ranks that have ended; sets `result` to the code of the first that failed.
+collect() {
+    local rank code first_round=$((result == 0))
+    for rank in "${!running[@]}"; do
+        kill -0 "${running[rank]}" 2>/dev/null && continue
+        wait "${running[rank]}" 2>/dev/null
+        code=$?
+        unset "running[$rank]"
+        ((code == 0)) && continue
+        # Of failures seen at once, a lost peer is the consequence and not the cause.
+        if ((result == 0 || (first_round && result == PEER_LOST))); then result=$code; fi
+        ((ending || interrupted)) || say "rank $rank ended with code $code$(reason "$code")"
+    done
+}
+
+supervise() {
+    running=("${pids[@]}")
+    while any_left || ((${#running[@]})); do
+        forward_received
+        collect
+        if ((!ending && (${#running[@]} == 0 || (result != 0 && result != WANTS_REQUEUE)))); then
+            end_ranks
+        elif ((!ending && result == WANTS_REQUEUE)) && [[ -z $deadline ]]; then
+            # All ranks agreed to save and stop; those that are not done yet need no signal.
+            deadline=$((SECONDS + grace_s))
+        fi
+        if [[ -n $deadline ]] && ((SECONDS > deadline)); then signal_groups KILL; fi
+        read -r -t "$POLL_S" -u "$idle"
+    done
+}
+
+exec {log}>&2
+parse_arguments "$@"
+port=${port:-$(free_port)} || exit 1
+pids=() running=() received=() deadline='' result=0 ending=0 interrupted=0
+# Never readable: a pause that a signal ends and that needs no process.
+exec {idle}<> <(:)
+trap 'received+=(TERM)' TERM HUP QUIT
+trap 'received+=(INT)' INT
+trap 'received+=(USR1)' USR1
+trap 'signal_groups KILL' EXIT
+start_ranks
+supervise 2>/dev/null # where the shell itself reports every process that it killed
+pids=()
+exit "$result"

@@ -1,0 +1,338 @@
+//! The launch scripts, with shell one-liners as ranks.
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(20);
+/// Inherited by everything that a launch starts; its value is the launch's own directory.
+const MARKER: &str = "LAUNCH_TEST_DIR";
+/// Waits, inside a rank, until all three have left a file.
+const ALL_HERE: &str = "touch $LAUNCH_TEST_DIR/here$RANK; until [ -e here0 -a -e here1 -a -e here2 ]; do sleep 0.05; done;";
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("launch").join(name)
+}
+
+/// A running launcher with a directory of its own.
+struct Launch {
+    child: Child,
+    dir: TempDir,
+}
+
+struct Ended {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+    dir: TempDir,
+}
+
+impl Launch {
+    fn start(
+        script_name: &str,
+        arguments: &[&str],
+        prepare: impl FnOnce(&mut Command, &Path),
+    ) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new(script(script_name));
+        command.args(arguments).current_dir(dir.path()).env(MARKER, dir.path());
+        command.env_remove("OMP_NUM_THREADS").env_remove("TCH_CHECKPOINT_TOKEN");
+        let output = |name| Stdio::from(fs::File::create(dir.path().join(name)).unwrap());
+        command.stdin(Stdio::null()).stdout(output("stdout")).stderr(output("stderr"));
+        prepare(&mut command, dir.path());
+        Self { child: command.spawn().unwrap(), dir }
+    }
+
+    /// Three ranks of `sh -c rank` under `torchrun.sh`.
+    fn ranks(grace_s: &str, rank: &str) -> Self {
+        let rank = format!("{ALL_HERE} {rank}");
+        Self::start("torchrun.sh", &["-n", "3", "sh", "-c", &rank], |command, _| {
+            command.env("TCH_CHECKPOINT_GRACE", grace_s);
+        })
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn wait_for_files(&self, names: &[&str]) {
+        let all = || names.iter().all(|name| self.dir.path().join(name).exists());
+        assert!(within_deadline(all), "no {names:?}: {}", read(self.dir.path(), "stderr"));
+    }
+
+    fn end(mut self) -> Ended {
+        let mut status: Option<ExitStatus> = None;
+        let ended = within_deadline(|| {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        let (stdout, stderr) = (read(self.dir.path(), "stdout"), read(self.dir.path(), "stderr"));
+        let left = left_over(self.dir.path());
+        for pid in &left {
+            let _ = kill_process(*pid, Signal::KILL);
+        }
+        assert!(ended, "the launcher did not end; stderr: {stderr}");
+        assert!(left.is_empty(), "left behind: {left:?}; stderr: {stderr}");
+        Ended { code: status.and_then(|s| s.code()), stdout, stderr, dir: self.dir }
+    }
+}
+
+fn within_deadline(mut done: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < DEADLINE {
+        if done() {
+            return true;
+        }
+        sleep(PAUSE);
+    }
+    false
+}
+
+fn read(dir: &Path, name: &str) -> String {
+    fs::read_to_string(dir.join(name)).unwrap_or_default()
+}
+
+/// Every live process of the launch in `dir`.
+fn left_over(dir: &Path) -> Vec<Pid> {
+    let marker = format!("{MARKER}={}", dir.display());
+    let is_ours = |pid: &str| {
+        let mut environment = Vec::new();
+        fs::File::open(format!("/proc/{pid}/environ"))
+            .and_then(|mut file| file.read_to_end(&mut environment))
+            .is_ok_and(|_| environment.split(|b| *b == 0).any(|v| v == marker.as_bytes()))
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let names = processes.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|pid| is_ours(pid)).filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+}
+
+#[test]
+fn every_rank_gets_its_variables_and_arguments() {
+    let rank = r#"echo "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $MASTER_ADDR \
+$OMP_NUM_THREADS $1" > out$RANK; echo "$MASTER_PORT $TCH_CHECKPOINT_TOKEN" > job$RANK"#;
+    let launch = || {
+        let rank = ["-n", "3", "sh", "-c", rank, "name", "two words"];
+        let ended = Launch::start("torchrun.sh", &rank, |_, _| {}).end();
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+        ended.dir
+    };
+    let dir = launch();
+    for rank in 0..3 {
+        let line = format!("{rank} {rank} 3 3 127.0.0.1 1 two words\n");
+        assert_eq!(read(dir.path(), &format!("out{rank}")), line);
+        assert_eq!(read(dir.path(), &format!("job{rank}")), read(dir.path(), "job0"));
+    }
+    let job = read(dir.path(), "job0");
+    let (port, token) = job.trim().split_once(' ').unwrap();
+    assert!(port.parse::<u16>().unwrap() >= 1024, "{port}");
+    assert!(token.len() == 32 && token.bytes().all(|b| b.is_ascii_hexdigit()), "{token}");
+    assert!(!read(launch().path(), "job0").contains(token), "the token is not random");
+}
+
+#[test]
+fn variables_and_the_port_given_are_kept() {
+    let rank = "echo $MASTER_PORT $OMP_NUM_THREADS $TCH_CHECKPOINT_TOKEN";
+    let arguments = ["-n", "1", "--master-port", "12345", "sh", "-c", rank];
+    let ended = Launch::start("torchrun.sh", &arguments, |command, _| {
+        command.env("OMP_NUM_THREADS", "3").env("TCH_CHECKPOINT_TOKEN", "mine");
+    })
+    .end();
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "12345 3 mine\n"));
+}
+
+#[test]
+fn the_code_of_a_failing_rank_is_returned_and_the_others_are_ended() {
+    let ended = Launch::ranks("30", "[ $RANK = 1 ] && exit 7; sleep 300").end();
+    assert_eq!(ended.code, Some(7), "{}", ended.stderr);
+    assert!(ended.stderr.contains("rank 1 ended with code 7"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_rank_killed_by_a_signal_gives_128_and_the_signal() {
+    let ended = Launch::ranks("30", "[ $RANK = 2 ] && kill -KILL $$; sleep 300").end();
+    assert_eq!(ended.code, Some(128 + 9), "{}", ended.stderr);
+    assert!(ended.stderr.contains("rank 2 ended with code 137 (SIGKILL)"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_lost_peer_does_not_hide_its_cause() {
+    let rank = "trap 'exit 5' TERM; [ $RANK = 2 ] && exit 9; while :; do sleep 0.1; done";
+    assert_eq!(Launch::ranks("30", rank).end().code, Some(9));
+}
+
+#[test]
+fn ranks_and_children_that_ignore_sigterm_are_killed_after_the_grace_period() {
+    let rank = "[ $RANK = 0 ] && exit 3; trap '' TERM; sleep 300 & sleep 300; sleep 300";
+    assert_eq!(Launch::ranks("1", rank).end().code, Some(3));
+}
+
+#[test]
+fn children_left_by_ranks_that_succeeded_are_ended() {
+    let ended = Launch::ranks("30", "sleep 300 & exit 0").end();
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn sigterm_reaches_every_rank_and_ends_what_does_not_listen() {
+    let deaf = "trap '' TERM; touch ready$RANK; while :; do sleep 0.1; done";
+    let polite =
+        "trap 'touch term$RANK; exit 143' TERM; touch ready$RANK; while :; do sleep 0.1; done";
+    let rank = format!("if [ $RANK = 1 ]; then {deaf}; else {polite}; fi");
+    let launch = Launch::ranks("1", &rank);
+    launch.wait_for_files(&["ready0", "ready1", "ready2"]);
+    launch.signal(Signal::TERM);
+    let ended = launch.end();
+    assert_eq!(ended.code, Some(143), "{}", ended.stderr);
+    for name in ["term0", "term2"] {
+        assert!(ended.dir.path().join(name).exists(), "{name}");
+    }
+}
+
+#[test]
+fn a_second_sigterm_does_not_wait_for_the_grace_period() {
+    let rank = "trap 'touch term$RANK' TERM; touch ready$RANK; while :; do sleep 0.1; done";
+    let launch = Launch::ranks("3600", rank);
+    launch.wait_for_files(&["ready0", "ready1", "ready2"]);
+    launch.signal(Signal::TERM);
+    launch.wait_for_files(&["term0", "term1", "term2"]);
+    launch.signal(Signal::TERM);
+    assert_eq!(launch.end().code, Some(137));
+}
+
+#[test]
+fn a_saving_rank_gets_one_signal_only_and_asks_for_a_requeue() {
+    for signal in [Signal::TERM, Signal::INT, Signal::USR1] {
+        // Rank 0 leaves first; the others are still busy with their save.
+        let save = "n=$((n+1)); sleep 0.$((RANK * 4)); echo $n > signals$RANK; exit 75";
+        let rank = format!(
+            "n=0; trap '{save}' TERM INT USR1; touch ready$RANK; while :; do sleep 0.1; done"
+        );
+        let launch = Launch::ranks("30", &rank);
+        launch.wait_for_files(&["ready0", "ready1", "ready2"]);
+        launch.signal(signal);
+        let ended = launch.end();
+        assert_eq!(ended.code, Some(75), "{signal:?}: {}", ended.stderr);
+        for rank in 0..3 {
+            assert_eq!(read(ended.dir.path(), &format!("signals{rank}")), "1\n", "{signal:?}");
+        }
+    }
+}
+
+#[test]
+fn wrong_usage_is_told_and_has_code_2() {
+    for (script, arguments, told) in [
+        ("torchrun.sh", &[][..], "-n needs"),
+        ("torchrun.sh", &["-n", "0", "true"], "-n needs"),
+        ("torchrun.sh", &["-n", "x", "true"], "-n needs"),
+        ("torchrun.sh", &["-n"], "-n needs"),
+        ("torchrun.sh", &["-n", "2"], "no program given"),
+        ("torchrun.sh", &["-n", "2", "./missing"], "no program ./missing"),
+        ("torchrun.sh", &["--nodes", "2"], "unknown option --nodes"),
+        ("torchrun.sh", &["-n", "2", "--master-port", "70000", "true"], "needs a port"),
+        ("mpirun.sh", &["-n", "many", "true"], "-n needs"),
+        ("mpirun.sh", &["-n", "2"], "no program given"),
+        ("slurm.sbatch", &[], "usage: sbatch"),
+    ] {
+        let ended = Launch::start(script, arguments, |_, _| {}).end();
+        assert_eq!(ended.code, Some(2), "{script} {arguments:?}");
+        assert!(ended.stderr.contains(told), "{script} {arguments:?}: {}", ended.stderr);
+    }
+}
+
+/// Puts a shell script in the place of a command.
+fn stub(command: &mut Command, dir: &Path, name: &str, body: &str) {
+    // Written by another process: were it open for writing here while another test forks, the
+    // system would refuse to run it ("text file busy").
+    let write = "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$0\" && chmod 755 \"$0\"";
+    let written = Command::new("sh").args(["-c", write]).arg(dir.join(name)).arg(body).status();
+    assert!(written.unwrap().success());
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{}:{path}", dir.display()));
+}
+
+#[test]
+fn mpirun_gets_its_options_and_passes_variables_to_other_machines_only() {
+    let run = |extra: &[&str]| {
+        let arguments = [&["-n", "3"], extra, &["prog", "a b"]].concat();
+        let ended = Launch::start("mpirun.sh", &arguments, |command, dir| {
+            let body = "printf '%s|' \"$@\"; echo; env | grep ^OMP | sort";
+            stub(command, dir, "mpirun", body);
+            command.env("TCH_CHECKPOINT_IFADDR", "10.0.0.1").env("RUST_LOG", "info");
+        })
+        .end();
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        ended.stdout
+    };
+    let alone = run(&[]);
+    assert!(alone.starts_with("-n|3|--bind-to|none|prog|a b|\n"), "{alone}");
+    for line in [
+        "OMPI_ALLOW_RUN_AS_ROOT=1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+        "OMPI_MCA_rmaps_base_oversubscribe=1",
+        "OMP_NUM_THREADS=1",
+    ] {
+        assert!(alone.lines().any(|l| l == line), "{line} not in {alone}");
+    }
+    let many = run(&["--host", "a:2,b:2"]);
+    assert!(many.starts_with("-n|3|--bind-to|none|--host|a:2,b:2|-x|"), "{many}");
+    for name in ["TCH_CHECKPOINT_IFADDR", "RUST_LOG", "OMP_NUM_THREADS"] {
+        assert!(many.contains(&format!("|-x|{name}|")), "{name} not in {many}");
+    }
+    assert!(many.contains("|prog|a b|\n") && !many.contains("|-x|PATH|"), "{many}");
+}
+
+#[test]
+fn a_missing_mpirun_is_told_with_the_way_to_get_it() {
+    let ended = Launch::start("mpirun.sh", &["-n", "2", "true"], |command, dir| {
+        // A search path on which there is bash and nothing else.
+        let bash = ["/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash"];
+        let bash = bash.into_iter().find(|path| Path::new(path).exists()).unwrap();
+        std::os::unix::fs::symlink(bash, dir.join("bash")).unwrap();
+        command.env("PATH", dir);
+    })
+    .end();
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("no mpirun"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("launch/setup.sh"), "{}", ended.stderr);
+}
+
+/// `slurm.sbatch` with one task and stubs for Slurm's commands.
+fn slurm_job(program: &str) -> Launch {
+    Launch::start("slurm.sbatch", &["sh", "-c", program], |command, dir| {
+        let srun = "until [ \"${1#--}\" = \"$1\" ]; do shift; done
+export SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_LOCALID=0; exec \"$@\"";
+        stub(command, dir, "srun", srun);
+        let scontrol = "if [ $1 = show ]; then printf 'n1\\nn2\\n'; else echo \"scontrol $*\"; fi";
+        stub(command, dir, "scontrol", scontrol);
+        command.env("SLURM_JOB_ID", "42").env("SLURM_JOB_NODELIST", "n[1-2]");
+        command.env("SLURM_CPUS_PER_TASK", "4");
+    })
+}
+
+#[test]
+fn a_slurm_job_forwards_sigusr1_and_requeues_on_75() {
+    let program = "trap 'exit 75' USR1; touch ready; while :; do sleep 0.1; done";
+    let launch = slurm_job(program);
+    launch.wait_for_files(&["ready"]);
+    launch.signal(Signal::USR1);
+    let ended = launch.end();
+    assert_eq!(ended.code, Some(75), "{}", ended.stderr);
+    assert!(ended.stdout.contains("scontrol requeue 42"), "{}", ended.stdout);
+}
+
+#[test]
+fn a_slurm_task_gets_its_variables_and_another_code_is_no_requeue() {
+    let program = "echo $RANK $WORLD_SIZE $LOCAL_RANK $MASTER_ADDR $MASTER_PORT $OMP_NUM_THREADS; \
+                   [ ${#TCH_CHECKPOINT_TOKEN} = 32 ] && exit 3";
+    let ended = slurm_job(program).end();
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    assert_eq!(ended.stdout, "0 1 0 n1 20042 4\n");
+}
