@@ -1,5 +1,4 @@
-//! Distributed, crash-safe checkpointing for models trained with `tch` (libtorch) on many ranks
-//! and GPUs.
+#![doc = include_str!("../README.md")]
 
 // Words
 pub mod error;
@@ -10,16 +9,20 @@ pub mod tensor;
 // Decisions: pure, no I/O
 pub mod autosave;
 mod codec;
+mod hf_index;
 pub mod layout;
 pub mod manifest;
 pub mod plan;
 // Effects
+pub mod catalog;
+pub mod commit;
 pub mod group;
 pub mod shard;
 pub mod storage;
 // The two paths
 pub mod load;
 pub mod save;
+pub mod verify;
 // libtorch
 #[cfg(feature = "torch")]
 pub mod torch;
@@ -30,5 +33,12 @@ pub mod handler;
 #[cfg(feature = "cli")]
 pub mod cli;
 
+pub use catalog::CheckpointPath;
+pub use commit::OnExisting;
 pub use error::{Error, ErrorKind, Result};
+pub use group::ProcessGroup;
+#[cfg(feature = "torch")]
+pub use handler::{LoadOptions, Loader, Model, NNHandler, TensorDataset};
+pub use load::{Atomicity, Destination, load};
 pub use rank::{LocalRank, Rank, WorldSize};
+pub use save::{Checkpoint, SaveOptions, save};

@@ -1,1 +1,325 @@
-//! To come.
+//! Loading, from top to bottom as the protocol.
+//!
+//! ```text
+//! phase "manifest": (coordinator) resolve the name, read, parse ─ broadcast ─ the same everywhere
+//! plan_load (all, pure): names, shapes, dtypes → LoadPlan + LoadReport
+//! phase "plan":     vote: satisfiable on every rank
+//! read (all):       only the byte ranges wanted, every block verified
+//! phase "read":     vote (atomic loads only): every rank's bytes are verified and staged
+//! phase "place":    vote: every rank's tensors and values are in place
+//! ```
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::catalog::{self, CheckpointPath};
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::{Channel, ProcessGroup};
+use crate::layout::SaveId;
+use crate::manifest::Manifest;
+use crate::plan::load::{LoadPlan, LoadReport, LoadRules, WantedBox, plan_load};
+use crate::shard::ShardReader;
+use crate::state::{LoadTargets, Values};
+use crate::storage::{Directory, Storage};
+
+mod place;
+#[cfg(test)]
+mod tests;
+
+use place::{read_direct, read_staged};
+
+/// How often a load starts again because its checkpoint was replaced under it.
+const RESTARTS_MAX: usize = 3;
+
+/// When the destination may change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[non_exhaustive]
+pub enum Atomicity {
+    /// Bytes are staged and verified on the host first; the destination changes only after every
+    /// rank has verified its share. Costs host memory for this rank's share.
+    #[default]
+    Atomic,
+    /// Bytes go straight to the destination, in one pass. On an error the destination is
+    /// undefined: right for fresh tensors, dangerous for live ones.
+    InPlace,
+}
+
+/// What a load fills.
+pub trait Destination {
+    /// Called first, with the checkpoint that was found: the place to build what depends on it.
+    ///
+    /// # Errors
+    /// Any; the load then fails on every rank and nothing was changed.
+    fn prepare(&mut self, manifest: &Manifest) -> Result<()> {
+        let _ = manifest;
+        Ok(())
+    }
+
+    /// The tensors to fill on this rank.
+    ///
+    /// # Errors
+    /// Any; the load then fails on every rank and nothing was changed.
+    fn targets(&mut self) -> Result<LoadTargets<'_>>;
+
+    /// Whether the values are fit for [`Destination::take_values`]: checked on every rank before
+    /// anything changes.
+    ///
+    /// # Errors
+    /// Any; the load then fails on every rank and nothing was changed.
+    fn check_values(&self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
+        let _ = (manifest, rank_values);
+        Ok(())
+    }
+
+    /// Called when every tensor is in place. `rank_values` are those that the rank of this number
+    /// saved; `None` if the checkpoint was saved by fewer ranks.
+    ///
+    /// # Errors
+    /// Any; the load then fails on every rank.
+    fn take_values(&mut self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
+        let _ = (manifest, rank_values);
+        Ok(())
+    }
+}
+
+impl Destination for LoadTargets<'_> {
+    fn targets(&mut self) -> Result<LoadTargets<'_>> {
+        let mut borrowed = LoadTargets::new();
+        for (name, targets) in self.targets_mut() {
+            for target in targets {
+                let (spec, slice) = (target.spec.clone(), target.slice.clone());
+                borrowed.add_slice(name.clone(), spec, slice, Box::new(target.sink.as_mut()))?;
+            }
+        }
+        Ok(borrowed)
+    }
+}
+
+/// What was loaded.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// Where it lay.
+    pub path: PathBuf,
+    /// The save that wrote it.
+    pub save_id: SaveId,
+    /// What it consists of, values included.
+    pub manifest: Arc<Manifest>,
+    /// Names on one side only; always empty in a strict load.
+    pub report: LoadReport,
+    /// Bytes read from data files on this rank.
+    pub bytes_read: u64,
+}
+
+/// The coordinator's answer in phase "manifest".
+#[derive(Clone, serde::Serialize, serde::Deserialize)]
+struct Resolved {
+    directory: PathBuf,
+    entry: String,
+    manifest: Vec<u8>,
+}
+
+/// Loads checkpoint `path` into `destination`; see [`catalog::find`] for `latest`.
+///
+/// # Collective
+/// Every rank of the group calls it with the same `path`, `rules` and `atomicity`. Every rank gets
+/// the same verdict. The world size may differ from the one that saved; each rank reads only the
+/// byte ranges that it wants.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`], [`ErrorKind::Corrupt`] (with file, tensor and offset),
+/// [`ErrorKind::Incompatible`], [`ErrorKind::Mismatch`] (all mismatches at once),
+/// [`ErrorKind::Superseded`], [`ErrorKind::Storage`], [`ErrorKind::PeerLost`],
+/// [`ErrorKind::Deadline`]. Up to and including phase "read" the destination is unchanged, with
+/// [`Atomicity::Atomic`]. After a failure in phase "place", or any with
+/// [`Atomicity::InPlace`], it is undefined.
+pub fn load(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    path: &CheckpointPath,
+    destination: &mut dyn Destination,
+    rules: &LoadRules,
+    atomicity: Atomicity,
+) -> Result<Loaded> {
+    let mut restarts = 0;
+    loop {
+        // The verdict is the same on every rank, so all of them start again, or none.
+        match load_once(group, storage, path, destination, rules, atomicity) {
+            Err(e) if e.kind() == ErrorKind::Superseded && restarts < RESTARTS_MAX => {
+                restarts += 1;
+                tracing::info!(restarts, "the checkpoint was replaced while loading; again");
+            }
+            done => return done,
+        }
+    }
+}
+
+fn load_once(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    path: &CheckpointPath,
+    destination: &mut dyn Destination,
+    rules: &LoadRules,
+    atomicity: Atomicity,
+) -> Result<Loaded> {
+    let resolved = group.phase_all(
+        Channel::Save,
+        "manifest",
+        || Ok((path.full(), atomicity)),
+        |asked| resolve(storage, path, &asked),
+    )?;
+
+    let mut session = None;
+    let planned = || {
+        session = Some(Session::open(group, storage, &resolved, destination, rules)?);
+        Ok(())
+    };
+    group.phase_all(Channel::Save, "plan", planned, |_| Ok(()))?;
+    let Some(session) = session else {
+        return Err(Error::new(ErrorKind::Disagreement, "phase plan passed without a plan"));
+    };
+
+    match atomicity {
+        Atomicity::InPlace => {
+            let read = || {
+                read_direct(&session.reader, &session.manifest, &session.plan, destination)?;
+                session.give_values(group, destination)
+            };
+            group.phase_all(Channel::Save, "place", read, |_| Ok(()))?;
+        }
+        Atomicity::Atomic => {
+            let mut staged = None;
+            let read = || {
+                staged = Some(read_staged(&session.reader, &session.manifest, &session.plan)?);
+                session.check_values(group, destination)
+            };
+            group.phase_all(Channel::Save, "read", read, |_| Ok(()))?;
+            let place = || {
+                staged.take().unwrap_or_default().place(destination)?;
+                session.give_values(group, destination)
+            };
+            group.phase_all(Channel::Save, "place", place, |_| Ok(()))?;
+        }
+    }
+    Ok(session.finish(&resolved))
+}
+
+/// Phase "manifest", coordinator: which checkpoint, and its manifest.
+fn resolve(
+    storage: &dyn Storage,
+    path: &CheckpointPath,
+    asked: &[(PathBuf, Atomicity)],
+) -> Result<Resolved> {
+    let ours = (path.full(), asked.first().map_or(Atomicity::Atomic, |first| first.1));
+    if let Some(rank) = asked.iter().position(|theirs| *theirs != ours) {
+        let message = format!("ranks load different things: {:?} and {:?}", ours, asked.get(rank));
+        return Err(Error::new(ErrorKind::Disagreement, message)
+            .at_rank(crate::rank::Rank::new(u32::try_from(rank).unwrap_or(u32::MAX))));
+    }
+    let found = catalog::find(storage, path)?;
+    Ok(Resolved {
+        directory: path.directory().to_path_buf(),
+        entry: found.entry,
+        manifest: found.manifest.encode()?,
+    })
+}
+
+/// One rank's part of a load, once the checkpoint is known.
+struct Session {
+    manifest: Arc<Manifest>,
+    reader: ShardReader,
+    plan: LoadPlan,
+    report: LoadReport,
+}
+
+impl Session {
+    /// Everything that can be decided before the first tensor byte is read.
+    fn open(
+        group: &ProcessGroup,
+        storage: &dyn Storage,
+        resolved: &Resolved,
+        destination: &mut dyn Destination,
+        rules: &LoadRules,
+    ) -> Result<Self> {
+        let manifest = Arc::new(Manifest::parse(&resolved.manifest)?);
+        destination.prepare(&manifest)?;
+        let wanted: Vec<WantedBox> = wanted_boxes(&destination.targets()?);
+        let (plan, report) = plan_load(&manifest, &wanted, rules);
+        report.check(rules)?;
+        let reader = open_reader(storage, resolved, &manifest)
+            .map_err(|e| explain_missing(storage, resolved, manifest.save_id(), e))?;
+        let session = Self { manifest, reader, plan, report };
+        session.check_values(group, destination)?;
+        Ok(session)
+    }
+
+    fn rank_values(&self, group: &ProcessGroup) -> Option<&Values> {
+        self.manifest.rank_values(group.rank())
+    }
+
+    fn check_values(&self, group: &ProcessGroup, destination: &dyn Destination) -> Result<()> {
+        destination.check_values(&self.manifest, self.rank_values(group))
+    }
+
+    fn give_values(&self, group: &ProcessGroup, destination: &mut dyn Destination) -> Result<()> {
+        destination.take_values(&self.manifest, self.rank_values(group))
+    }
+
+    fn finish(self, resolved: &Resolved) -> Loaded {
+        Loaded {
+            path: resolved.directory.join(&resolved.entry),
+            save_id: *self.manifest.save_id(),
+            bytes_read: self.reader.bytes_read(),
+            manifest: self.manifest,
+            report: self.report,
+        }
+    }
+}
+
+/// The wanted boxes in the order in which `targets` lists them, which is how plans number them.
+fn wanted_boxes(targets: &LoadTargets<'_>) -> Vec<WantedBox> {
+    let boxes = targets.targets().iter().flat_map(|(name, list)| list.iter().map(move |t| (name, t)));
+    boxes
+        .map(|(name, target)| WantedBox {
+            name: name.clone(),
+            spec: target.spec.clone(),
+            slice: target.slice.clone(),
+        })
+        .collect()
+}
+
+fn open_reader(
+    storage: &dyn Storage,
+    resolved: &Resolved,
+    manifest: &Manifest,
+) -> Result<ShardReader> {
+    let dir = open_entry(storage, resolved)?;
+    let reader = ShardReader::new(dir, manifest.data_files(), manifest.sums_files());
+    reader.check_lengths()?;
+    Ok(reader)
+}
+
+fn open_entry(storage: &dyn Storage, resolved: &Resolved) -> Result<Arc<dyn Directory>> {
+    storage.open_dir(&resolved.directory)?.open_dir(&resolved.entry)
+}
+
+/// A file that a parsed manifest names and that is gone was replaced meanwhile, if another save is
+/// under the name now; else it is lost.
+fn explain_missing(
+    storage: &dyn Storage,
+    resolved: &Resolved,
+    save_id: &SaveId,
+    error: Error,
+) -> Error {
+    if error.kind() != ErrorKind::NotFound {
+        return error;
+    }
+    let now = open_entry(storage, resolved).and_then(|dir| catalog::read_manifest(dir.as_ref()));
+    match now {
+        Ok(manifest) if manifest.save_id() == save_id => error.with_kind(ErrorKind::Corrupt).with_help(
+            "a file of this checkpoint is gone; load another one",
+        ),
+        _ => error.with_kind(ErrorKind::Superseded).with_help(
+            "the checkpoint was replaced or removed while it was being loaded; load again",
+        ),
+    }
+}

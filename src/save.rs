@@ -1,1 +1,267 @@
-//! To come.
+//! Saving, from top to bottom as the protocol.
+//!
+//! ```text
+//! state (all, no I/O) → local_plan (all, pure)
+//! phase "plan":   gather plans ─(coordinator) merge, balance, make the attempt─ scatter
+//! write (all):    piece → block sums → file → fsync → receipt
+//! phase "commit": gather receipts ─(coordinator) check, seal, publish, rename─ one verdict
+//! after:          (coordinator) remove what was replaced, sweep; failures are only logged
+//! ```
+//! Nothing returns between the two phases: a rank that fails brings its error to the vote.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::catalog::CheckpointPath;
+use crate::commit::{Attempt, OnExisting, sweep};
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::{Channel, ProcessGroup};
+use crate::layout::{self, CheckpointName, SaveId};
+use crate::manifest::{Manifest, OtherFile, SealInfo, hash16};
+use crate::plan::save::{MergedPlan, local_plan, merge_plans};
+use crate::plan::{Receipt, SavePlan, SaveTarget};
+use crate::shard::write_shards;
+use crate::state::StateDict;
+use crate::storage::{Directory, Storage};
+
+/// How a save is to be done. The same on every rank.
+#[derive(Debug, Clone, Default)]
+pub struct SaveOptions {
+    /// Training steps completed; stored, and decides which checkpoint is the latest.
+    pub step: u64,
+    /// Epochs completed.
+    pub epoch: u64,
+    /// What to do if a checkpoint of that name exists. Default: refuse.
+    pub on_existing: OnExisting,
+    /// Version of libtorch, for the record; empty without libtorch.
+    pub libtorch_version: String,
+}
+
+/// A committed checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its name; with [`OnExisting::Number`] it may differ from the one asked for.
+    pub name: CheckpointName,
+    /// Which attempt it came from.
+    pub save_id: SaveId,
+    /// Bytes of all tensors, each counted once.
+    pub tensor_bytes: u64,
+}
+
+/// What each rank learns in phase "plan".
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Assignment {
+    name: CheckpointName,
+    plan: SavePlan,
+}
+
+/// Saves `state` as checkpoint `path` and returns once it is committed for every rank.
+///
+/// # Collective
+/// Every rank of the group calls it with the same `path` and `options`; two phases. Every rank
+/// gets the same verdict.
+///
+/// # Durability
+/// On `Ok` the checkpoint survives a power cut on a disk that honours flushes: every file and
+/// directory was fsynced before the rename that commits, and the parent directory after it.
+///
+/// # Errors
+/// The checkpoint was not committed, and everything that existed before is untouched, unless the
+/// kind is [`ErrorKind::DurabilityUncertain`] (complete and visible, but a power cut may take it
+/// back) or [`ErrorKind::OutcomeUnknown`] (this rank lost the coordinator after its vote; the
+/// directory tells). Else: [`ErrorKind::AlreadyExists`], [`ErrorKind::Disagreement`],
+/// [`ErrorKind::NotShared`], [`ErrorKind::Storage`], [`ErrorKind::PeerLost`],
+/// [`ErrorKind::Deadline`], [`ErrorKind::Panic`], each naming rank and phase.
+pub fn save(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    path: &CheckpointPath,
+    state: &StateDict,
+    options: &SaveOptions,
+) -> Result<Checkpoint> {
+    let mut coordinator: Option<(Attempt, MergedPlan)> = None;
+    let assignment = group.phase(
+        Channel::Save,
+        "plan",
+        || Ok(local_plan(target(path, options), state)),
+        |plans| {
+            let save_id = SaveId::random()?;
+            let merged = merge_plans(save_id, &plans)?;
+            let attempt = begin(group, storage, path, save_id, options)?;
+            let answers = assignments(&attempt, &merged);
+            coordinator = Some((attempt, merged));
+            Ok(answers)
+        },
+    );
+    let assignment = match assignment {
+        Ok(assignment) => assignment,
+        Err(error) => {
+            close(coordinator);
+            return Err(help_uncommitted(error));
+        }
+    };
+
+    let written = write(group, storage, path, &assignment, state, options);
+
+    let verdict = group.phase_all(
+        Channel::Save,
+        "commit",
+        || written,
+        |receipts| match &mut coordinator {
+            Some((attempt, merged)) => commit(group, attempt, merged, receipts, options),
+            None => Err(Error::new(ErrorKind::Disagreement, "commit without a plan")),
+        },
+    );
+
+    close(coordinator);
+    match verdict {
+        Ok(tensor_bytes) => Ok(Checkpoint {
+            path: path.directory().join(assignment.name.as_str()),
+            name: assignment.name,
+            save_id: assignment.plan.save_id,
+            tensor_bytes,
+        }),
+        Err(error) => Err(verdict_error(error, path, &assignment)),
+    }
+}
+
+/// Phase "plan", coordinator: the directory of checkpoints, swept, and in it the attempt.
+fn begin(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    path: &CheckpointPath,
+    save_id: SaveId,
+    options: &SaveOptions,
+) -> Result<Attempt> {
+    let parent = storage.create_dir_all(path.directory())?;
+    sweep(parent.as_ref(), patience(group));
+    Attempt::begin(parent, path.name(), save_id, options.on_existing)
+}
+
+fn assignments(attempt: &Attempt, merged: &MergedPlan) -> Vec<Assignment> {
+    let name = attempt.name();
+    merged.plans.iter().map(|plan| Assignment { name: name.clone(), plan: plan.clone() }).collect()
+}
+
+/// Every rank: its share of the tensors into the directory of the attempt.
+fn write(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    path: &CheckpointPath,
+    assignment: &Assignment,
+    state: &StateDict,
+    options: &SaveOptions,
+) -> Result<Receipt> {
+    let dir = open_attempt(group, storage, path, assignment)?;
+    let progress = group.progress();
+    write_shards(
+        dir.as_ref(),
+        &assignment.plan,
+        group.rank(),
+        options.step,
+        state,
+        &|bytes| progress.add(bytes),
+    )
+}
+
+/// The attempt was made on the coordinator's host; a network file system may need a moment.
+fn open_attempt(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    path: &CheckpointPath,
+    assignment: &Assignment,
+) -> Result<Arc<dyn Directory>> {
+    let partial = layout::partial_dir(&assignment.name, &assignment.plan.save_id);
+    let until = std::time::Instant::now() + patience(group);
+    loop {
+        let opened = storage.open_dir(path.directory()).and_then(|dir| dir.open_dir(&partial));
+        match opened {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                if std::time::Instant::now() >= until {
+                    return Err(Error::new(
+                        ErrorKind::NotShared,
+                        "the directory that the coordinator made is not visible on this rank",
+                    )
+                    .with_path(path.directory().join(partial))
+                    .with_help("is the directory on a file system that all ranks share?"));
+                }
+            }
+            opened => return opened,
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Phase "commit", coordinator: believe nothing, then publish.
+fn commit(
+    group: &ProcessGroup,
+    attempt: &mut Attempt,
+    merged: &MergedPlan,
+    receipts: Vec<Receipt>,
+    options: &SaveOptions,
+) -> Result<u64> {
+    attempt.check_visible(&receipts, patience(group))?;
+    let mut others = Vec::new();
+    if let Some(index) = crate::hf_index::index_of(merged) {
+        attempt.write_file(layout::HF_INDEX, &index)?;
+        let len = index.len() as u64;
+        others.push(OtherFile { name: layout::HF_INDEX.to_owned(), len, hash: hash16(&index) });
+    }
+    let info = SealInfo {
+        created_unix_ms: unix_ms(),
+        library_version: env!("CARGO_PKG_VERSION").to_owned(),
+        libtorch_version: options.libtorch_version.clone(),
+    };
+    let manifest = Manifest::seal(merged, receipts, others, info)?;
+    attempt.publish(&manifest, patience(group))?;
+    Ok(manifest.total_bytes())
+}
+
+/// After the verdict, coordinator: what is left of the attempt, or of what it replaced.
+fn close(coordinator: Option<(Attempt, MergedPlan)>) {
+    if let Some((attempt, _)) = coordinator {
+        attempt.close();
+    }
+}
+
+fn target(path: &CheckpointPath, options: &SaveOptions) -> SaveTarget {
+    SaveTarget {
+        directory: path.directory().to_string_lossy().into_owned(),
+        name: path.name().to_string(),
+        step: options.step,
+        epoch: options.epoch,
+        on_existing: options.on_existing,
+    }
+}
+
+/// How long to wait for another host's files or another job's lock: well under the deadline after
+/// which peers would give this rank up.
+fn patience(group: &ProcessGroup) -> Duration {
+    (group.deadlines().progress / 4).min(Duration::from_secs(10))
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn verdict_error(error: Error, path: &CheckpointPath, assignment: &Assignment) -> Error {
+    let save_id = assignment.plan.save_id;
+    match error.kind() {
+        ErrorKind::CoordinatorLost => error.with_kind(ErrorKind::OutcomeUnknown).with_help(format!(
+            "if `{}` holds save {save_id}, it was committed; older checkpoints are untouched",
+            path.directory().join(assignment.name.as_str()).display()
+        )),
+        _ => help_uncommitted(error),
+    }
+}
+
+fn help_uncommitted(error: Error) -> Error {
+    if error.help().is_some() {
+        return error;
+    }
+    error.with_help("nothing was committed; older checkpoints are untouched")
+}

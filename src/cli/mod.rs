@@ -1,1 +1,102 @@
-//! To come.
+//! The command `tch-checkpoint`: looks at checkpoints, verifies them, and tries storage out.
+//! Needs neither libtorch nor MPI.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::{Error, ErrorKind, Result};
+
+mod format;
+mod inspect;
+mod stress;
+mod verify;
+
+/// Looks at checkpoints, verifies them, and tries storage out.
+///
+/// Exit codes: 0 ok, 1 other, 2 usage, 3 damaged or not committed, 5 peer lost or deadline,
+/// 6 durability uncertain or outcome unknown, 7 bad input.
+#[derive(Parser)]
+#[command(name = "tch-checkpoint", version)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Show what a checkpoint holds: tensors, shapes, files, step, values, sizes.
+    Inspect {
+        /// The checkpoint; `DIR/latest` is the newest of DIR.
+        path: PathBuf,
+        /// One JSON object instead of tables.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read every byte of a checkpoint and compare it with what was committed.
+    Verify {
+        /// The checkpoint; `DIR/latest` is the newest of DIR.
+        path: PathBuf,
+        /// One JSON object instead of text.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Save generated content, to try a storage out.
+    #[command(subcommand)]
+    Stress(stress::Stress),
+}
+
+/// Runs the command with the arguments of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let mut out = Output(io::stdout().lock());
+    let done = match arguments.verb {
+        Verb::Inspect { path, json } => inspect::inspect(&mut out, &path, json),
+        Verb::Verify { path, json } => verify::verify(&mut out, &path, json),
+        Verb::Stress(stress) => stress::run(&mut out, &stress),
+    };
+    match done.and_then(|code| out.flush().map(|()| code)) {
+        Ok(code) => ExitCode::from(code),
+        Err(Stop::ClosedPipe) => ExitCode::SUCCESS,
+        Err(Stop::Error(error)) => {
+            let _ = writeln!(io::stderr(), "tch-checkpoint: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Why a verb ended early.
+enum Stop {
+    Error(Error),
+    /// The reader of our output has seen enough (`| head`).
+    ClosedPipe,
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// Standard output without panics.
+struct Output<'a>(io::StdoutLock<'a>);
+
+impl Output<'_> {
+    fn line(&mut self, text: impl AsRef<str>) -> Result<(), Stop> {
+        writeln!(self.0, "{}", crate::error::printable(text.as_ref())).map_err(stop)
+    }
+
+    fn flush(&mut self) -> Result<(), Stop> {
+        self.0.flush().map_err(stop)
+    }
+}
+
+fn stop(error: io::Error) -> Stop {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return Stop::ClosedPipe;
+    }
+    Stop::Error(Error::new(ErrorKind::Storage, format!("writing to standard output: {error}")))
+}

@@ -112,6 +112,13 @@ pub trait Directory: Send + Sync + fmt::Debug {
     /// [`Storage`](crate::ErrorKind::Storage).
     fn try_lock(&self, name: &str) -> Result<Option<Lock>>;
 
+    /// Takes the advisory lock on this directory itself, or `None` if another process or handle
+    /// holds it. It goes with the directory when that is renamed, and leaves no file.
+    ///
+    /// # Errors
+    /// As [`Directory::try_lock`].
+    fn try_lock_self(&self) -> Result<Option<Lock>>;
+
     /// Creates a symbolic link `name` with the text `target`.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ on_every_storage!(
     a_lock_needs_a_regular_file,
     a_lock_is_on_what_the_name_means,
     one_of_many_threads_gets_the_lock,
+    a_directory_locks_itself,
 );
 
 fn a_lock_has_one_holder(place: &Place) {
@@ -34,6 +35,20 @@ fn a_lock_needs_a_regular_file(place: &Place) {
         assert_eq!(kind(dir.try_lock(other), other), ErrorKind::Storage, "{other}");
     }
     assert_eq!(names(&*dir), ["d", "dangling"], "nothing behind the link");
+}
+
+fn a_directory_locks_itself(place: &Place) {
+    let parent = place.dir();
+    parent.create_dir("d").unwrap();
+    let (first, second) = (parent.open_dir("d").unwrap(), parent.open_dir("d").unwrap());
+    let held = first.try_lock_self().unwrap().expect("free");
+    assert!(second.try_lock_self().unwrap().is_none(), "held by another handle");
+    parent.rename("d", "e", Rename::NoReplace).unwrap();
+    let renamed = parent.open_dir("e").unwrap();
+    assert!(renamed.try_lock_self().unwrap().is_none(), "the lock goes with the directory");
+    drop(held);
+    assert!(renamed.try_lock_self().unwrap().is_some(), "given back");
+    assert_eq!(names(&*renamed), [""; 0], "no file is left");
 }
 
 fn a_lock_is_on_what_the_name_means(place: &Place) {

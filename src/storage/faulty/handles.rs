@@ -82,6 +82,11 @@ impl Directory for FaultyDir {
         self.inner.try_lock(name)
     }
 
+    fn try_lock_self(&self) -> Result<Option<Lock>> {
+        self.faults.check("try_lock_self", self.path())?;
+        self.inner.try_lock_self()
+    }
+
     fn create_link(&self, name: &str, target: &str) -> Result<()> {
         self.check("create_link", name)?;
         self.inner.create_link(name, target)

@@ -174,6 +174,10 @@ impl Directory for LocalDir {
         lock::try_lock(self.fd.as_fd(), name, &path)
     }
 
+    fn try_lock_self(&self) -> Result<Option<Lock>> {
+        lock::try_lock_directory(self.fd.as_fd(), &self.path)
+    }
+
     fn create_link(&self, name: &str, target: &str) -> Result<()> {
         let path = self.entry(name)?;
         check_link_text(target, &path)?;

@@ -46,6 +46,24 @@ pub(super) fn try_lock(directory: BorrowedFd<'_>, name: &str, path: &Path) -> Re
         .with_help("find out who deletes it"))
 }
 
+/// Locks the directory itself. Through a descriptor of its own: a lock belongs to the opening, and
+/// every holder of `directory` shares that one.
+pub(super) fn try_lock_directory(directory: BorrowedFd<'_>, path: &Path) -> Result<Option<Lock>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened =
+        rustix::io::retry_on_intr(|| rustix::fs::openat(directory, ".", flags, Mode::empty()));
+    let file = File::from(opened.map_err(|errno| opening(errno, path))?);
+    match file.try_lock() {
+        Ok(()) => Ok(Some(Lock::new(Held(file)))),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        // NFS locks only what is open for writing, which a directory never is.
+        Err(TryLockError::Error(error)) if Errno::from_io_error(&error) == Some(Errno::BADF) => {
+            Err(refused(&Errno::OPNOTSUPP.into(), path))
+        }
+        Err(TryLockError::Error(error)) => Err(refused(&error, path)),
+    }
+}
+
 fn open(directory: BorrowedFd<'_>, name: &str, path: &Path) -> Result<File> {
     // Without NONBLOCK a FIFO of this name would block.
     let flags = OFlags::RDWR

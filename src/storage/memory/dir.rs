@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -23,7 +24,18 @@ pub(super) enum Node {
 
 /// What all handles of one directory share. Locked from the root downwards only.
 #[derive(Debug, Default)]
-pub(super) struct Tree(Mutex<Entries>);
+pub(super) struct Tree {
+    entries: Mutex<Entries>,
+    is_locked: AtomicBool,
+}
+
+struct Held(Arc<Tree>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.is_locked.store(false, Ordering::Release);
+    }
+}
 
 #[derive(Debug, Default)]
 struct Entries {
@@ -34,7 +46,7 @@ struct Entries {
 
 impl Tree {
     pub(super) fn get(&self, name: &str) -> Option<Node> {
-        self.0.lock().nodes.get(name).cloned()
+        self.entries.lock().nodes.get(name).cloned()
     }
 
     pub(super) fn directory(&self, name: &str) -> Option<Arc<Tree>> {
@@ -53,12 +65,17 @@ impl Tree {
 
     /// Adds `node` under a free name.
     pub(super) fn insert(&self, name: &str, node: Node) -> Result<(), ErrorKind> {
-        self.0.lock().insert(name, node)
+        self.entries.lock().insert(name, node)
+    }
+
+    fn try_lock(self: Arc<Self>) -> Option<Lock> {
+        let was_locked = self.is_locked.swap(true, Ordering::AcqRel);
+        (!was_locked).then(|| Lock::new(Held(self)))
     }
 
     /// Marks an empty directory as removed; false if it is not empty.
     fn bury(&self) -> bool {
-        let mut entries = self.0.lock();
+        let mut entries = self.entries.lock();
         entries.is_removed = entries.nodes.is_empty();
         entries.is_removed
     }
@@ -136,7 +153,7 @@ impl MemoryDir {
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.tree.0.lock()
+        self.tree.entries.lock()
     }
 }
 
@@ -238,6 +255,10 @@ impl Directory for MemoryDir {
             Some(Node::File(content)) => Ok(content.clone().try_lock()),
             _ => Err(refused(ErrorKind::Storage, "locking", path)),
         }
+    }
+
+    fn try_lock_self(&self) -> Result<Option<Lock>> {
+        Ok(self.tree.clone().try_lock())
     }
 
     fn create_link(&self, name: &str, target: &str) -> Result<()> {

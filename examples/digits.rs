@@ -1,0 +1,229 @@
+//! Trains a small convolutional network on handwritten digits (8×8 pixels), on any number of
+//! ranks, saving by itself and resuming.
+//!
+//! ```sh
+//! cargo run --example digits -- --epochs 10
+//! launch/torchrun.sh -n 2 target/debug/examples/digits --epochs 10 --save-dir runs --auto-save 2
+//! launch/torchrun.sh -n 3 target/debug/examples/digits --epochs 5 --save-dir runs --resume latest
+//! ```
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use tch::{Device, Kind, Tensor, nn, nn::Module};
+use tch_checkpoint::handler::{
+    Dataset, LoadOptions, Loader, Model, NNHandler, TensorDataset, epoch_order,
+};
+use tch_checkpoint::torch::{Adam, AdamW, OptimizerConfig, RmsProp, Sgd};
+use tch_checkpoint::{Error, ErrorKind, ProcessGroup, Result};
+
+#[path = "data/mod.rs"]
+mod data;
+
+/// Trains a small network on handwritten digits.
+#[derive(Parser)]
+struct Flags {
+    /// Epochs to train, in addition to those of a checkpoint.
+    #[arg(long, default_value_t = 10)]
+    epochs: u64,
+    /// Seed of initial values, data order and dropout.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Samples per step over all ranks.
+    #[arg(long, default_value_t = 60)]
+    global_batch_size: usize,
+    /// Directory of the automatic checkpoints.
+    #[arg(long, default_value = "checkpoints")]
+    save_dir: PathBuf,
+    /// Save every N epochs; 0 = off, -1 = only after the last.
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    auto_save: i64,
+    /// Template of their names.
+    #[arg(long, default_value = "epoch{epoch:03d}_valloss{val_loss:.4f}")]
+    name: String,
+    /// Keep only the newest automatic checkpoint.
+    #[arg(long)]
+    overwrite: bool,
+    /// `none`, `latest` (of the save directory), or the path of a checkpoint.
+    #[arg(long, default_value = "none")]
+    resume: String,
+    /// Where to save at the end.
+    #[arg(long)]
+    r#final: Option<PathBuf>,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    device: Option<Device>,
+    /// Optimizer of a new run.
+    #[arg(long, value_enum, default_value_t = OptimizerName::AdamW)]
+    optimizer: OptimizerName,
+    /// Print a hash of parameters, optimizer state and counters as the last line.
+    #[arg(long)]
+    print_state_hash: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "lower")]
+enum OptimizerName {
+    Sgd,
+    Adam,
+    AdamW,
+    RmsProp,
+}
+
+impl OptimizerName {
+    fn config(self) -> OptimizerConfig {
+        match self {
+            Self::Sgd => Sgd { lr: 0.05, momentum: 0.9, ..Default::default() }.into(),
+            Self::Adam => Adam { lr: 2e-3, ..Default::default() }.into(),
+            Self::AdamW => AdamW { lr: 2e-3, ..Default::default() }.into(),
+            Self::RmsProp => RmsProp { lr: 1e-3, ..Default::default() }.into(),
+        }
+    }
+}
+
+/// The outer `None` cannot happen; the inner one is `auto`.
+fn parse_device(text: &str) -> std::result::Result<Option<Device>, String> {
+    match text {
+        "auto" => Ok(None),
+        "cpu" => Ok(Some(Device::Cpu)),
+        "cuda" => Ok(Some(Device::Cuda(0))),
+        _ => {
+            let index = text.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+            index.map(|n| Some(Device::Cuda(n))).ok_or_else(|| "not a device".to_owned())
+        }
+    }
+}
+
+/// Two convolutions and two linear layers; dropout in between.
+struct ConvNet {
+    conv1: nn::Conv2D,
+    conv2: nn::Conv2D,
+    hidden: nn::Linear,
+    output: nn::Linear,
+    dropout: f64,
+}
+
+#[derive(Clone, serde::Serialize, serde::Deserialize)]
+struct ConvNetConfig {
+    channels: i64,
+    hidden: i64,
+    dropout: f64,
+}
+
+impl Model for ConvNet {
+    type Config = ConvNetConfig;
+
+    fn new(path: &nn::Path<'_>, config: &ConvNetConfig) -> Self {
+        let same = nn::ConvConfig { padding: 1, ..Default::default() };
+        let channels = config.channels;
+        Self {
+            conv1: nn::conv2d(path / "conv1", 1, channels, 3, same),
+            conv2: nn::conv2d(path / "conv2", channels, 2 * channels, 3, same),
+            hidden: nn::linear(path / "hidden", 32 * channels, config.hidden, Default::default()),
+            output: nn::linear(path / "output", config.hidden, 10, Default::default()),
+            dropout: config.dropout,
+        }
+    }
+
+    fn forward(&self, input: &Tensor, train: bool) -> Tensor {
+        let features = self.conv1.forward(&input.view([-1, 1, 8, 8])).relu();
+        let features = self.conv2.forward(&features).relu().max_pool2d_default(2);
+        let hidden = self.hidden.forward(&features.flatten(1, -1)).relu();
+        self.output.forward(&hidden.dropout(self.dropout, train))
+    }
+}
+
+/// Training and validation data: one sample in five is held out, by a fixed shuffle.
+fn split_digits() -> Result<(TensorDataset, TensorDataset)> {
+    let (images, labels) = data::digits();
+    let samples = labels.len();
+    let all = TensorDataset::new(
+        Tensor::from_slice(&images).view([samples as i64, 64]),
+        Tensor::from_slice(&labels),
+    )?;
+    let (inputs, targets) = all.batch(&epoch_order(0, 0, samples), Device::Cpu);
+    let mixed = TensorDataset::new(inputs, targets)?;
+    let held_out = samples as i64 / 5;
+    Ok((mixed.range(held_out..samples as i64)?, mixed.range(0..held_out)?))
+}
+
+fn accuracy(output: &Tensor, target: &Tensor) -> f64 {
+    output.argmax(-1, false).eq_tensor(target).to_kind(Kind::Float).mean(Kind::Float).double_value(&[])
+}
+
+fn handler(flags: &Flags, group: &ProcessGroup) -> Result<NNHandler<ConvNet>> {
+    let path = match flags.resume.as_str() {
+        "none" => {
+            let config = ConvNetConfig { channels: 16, hidden: 64, dropout: 0.2 };
+            let mut builder = NNHandler::builder(config).process_group(group).seed(flags.seed);
+            if let Some(device) = flags.device {
+                builder = builder.device(device);
+            }
+            let mut handler = builder.build()?;
+            handler.set_optimizer(flags.optimizer.config())?;
+            return Ok(handler);
+        }
+        "latest" => flags.save_dir.join("latest"),
+        path => PathBuf::from(path),
+    };
+    let options =
+        LoadOptions { group: Some(group.clone()), device: flags.device, ..Default::default() };
+    NNHandler::load(path, options)
+}
+
+fn run(flags: &Flags) -> Result<()> {
+    tch::set_num_threads(1);
+    let group = ProcessGroup::from_env()?;
+    let mut handler = handler(flags, &group)?;
+    handler.set_loss_fn(|output, target| output.cross_entropy_for_logits(target));
+    handler.add_metric("accuracy", accuracy);
+    let (train, val) = split_digits()?;
+    let loader = Loader {
+        global_batch_size: Some(flags.global_batch_size),
+        shuffle: true,
+        ..Default::default()
+    };
+    handler.set_train_loader(train, loader);
+    handler.set_val_loader(val, Loader { shuffle: false, ..loader });
+    if flags.auto_save != 0 {
+        handler.auto_save(flags.auto_save, &flags.save_dir, &flags.name)?.overwrite(flags.overwrite);
+    } else {
+        handler.disable_auto_save();
+    }
+    handler.train(flags.epochs)?;
+    if let Some(path) = &flags.r#final {
+        handler.save(path)?;
+    }
+    if flags.print_state_hash {
+        let hash = handler.state_hash()?;
+        if group.is_coordinator() {
+            use std::io::Write;
+            writeln!(std::io::stdout(), "state {hash}")
+                .map_err(|e| Error::new(ErrorKind::Storage, format!("writing to stdout: {e}")))?;
+        }
+    }
+    drop(handler);
+    group.finish()
+}
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
+        )
+        .init();
+    match run(&flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = std::io::Write::write_fmt(
+                &mut std::io::stderr(),
+                format_args!("digits: {error}\n"),
+            );
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! `inspect`: what a checkpoint holds, read from its manifest alone.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::format::{bytes, table, value};
+use super::{Output, Stop};
+use crate::catalog::{CheckpointPath, Found, find};
+use crate::state::Value;
+use crate::storage::LocalStorage;
+
+pub(super) fn inspect(out: &mut Output<'_>, path: &Path, json: bool) -> Result<u8, Stop> {
+    let found = find(&LocalStorage::new(), &CheckpointPath::parse(path)?)?;
+    if json {
+        out.line(as_json(&found).to_string())?;
+    } else {
+        summary(out, &found)?;
+        tensors(out, &found)?;
+        files(out, &found)?;
+        values(out, &found)?;
+    }
+    Ok(0)
+}
+
+fn summary(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
+    let m = &found.manifest;
+    out.line(format!("checkpoint  {}", found.dir.path().display()))?;
+    out.line(format!("save id     {}", m.save_id()))?;
+    out.line(format!("step        {}   epoch {}", m.step(), m.epoch()))?;
+    out.line(format!("saved by    {} ranks", m.world_size()))?;
+    out.line(format!("tensors     {}   {}", m.tensors().len(), bytes(m.total_bytes())))?;
+    let libtorch = match m.libtorch_version() {
+        "" => String::new(),
+        version => format!(", libtorch {version}"),
+    };
+    out.line(format!("written by  tch-checkpoint {}{libtorch}", m.library_version()))
+}
+
+fn tensors(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
+    let mut shown = table(&["tensor", "component", "dtype", "shape", "size", "pieces"]);
+    for tensor in found.manifest.tensors() {
+        shown.add_row([
+            tensor.name.to_string(),
+            tensor.component.to_string(),
+            tensor.spec.dtype().to_string(),
+            format!("{:?}", tensor.spec.shape()),
+            bytes(tensor.spec.size_bytes()),
+            tensor.pieces.len().to_string(),
+        ]);
+    }
+    for (name, target) in found.manifest.aliases() {
+        shown.add_row([name.to_string(), String::new(), String::new(), format!("= {target}")]);
+    }
+    out.line(shown.to_string())
+}
+
+fn files(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
+    let m = &found.manifest;
+    let mut shown = table(&["file", "size"]);
+    let data = m.data_files().iter().map(|f| (&f.name, f.len));
+    let others = m.sums_files().iter().chain(m.other_files()).map(|f| (&f.name, f.len));
+    for (name, len) in data.chain(others) {
+        shown.add_row([name.clone(), bytes(len)]);
+    }
+    out.line(shown.to_string())
+}
+
+fn values(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
+    let mut shown = table(&["value", ""]);
+    for (name, stored) in found.manifest.values().iter() {
+        shown.add_row([name.to_owned(), value(stored)]);
+    }
+    for rank in found.manifest.world_size().ranks() {
+        for (name, stored) in found.manifest.rank_values(rank).into_iter().flat_map(|v| v.iter()) {
+            shown.add_row([format!("{name} (rank {rank})"), value(stored)]);
+        }
+    }
+    out.line(shown.to_string())
+}
+
+fn as_json(found: &Found) -> serde_json::Value {
+    let m = &found.manifest;
+    let tensors: Vec<_> = m.tensors().iter().map(|t| json!({
+        "name": t.name.as_str(), "component": t.component.as_str(),
+        "dtype": t.spec.dtype().as_str(), "shape": t.spec.shape(),
+        "bytes": t.spec.size_bytes(), "pieces": t.pieces.len(),
+    })).collect();
+    let data = m.data_files().iter().map(|f| json!({"name": f.name, "bytes": f.len}));
+    let others = m.sums_files().iter().chain(m.other_files());
+    let files: Vec<_> =
+        data.chain(others.map(|f| json!({"name": f.name, "bytes": f.len}))).collect();
+    let values: serde_json::Map<_, _> =
+        m.values().iter().map(|(name, stored)| (name.to_owned(), plain(stored))).collect();
+    json!({
+        "path": found.dir.path().display().to_string(), "save_id": m.save_id().to_string(),
+        "step": m.step(), "epoch": m.epoch(), "world_size": m.world_size().get(),
+        "created_unix_ms": m.created_unix_ms(), "tensor_bytes": m.total_bytes(),
+        "library_version": m.library_version(), "libtorch_version": m.libtorch_version(),
+        "tensors": tensors, "files": files, "values": values,
+        "aliases": m.aliases().iter().map(|(a, b)| (a.as_str(), b.as_str()))
+            .collect::<std::collections::BTreeMap<_, _>>(),
+    })
+}
+
+/// JSON has no NaN and no infinities: those are text.
+fn plain(stored: &Value) -> serde_json::Value {
+    let number = |x: &f64| if x.is_finite() { json!(x) } else { json!(x.to_string()) };
+    match stored {
+        Value::Bool(flag) => json!(flag),
+        Value::Int(count) => json!(count),
+        Value::Float(x) => number(x),
+        Value::Text(text) => json!(text),
+        Value::Bytes(bytes) => json!({ "bytes": bytes.len() }),
+        Value::Floats(series) => series.iter().map(number).collect(),
+        Value::Json(text) => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
+    }
+}

@@ -1,0 +1,65 @@
+//! `verify`: every byte, every file.
+
+use std::path::Path;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+
+use super::format::bytes;
+use super::{Output, Stop};
+use crate::catalog::{CheckpointPath, find};
+use crate::error::Error;
+use crate::storage::LocalStorage;
+use crate::verify::{Verified, verify as verify_all};
+
+/// Exit code of a damaged checkpoint.
+const DAMAGED: u8 = 3;
+
+pub(super) fn verify(out: &mut Output<'_>, path: &Path, json: bool) -> Result<u8, Stop> {
+    let found = find(&LocalStorage::new(), &CheckpointPath::parse(path)?)?;
+    let bar = bar(found.manifest.total_bytes());
+    let verified = verify_all(&found, &mut |bytes| bar.inc(bytes))?;
+    bar.finish_and_clear();
+    let shown = found.dir.path().display().to_string();
+    if json {
+        out.line(as_json(&shown, &verified).to_string())?;
+    } else {
+        text(out, &shown, &verified)?;
+    }
+    Ok(if verified.damage.is_empty() { 0 } else { DAMAGED })
+}
+
+/// Drawn on a terminal only.
+fn bar(total: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    let form = "verifying [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    if let Ok(style) = ProgressStyle::with_template(form) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
+}
+
+fn text(out: &mut Output<'_>, path: &str, verified: &Verified) -> Result<(), Stop> {
+    for error in &verified.damage {
+        out.line(error.to_string())?;
+    }
+    for name in &verified.foreign {
+        out.line(format!("note: `{name}` does not belong to the checkpoint"))?;
+    }
+    let (files, size) = (verified.files, bytes(verified.bytes));
+    match verified.damage.len() {
+        0 => out.line(format!("ok: {path}: {files} files, {size}")),
+        places => out.line(format!("damaged: {path}: {places} places in {files} files")),
+    }
+}
+
+fn as_json(path: &str, verified: &Verified) -> serde_json::Value {
+    let place = |e: &Error| json!({
+        "file": e.path(), "tensor": e.tensor(), "offset": e.offset(), "fault": e.message(),
+    });
+    json!({
+        "path": path, "ok": verified.damage.is_empty(), "files": verified.files,
+        "bytes": verified.bytes, "foreign": verified.foreign,
+        "damage": verified.damage.iter().map(place).collect::<Vec<_>>(),
+    })
+}

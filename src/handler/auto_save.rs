@@ -1,0 +1,167 @@
+//! Saving by itself: when, under which name, and what to remove afterwards.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::autosave::{Interval, KnownFields, NameTemplate, Number};
+use crate::catalog::CheckpointPath;
+use crate::commit::{self, OnExisting};
+use crate::error::Result;
+use crate::handler::{Model, NNHandler};
+use crate::layout::{CheckpointName, SaveId};
+use crate::load::Loaded;
+use crate::save::Checkpoint;
+
+/// How long a removal waits for the lock of the directory.
+const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Saves at the end of epochs; made by [`NNHandler::auto_save`]. Part of every checkpoint, so that
+/// a loaded handler goes on saving to the old place.
+#[derive(Debug, Clone)]
+pub struct AutoSaver {
+    state: AutoSaverState,
+    template: NameTemplate,
+    interval: Interval,
+}
+
+/// What a checkpoint holds of an auto-saver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct AutoSaverState {
+    interval: i64,
+    directory: PathBuf,
+    template: String,
+    metrics: Vec<String>,
+    overwrite: bool,
+    save_on_last_epoch: bool,
+    /// Checkpoints saved by itself before, which overwriting removes: the last one, and the one
+    /// before it where a crash came between commit and removal.
+    previous: Vec<(CheckpointName, SaveId)>,
+    /// Whether the checkpoint that holds this state was itself saved automatically.
+    automatic: bool,
+}
+
+impl AutoSaver {
+    pub(super) fn new(
+        interval: Interval,
+        directory: &Path,
+        template: &str,
+        metrics: &[String],
+    ) -> Result<Self> {
+        Self::from_state(AutoSaverState {
+            interval: interval.as_i64(),
+            directory: directory.to_path_buf(),
+            template: template.to_owned(),
+            metrics: metrics.to_vec(),
+            overwrite: false,
+            save_on_last_epoch: true,
+            previous: Vec::new(),
+            automatic: false,
+        })
+    }
+
+    pub(super) fn from_state(state: AutoSaverState) -> Result<Self> {
+        let template = NameTemplate::parse(&state.template, &KnownFields::new(&state.metrics))?;
+        Ok(Self { interval: Interval::parse(state.interval)?, template, state })
+    }
+
+    pub(super) fn state(&self) -> AutoSaverState {
+        self.state.clone()
+    }
+
+    /// Takes note of the checkpoint out of which it was loaded: if it was an automatic one,
+    /// overwriting removes it later.
+    pub(super) fn adopt(&mut self, loaded: &Loaded) {
+        let in_place = loaded.path.parent() == Some(self.state.directory.as_path());
+        let name = loaded.path.file_name().and_then(|n| CheckpointName::new(n.to_str()?).ok());
+        if let Some(name) = name.filter(|_| self.state.automatic && in_place) {
+            self.state.previous.push((name, loaded.save_id));
+        }
+        self.state.automatic = false;
+    }
+
+    /// Keep one: after a new checkpoint is committed, the one that was saved automatically before
+    /// it is removed, also across a resume; never any other. And a checkpoint that has the name
+    /// already is replaced. Default: no; then the new one gets `-v1`, `-v2`, … appended.
+    pub fn overwrite(&mut self, overwrite: bool) -> &mut Self {
+        self.state.overwrite = overwrite;
+        self
+    }
+
+    /// Whether the last epoch of each `train` is saved whatever the interval. Default: yes.
+    pub fn save_on_last_epoch(&mut self, save: bool) -> &mut Self {
+        self.state.save_on_last_epoch = save;
+        self
+    }
+
+    /// Whether the template fits the metrics that exist now.
+    pub(super) fn check(&self, metrics: &[String]) -> Result<()> {
+        NameTemplate::parse(&self.state.template, &KnownFields::new(metrics)).map(|_| ())
+    }
+
+    /// Where the checkpoint of this epoch goes, if one is due.
+    fn due(&self, epoch: u64, last: bool, logs: &BTreeMap<String, Number>) -> Result<Option<CheckpointPath>> {
+        if !self.interval.due(epoch, last, self.state.save_on_last_epoch) {
+            return Ok(None);
+        }
+        let rendered = self.template.render(epoch, logs);
+        if let Some(warning) = rendered.warning {
+            tracing::warn!(warning, "name of the checkpoint");
+        }
+        let name = CheckpointName::new(&rendered.name)?;
+        Ok(Some(CheckpointPath::new(&self.state.directory, name)))
+    }
+}
+
+impl<M: Model> NNHandler<M> {
+    /// The end of an epoch. `logs` are equal on every rank, and so is what follows from them.
+    pub(super) fn auto_save_epoch(&mut self, last: bool, logs: &BTreeMap<String, f64>) -> Result<()> {
+        let Some(saver) = &self.auto_saver else { return Ok(()) };
+        let mut numbers: BTreeMap<String, Number> =
+            logs.iter().map(|(name, value)| (name.clone(), Number::Float(*value))).collect();
+        numbers.insert("epoch".to_owned(), Number::Int(count(self.epoch)));
+        numbers.insert("step".to_owned(), Number::Int(count(self.step)));
+        let lr = logs.get("lr").copied().unwrap_or(f64::NAN);
+        numbers.insert("lr_group_0".to_owned(), Number::Float(lr));
+        let Some(path) = saver.due(self.epoch, last, &numbers)? else { return Ok(()) };
+        let overwrite = saver.state.overwrite;
+        let on_existing = if overwrite { OnExisting::Replace } else { OnExisting::Number };
+        self.mark_automatic(true);
+        let committed = self.save_as(&path, on_existing);
+        self.mark_automatic(false);
+        self.remember(&committed?, overwrite);
+        Ok(())
+    }
+
+    fn mark_automatic(&mut self, automatic: bool) {
+        if let Some(saver) = &mut self.auto_saver {
+            saver.state.automatic = automatic;
+        }
+    }
+
+    /// After the commit: the predecessor goes, if asked for. It goes only now that the successor
+    /// is durable, and a failure is logged, never fatal.
+    fn remember(&mut self, committed: &Checkpoint, overwrite: bool) {
+        let Some(saver) = &mut self.auto_saver else { return };
+        let now = (committed.name.clone(), committed.save_id);
+        let previous = std::mem::replace(&mut saver.state.previous, vec![now]);
+        if !overwrite || !self.group.is_coordinator() {
+            return;
+        }
+        let opened = self.storage.open_dir(&saver.state.directory);
+        for (name, save_id) in previous.iter().filter(|(name, _)| *name != committed.name) {
+            let removed = opened.as_ref().map_err(Clone::clone).and_then(|dir| {
+                commit::remove(dir.as_ref(), name, save_id, REMOVAL_PATIENCE)
+            });
+            if let Err(error) = removed {
+                tracing::warn!(%error, %name, "a previous automatic checkpoint stays");
+            }
+        }
+    }
+}
+
+fn count(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,133 @@
+//! Building a handler: what must be decided before the model exists.
+
+use std::sync::Arc;
+
+use tch::{Device, nn};
+
+use crate::error::Result;
+use crate::group::ProcessGroup;
+use crate::handler::{History, Model, NNHandler, ddp};
+use crate::rank::Rank;
+use crate::storage::{LocalStorage, Storage};
+
+/// Builds an [`NNHandler`].
+#[must_use]
+pub struct HandlerBuilder<M: Model> {
+    config: M::Config,
+    group: Option<ProcessGroup>,
+    device: Option<Device>,
+    storage: Option<Arc<dyn Storage>>,
+    seed: u64,
+}
+
+impl<M: Model> HandlerBuilder<M> {
+    pub(super) fn new(config: M::Config) -> Self {
+        Self { config, group: None, device: None, storage: None, seed: 0 }
+    }
+
+    /// The ranks that train together. Default: those of this process's launcher
+    /// ([`ProcessGroup::from_env`]).
+    pub fn process_group(mut self, group: &ProcessGroup) -> Self {
+        self.group = Some(group.clone());
+        self
+    }
+
+    /// The device of this rank. Default: `cuda:(local rank mod visible devices)`, else the CPU.
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = Some(device);
+        self
+    }
+
+    /// Where checkpoints are kept. Default: the file system.
+    pub fn storage(mut self, storage: Arc<dyn Storage>) -> Self {
+        self.storage = Some(storage);
+        self
+    }
+
+    /// Seed of initial values, data order and dropout. Default 0.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Builds the model on this rank's device and gives every rank the coordinator's parameters.
+    ///
+    /// Seeds libtorch's generator of this process: with the seed while the model is built, then
+    /// with one that also depends on the rank.
+    ///
+    /// # Collective
+    /// Every rank.
+    ///
+    /// # Errors
+    /// From joining the process group, and from the broadcast.
+    pub fn build(self) -> Result<NNHandler<M>> {
+        let handler = self.build_local()?;
+        ddp::broadcast(&handler.group, &handler.variables(|_| true))?;
+        Ok(handler)
+    }
+
+    /// The handler with this rank's own initial parameters.
+    pub(super) fn build_local(self) -> Result<NNHandler<M>> {
+        let group = match self.group {
+            Some(group) => group,
+            None => ProcessGroup::from_env()?,
+        };
+        let device = device_of_rank(self.device, group.local_rank().0);
+        tch::manual_seed(seed_of_rank(self.seed, None));
+        let vars = nn::VarStore::new(device);
+        let model = M::new(&vars.root(), &self.config);
+        tch::manual_seed(seed_of_rank(self.seed, Some(group.rank())));
+        Ok(NNHandler {
+            storage: self.storage.unwrap_or_else(default_storage),
+            group,
+            device,
+            seed: self.seed,
+            config: self.config,
+            vars,
+            model,
+            optimizer: None,
+            loss_fn: None,
+            metrics: Vec::new(),
+            train_feed: None,
+            val_feed: None,
+            validate_every: 1,
+            auto_saver: None,
+            epoch: 0,
+            step: 0,
+            history: History::default(),
+            quiet: false,
+            poisoned: false,
+        })
+    }
+}
+
+/// The explicit device if it exists, else this rank's CUDA device, else the CPU.
+fn device_of_rank(explicit: Option<Device>, local_rank: u32) -> Device {
+    let visible = if tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
+    match explicit {
+        Some(Device::Cuda(index)) if visible == 0 => {
+            tracing::warn!(index, "no CUDA device here; using the CPU");
+            Device::Cpu
+        }
+        Some(device) => device,
+        None if visible > 0 => {
+            Device::Cuda(usize::try_from(i64::from(local_rank) % visible).unwrap_or(0))
+        }
+        None => Device::Cpu,
+    }
+}
+
+/// Seeds for libtorch: one for building the model (`None`, equal on every rank), one per rank for
+/// everything random afterwards.
+pub(super) fn seed_of_rank(seed: u64, rank: Option<Rank>) -> i64 {
+    let mut hasher = blake3::Hasher::new_derive_key("tch-checkpoint 2026 seed of a rank");
+    hasher.update(&seed.to_le_bytes());
+    hasher.update(&rank.map_or(u64::MAX, |r| u64::from(r.get())).to_le_bytes());
+    let mut bytes = [0; 8];
+    hasher.finalize_xof().fill(&mut bytes);
+    i64::from_le_bytes(bytes)
+}
+
+pub(super) fn default_storage() -> Arc<dyn Storage> {
+    Arc::new(LocalStorage::new())
+}

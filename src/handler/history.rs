@@ -1,0 +1,88 @@
+//! What training has seen: one number per epoch and series.
+
+use std::collections::BTreeMap;
+
+use crate::error::Result;
+use crate::state::{Value, Values};
+
+/// Prefix of the stored series.
+const PREFIX: &str = "history.";
+
+/// One value per epoch of `loss`, `val_loss`, `epoch_time` (seconds), `lr`, and each metric and
+/// its `val_` twin. NaN where an epoch had none; all series are equally long.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct History {
+    series: BTreeMap<String, Vec<f64>>,
+    epochs: usize,
+}
+
+impl History {
+    /// Adds the numbers of one epoch; series that it lacks get NaN.
+    pub fn push(&mut self, logs: &BTreeMap<String, f64>) {
+        for name in logs.keys() {
+            let missed = self.epochs;
+            self.series.entry(name.clone()).or_insert_with(|| vec![f64::NAN; missed]);
+        }
+        for (name, series) in &mut self.series {
+            series.push(logs.get(name).copied().unwrap_or(f64::NAN));
+        }
+        self.epochs += 1;
+    }
+
+    /// A series, empty if there is none of that name.
+    #[must_use]
+    pub fn series(&self, name: &str) -> &[f64] {
+        self.series.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// The names of all series.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.series.keys().map(String::as_str)
+    }
+
+    /// Epochs seen.
+    #[must_use]
+    pub fn epochs(&self) -> usize {
+        self.epochs
+    }
+
+    pub(super) fn save(&self, values: &mut Values) {
+        for (name, series) in &self.series {
+            values.set(format!("{PREFIX}{name}"), series.clone());
+        }
+    }
+
+    /// Series of different lengths are refused by the caller's epoch counter; here the shorter
+    /// ones are filled up with NaN, as they would have been while training.
+    pub(super) fn load(values: &Values, epochs: usize) -> Result<Self> {
+        let mut history = Self { series: BTreeMap::new(), epochs };
+        for (name, value) in values.iter() {
+            if let (Some(name), Value::Floats(series)) = (name.strip_prefix(PREFIX), value) {
+                let mut series = series.clone();
+                series.resize(epochs, f64::NAN);
+                history.series.insert(name.to_owned(), series);
+            }
+        }
+        Ok(history)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_stay_equally_long_and_survive_a_round_trip() {
+        let mut history = History::default();
+        history.push(&BTreeMap::from([("loss".to_owned(), 1.0)]));
+        history.push(&BTreeMap::from([("loss".to_owned(), 0.5), ("val_loss".to_owned(), 0.7)]));
+        assert_eq!(history.series("loss"), [1.0, 0.5]);
+        assert!(history.series("val_loss")[0].is_nan());
+        assert_eq!(history.series("val_loss")[1], 0.7);
+        let mut values = Values::new();
+        history.save(&mut values);
+        let loaded = History::load(&values, 2).unwrap();
+        assert_eq!(loaded.series("loss"), history.series("loss"));
+        assert_eq!(loaded.epochs(), 2);
+    }
+}

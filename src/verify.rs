@@ -1,0 +1,111 @@
+//! Verifying a checkpoint: every byte of every file.
+
+use crate::catalog::Found;
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::OtherFile;
+use crate::shard::{PieceAt, ShardReader};
+
+/// Bytes of a whole-file check that are read at once.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// What a verification found.
+#[derive(Debug, Clone, Default)]
+pub struct Verified {
+    /// Bytes of files that were compared with what was committed.
+    pub bytes: u64,
+    /// Files checked, the manifest included.
+    pub files: usize,
+    /// Every damaged place, with file, tensor and offset; empty if all is as it was committed.
+    pub damage: Vec<Error>,
+    /// Files in the directory that do not belong to the checkpoint.
+    pub foreign: Vec<String>,
+}
+
+/// Reads all of a checkpoint whose manifest has been parsed and compares it with what was
+/// committed. Changes nothing. `progress` is called with the bytes of each finished read.
+///
+/// # Errors
+/// [`ErrorKind::Storage`] if the directory cannot be listed; damage is no error.
+pub fn verify(found: &Found, progress: &mut dyn FnMut(u64)) -> Result<Verified> {
+    let manifest = &found.manifest;
+    let reader = ShardReader::new(found.dir.clone(), manifest.data_files(), manifest.sums_files());
+    let mut verified = Verified { files: 1, ..Verified::default() };
+    for (index, file) in manifest.sums_files().iter().enumerate() {
+        verified.damage.extend(reader.verify_sums_file(index).err());
+        verified.count(file.len);
+    }
+    for (index, file) in manifest.data_files().iter().enumerate() {
+        let (names, pieces) = pieces(found, index);
+        let damage = reader.verify_file(index, &pieces, progress);
+        verified.damage.extend(damage.into_iter().map(|place| {
+            match place.piece.and_then(|piece| names.get(piece)) {
+                Some(name) => place.error.with_tensor(*name),
+                None => place.error,
+            }
+        }));
+        verified.count(file.len);
+    }
+    for file in manifest.other_files() {
+        verified.damage.extend(check_other(found, file).err());
+        verified.count(file.len);
+    }
+    verified.foreign = foreign(found)?;
+    Ok(verified)
+}
+
+impl Verified {
+    fn count(&mut self, bytes: u64) {
+        self.files += 1;
+        self.bytes += bytes;
+    }
+}
+
+/// The pieces of a data file with the names of their tensors.
+fn pieces(found: &Found, index: usize) -> (Vec<&str>, Vec<PieceAt>) {
+    let records = found.manifest.pieces_of_file(index);
+    records
+        .map(|(tensor, piece)| {
+            let at = PieceAt {
+                file: index,
+                begin: piece.begin,
+                bytes: tensor.piece_bytes(piece),
+                first_sum: piece.first_sum,
+            };
+            (tensor.name.as_str(), at)
+        })
+        .unzip()
+}
+
+fn check_other(found: &Found, record: &OtherFile) -> Result<()> {
+    let path = found.dir.path().join(&record.name);
+    let corrupt = |what: String| Err(Error::new(ErrorKind::Corrupt, what).with_path(&path));
+    let file = found.dir.open_file(&record.name)?;
+    if file.len() != record.len {
+        return corrupt(format!("{} bytes long, {} were saved", file.len(), record.len));
+    }
+    let mut hasher = blake3::Hasher::new();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut offset = 0;
+    while offset < record.len {
+        let part = usize::try_from(record.len - offset).map_or(CHUNK_BYTES, |n| n.min(CHUNK_BYTES));
+        file.read_at(offset, &mut chunk[..part])?;
+        hasher.update(&chunk[..part]);
+        offset += part as u64;
+    }
+    if hasher.finalize().as_bytes()[..16] != record.hash {
+        return corrupt("its content is not what was saved".to_owned());
+    }
+    Ok(())
+}
+
+fn foreign(found: &Found) -> Result<Vec<String>> {
+    let manifest = &found.manifest;
+    let data = manifest.data_files().iter().map(|f| f.name.as_str());
+    let others = manifest.sums_files().iter().chain(manifest.other_files()).map(|f| f.name.as_str());
+    let own: std::collections::BTreeSet<&str> =
+        data.chain(others).chain([crate::layout::MANIFEST]).collect();
+    let mut names: Vec<String> = found.dir.list()?.into_iter().map(|e| e.name).collect();
+    names.retain(|name| !own.contains(name.as_str()));
+    names.sort();
+    Ok(names)
+}

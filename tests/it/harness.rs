@@ -1,0 +1,205 @@
+//! Ranks as threads with a deadline, and tensors whose content can be told from their name.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use tch_checkpoint::catalog::{self, CheckpointPath};
+use tch_checkpoint::group::{Deadlines, ProcessGroup};
+use tch_checkpoint::load::{Atomicity, Loaded, load};
+use tch_checkpoint::plan::load::LoadRules;
+use tch_checkpoint::save::{Checkpoint, SaveOptions, save};
+use tch_checkpoint::slice::Slice;
+use tch_checkpoint::state::{LoadTargets, StateDict};
+use tch_checkpoint::storage::Storage;
+use tch_checkpoint::tensor::{Component, Dtype, TensorName, TensorSpec};
+use tch_checkpoint::{OnExisting, Result, WorldSize};
+
+/// A hang is a failure: no body of a test may take longer.
+const HANG: Duration = Duration::from_secs(60);
+
+/// Deadlines short enough for tests of lost and silent ranks.
+pub fn deadlines() -> Deadlines {
+    Deadlines { progress: Duration::from_secs(2), ..Deadlines::default() }
+}
+
+/// Runs `body` on `n` ranks, each a thread; the results in rank order.
+pub fn on_ranks<T: Send + 'static>(
+    n: u32,
+    body: impl Fn(ProcessGroup) -> T + Send + Sync + 'static,
+) -> Vec<T> {
+    let groups = ProcessGroup::threads(WorldSize::new(n).unwrap(), deadlines());
+    let body = Arc::new(body);
+    let (sender, results) = mpsc::channel();
+    for (rank, group) in groups.into_iter().enumerate() {
+        let (body, sender) = (body.clone(), sender.clone());
+        std::thread::spawn(move || sender.send((rank, body(group))));
+    }
+    drop(sender);
+    let mut by_rank = BTreeMap::new();
+    while by_rank.len() < n as usize {
+        match results.recv_timeout(HANG) {
+            Ok((rank, result)) => by_rank.insert(rank, result),
+            Err(e) => panic!("{e:?}: only ranks {:?} of {n} ended", by_rank.keys()),
+        };
+    }
+    by_rank.into_values().collect()
+}
+
+pub fn name(text: &str) -> TensorName {
+    TensorName::new(text).unwrap()
+}
+
+pub fn path(text: &str) -> CheckpointPath {
+    CheckpointPath::parse(text).unwrap()
+}
+
+/// The bytes that box `slice` of tensor `name` holds in generation `generation`.
+pub fn content(name: &str, spec: &TensorSpec, slice: &Slice, generation: u64) -> Vec<u8> {
+    let size = spec.dtype().size_bytes();
+    let whole = Slice::full(spec.shape());
+    let mut bytes = Vec::new();
+    for run in whole.runs_of(slice) {
+        for element in run.from..run.from + run.elements {
+            for byte in 0..size {
+                let key = format!("{name}/{element}/{byte}/{generation}");
+                bytes.push(key.bytes().fold(17u8, |h, b| h.wrapping_mul(31).wrapping_add(b)));
+            }
+        }
+    }
+    bytes
+}
+
+/// A tensor of a test and how ranks hold it.
+#[derive(Debug, Clone)]
+pub struct TestTensor {
+    pub name: String,
+    pub spec: TensorSpec,
+    /// `None`: every rank holds all of it; else it is sharded along this dimension.
+    pub sharded: Option<usize>,
+}
+
+impl TestTensor {
+    pub fn new(name: &str, dtype: Dtype, shape: &[u64], sharded: Option<usize>) -> Self {
+        let spec = TensorSpec::new(dtype, shape).unwrap();
+        Self { name: name.to_owned(), spec, sharded }
+    }
+
+    /// The box of rank `rank` of `n`; `None` if it has no elements of a sharded tensor.
+    pub fn held(&self, rank: u64, n: u64) -> Option<Slice> {
+        let mut slice = Slice::full(self.spec.shape());
+        if let Some(d) = self.sharded {
+            let length = self.spec.shape()[d];
+            let (begin, end) = (length * rank / n, length * (rank + 1) / n);
+            let (mut offsets, mut lengths) = (slice.offsets().to_vec(), slice.lengths().to_vec());
+            (offsets[d], lengths[d]) = (begin, end - begin);
+            slice = Slice::new(offsets, lengths).unwrap();
+            if begin == end {
+                return None;
+            }
+        }
+        Some(slice)
+    }
+}
+
+/// A handful of tensors of every kind: split, whole, 0-dim, empty, sharded along dimension 1.
+pub fn usual_tensors() -> Vec<TestTensor> {
+    vec![
+        TestTensor::new("embedding", Dtype::BF16, &[301, 130], None),
+        TestTensor::new("layers.0.weight", Dtype::F32, &[64, 257], None),
+        TestTensor::new("layers.0.bias", Dtype::F32, &[257], None),
+        TestTensor::new("step", Dtype::F32, &[], None),
+        TestTensor::new("empty", Dtype::I64, &[0, 7], None),
+        TestTensor::new("sharded.rows", Dtype::F64, &[97, 11], Some(0)),
+        TestTensor::new("sharded.columns", Dtype::I32, &[13, 40], Some(1)),
+    ]
+}
+
+pub fn state(tensors: &[TestTensor], group: &ProcessGroup, generation: u64) -> StateDict {
+    let (rank, n) = (u64::from(group.rank().get()), u64::from(group.world_size().get()));
+    let mut state = StateDict::new();
+    for tensor in tensors {
+        if let Some(slice) = tensor.held(rank, n) {
+            let bytes = Arc::new(content(&tensor.name, &tensor.spec, &slice, generation));
+            state
+                .add_slice(&Component::model(), name(&tensor.name), tensor.spec.clone(), slice, bytes)
+                .unwrap();
+        }
+    }
+    state.values.set("generation", i64::try_from(generation).unwrap());
+    state.rank_values.set("rank", group.rank().get());
+    state
+}
+
+pub fn save_state(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    at: &str,
+    tensors: &[TestTensor],
+    generation: u64,
+) -> Result<Checkpoint> {
+    let options = SaveOptions {
+        step: generation,
+        on_existing: OnExisting::Replace,
+        ..SaveOptions::default()
+    };
+    save(group, storage, &path(at), &state(tensors, group, generation), &options)
+}
+
+/// Loads each rank's boxes and compares them with what `generation` held.
+pub fn load_state(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    at: &str,
+    tensors: &[TestTensor],
+    generation: u64,
+    atomicity: Atomicity,
+) -> Result<Loaded> {
+    let (rank, n) = (u64::from(group.rank().get()), u64::from(group.world_size().get()));
+    let held: Vec<_> =
+        tensors.iter().filter_map(|t| t.held(rank, n).map(|slice| (t, slice))).collect();
+    let sized = |t: &TestTensor, s: &Slice| (s.elements() * t.spec.dtype().size_bytes()) as usize;
+    let mut buffers: Vec<Vec<u8>> = held.iter().map(|(t, s)| vec![0xEE; sized(t, s)]).collect();
+    let mut targets = LoadTargets::new();
+    for ((tensor, slice), buffer) in held.iter().zip(&mut buffers) {
+        let (spec, slice) = (tensor.spec.clone(), slice.clone());
+        targets
+            .add_slice(name(&tensor.name), spec, slice, Box::new(buffer.as_mut_slice()))
+            .unwrap();
+    }
+    let rules = LoadRules { strict: n == 1, ..LoadRules::default() };
+    let loaded = load(group, storage, &path(at), &mut targets, &rules, atomicity);
+    drop(targets);
+    let untouched = buffers.iter().all(|b| b.iter().all(|byte| *byte == 0xEE));
+    match &loaded {
+        Ok(_) => {
+            for ((tensor, slice), buffer) in held.iter().zip(&buffers) {
+                let want = content(&tensor.name, &tensor.spec, slice, generation);
+                assert_eq!(*buffer, want, "{} {slice} of generation {generation}", tensor.name);
+            }
+        }
+        Err(_) if atomicity == Atomicity::Atomic => {
+            assert!(untouched, "a failed atomic load changed its destination");
+        }
+        Err(_) => {}
+    }
+    loaded
+}
+
+/// The names of everything in a directory, sorted, without the lock file.
+pub fn entries(storage: &dyn Storage, directory: &str) -> Vec<String> {
+    let listed = storage.open_dir(Path::new(directory)).and_then(|dir| dir.list());
+    let mut names: Vec<String> = listed.unwrap_or_default().into_iter().map(|e| e.name).collect();
+    names.retain(|name| name != ".tch-checkpoint.lock");
+    names.sort();
+    names
+}
+
+/// Opens a checkpoint and checks every byte of it.
+pub fn assert_good(storage: &dyn Storage, at: &str) {
+    let found = catalog::find(storage, &path(at)).unwrap();
+    let verified = tch_checkpoint::verify::verify(&found, &mut |_| {}).unwrap();
+    assert_eq!(verified.damage, [], "{at}");
+    assert_eq!(verified.foreign, [""; 0], "{at}");
+}
