@@ -157,8 +157,9 @@ mod tests {
     fn many_pieces_are_checked_within_the_step_limit() {
         let rows: Vec<_> = (0..20_000).map(|i| slice(&[i, 0], &[1, 7])).collect();
         assert_eq!(check(&[20_000, 7], &rows), Ok(()));
-        let grid: Vec<_> =
-            (0..100).flat_map(|i| (0..100).map(move |j| slice(&[i, 2 * j, 0], &[1, 2, 3]))).collect();
+        let grid: Vec<_> = (0..100)
+            .flat_map(|i| (0..100).map(move |j| slice(&[i, 2 * j, 0], &[1, 2, 3])))
+            .collect();
         assert_eq!(check(&[100, 200, 3], &grid), Ok(()));
         assert!(check(&[100, 200, 3], &grid[1..]).is_err());
     }

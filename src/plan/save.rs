@@ -191,8 +191,7 @@ fn rank_plan(
         PlannedFile { name, component: component.clone(), pieces }
     };
     let files: Vec<_> = files.into_iter().map(planned_file).collect();
-    let sums_file =
-        (!files.is_empty()).then(|| layout::sums_file(rank, world_size, &save_id));
+    let sums_file = (!files.is_empty()).then(|| layout::sums_file(rank, world_size, &save_id));
     SavePlan { save_id, files, sums_file }
 }
 

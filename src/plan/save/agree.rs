@@ -88,10 +88,7 @@ fn check_tensors<'a>(ranked: &[Ranked<'a>]) -> Result<Declared<'a>> {
 }
 
 /// A rank that holds a tensor must know its second names; other ranks need not.
-fn check_aliases(
-    ranked: &[Ranked],
-    tensors: &Declared,
-) -> Result<Vec<(TensorName, TensorName)>> {
+fn check_aliases(ranked: &[Ranked], tensors: &Declared) -> Result<Vec<(TensorName, TensorName)>> {
     let mut all: BTreeMap<&TensorName, (Rank, &TensorName)> = BTreeMap::new();
     for &(rank, plan) in ranked {
         for (alias, target) in &plan.aliases {
