@@ -85,21 +85,9 @@ struct Written {
 
 impl Written {
     fn add_rank(&mut self, merged: &MergedPlan, plan: &SavePlan, receipt: Receipt) -> Result<()> {
-        let planned = plan.files.iter().map(|f| Some(f.name.as_str()));
-        let reported = receipt.files.iter().map(|f| Some(f.name.as_str()));
-        // Padded, so that the first file that only one side has is found too.
-        let longest = plan.files.len().max(receipt.files.len());
-        let pad = std::iter::repeat(None);
-        let pairs = planned.chain(pad.clone()).zip(reported.chain(pad)).take(longest);
-        for (planned, reported) in pairs {
-            if planned != reported {
-                let message = format!(
-                    "planned `{}`, written `{}`",
-                    planned.unwrap_or("nothing"),
-                    reported.unwrap_or("nothing")
-                );
-                return Err(refuse(message, planned.or(reported).unwrap_or_default()));
-            }
+        check_names(plan, &receipt)?;
+        for (planned, reported) in plan.files.iter().zip(&receipt.files) {
+            check_file(planned, reported)?;
         }
         check_sums(plan, &receipt)?;
         let sums_file = index(self.sums_files.len())?;
@@ -120,12 +108,8 @@ impl Written {
         sums_file: u32,
     ) -> Result<()> {
         let file = index(self.data_files.len())?;
-        let sizes: Vec<u64> = planned.pieces.iter().map(PlannedPiece::size_bytes).collect();
-        if sizes != reported.piece_bytes {
-            return Err(refuse("the pieces written are not those planned", &reported.name));
-        }
         let mut begin = reported.data_start;
-        for (piece, bytes) in planned.pieces.iter().zip(sizes) {
+        for (piece, bytes) in planned.pieces.iter().zip(&reported.piece_bytes) {
             let record = self.tensors.entry(piece.name.clone()).or_insert_with(|| TensorRecord {
                 name: piece.name.clone(),
                 component: planned.component.clone(),
@@ -133,11 +117,7 @@ impl Written {
                 pieces: Vec::new(),
             });
             record.pieces.push(Piece { file, begin, slice: piece.slice.clone(), first_sum: 0 });
-            begin = begin.saturating_add(bytes);
-        }
-        if begin != reported.len {
-            let message = format!("{} bytes long, planned were {begin}", reported.len);
-            return Err(refuse(message, &reported.name));
+            begin = begin.saturating_add(*bytes);
         }
         self.data_files.push(DataFile {
             name: reported.name,
@@ -153,6 +133,41 @@ impl Written {
         });
         Ok(())
     }
+}
+
+/// Checks that exactly the planned files were written, in that order.
+fn check_names(plan: &SavePlan, receipt: &Receipt) -> Result<()> {
+    let planned = plan.files.iter().map(|f| Some(f.name.as_str()));
+    let reported = receipt.files.iter().map(|f| Some(f.name.as_str()));
+    // Padded, so that the first file that only one side has is found too.
+    let longest = plan.files.len().max(receipt.files.len());
+    let pad = std::iter::repeat(None);
+    let pairs = planned.chain(pad.clone()).zip(reported.chain(pad)).take(longest);
+    for (planned, reported) in pairs {
+        if planned != reported {
+            let message = format!(
+                "planned `{}`, written `{}`",
+                planned.unwrap_or("nothing"),
+                reported.unwrap_or("nothing")
+            );
+            return Err(refuse(message, planned.or(reported).unwrap_or_default()));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that exactly the planned pieces were written, and nothing after them.
+fn check_file(planned: &PlannedFile, reported: &FileReceipt) -> Result<()> {
+    let sizes = planned.pieces.iter().map(PlannedPiece::size_bytes);
+    if !sizes.eq(reported.piece_bytes.iter().copied()) {
+        return Err(refuse("the pieces written are not those planned", &reported.name));
+    }
+    let end = reported.piece_bytes.iter().fold(reported.data_start, |e, b| e.saturating_add(*b));
+    if end != reported.len {
+        let message = format!("{} bytes long, planned were {end}", reported.len);
+        return Err(refuse(message, &reported.name));
+    }
+    Ok(())
 }
 
 /// Checks that the block sums of the files lie one after the other and fill the sums file.

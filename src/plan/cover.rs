@@ -6,9 +6,9 @@ use crate::slice::Slice;
 
 /// How much work one check may do per box. Boxes that form a grid need a handful of steps; other
 /// layouts at most two to the power of the dimensions in which they are split.
-const STEPS_PER_BOX: usize = 256;
+const STEPS_PER_BOX: usize = 64;
 /// Most boxes among which the fault's message looks for a pair that overlaps.
-const PAIR_SEARCH_MAX: usize = 1024;
+const PAIR_SEARCH_MAX: usize = 256;
 
 /// Checks that `boxes` cover a tensor of `shape` exactly. Each must fit the shape. A tensor
 /// without elements is covered by exactly one box.
@@ -111,7 +111,7 @@ fn describe_fault(whole: &Slice, boxes: &[&Slice]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -184,7 +184,7 @@ mod tests {
     }
 
     /// Cuts the boxes again and again: at `place` of `dimension`, the box number `which`.
-    fn cut(shape: [u64; 3], cuts: &[(usize, usize, u64)]) -> Vec<Slice> {
+    pub(crate) fn cut(shape: [u64; 3], cuts: &[(usize, usize, u64)]) -> Vec<Slice> {
         let mut boxes = vec![Slice::full(&shape)];
         for (which, dimension, place) in cuts {
             let index = which % boxes.len();
