@@ -154,6 +154,17 @@ fn every_truncation_and_extension_is_noticed() {
 }
 
 #[test]
+fn a_wrong_length_is_noticed_under_a_right_checksum() {
+    let mut bytes = seal().encode().unwrap();
+    bytes[12] ^= 1;
+    let covered = bytes.len() - 32;
+    let checksum = blake3::hash(&bytes[..covered]);
+    bytes[covered..].copy_from_slice(checksum.as_bytes());
+    let error = Manifest::parse(&bytes).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+}
+
+#[test]
 fn a_newer_version_is_told_from_damage() {
     let newer = parse::envelope(2, b"whatever").unwrap();
     let error = Manifest::parse(&newer).unwrap_err();
@@ -229,7 +240,10 @@ fn bodies_with_bad_files_are_refused() {
         ("listed twice", |b| b.data_files.push(b.data_files[0].clone())),
         ("cannot begin at 0", |b| b.data_files[0].data_start = 0),
         ("cannot begin at 4097", |b| b.data_files[0].data_start = 4097),
-        ("cannot begin at", |b| b.data_files[0].data_start = 25_000 * 4096),
+        ("cannot begin at", |b| {
+            b.data_files[0].data_start = 25_000 * 4096;
+            b.data_files[0].len = 26_000 * 4096;
+        }),
         ("the file at", |b| b.data_files[0].len += 1),
         ("leaves its file", |b| b.data_files[0].len -= 1),
         ("overflow", |b| b.data_files[0].len = u64::MAX),

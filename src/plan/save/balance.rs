@@ -153,6 +153,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn cuts_go_to_the_nearest_row() {
+        let rows = Rows { count: 4, bytes: 10 };
+        assert_eq!([0, 4, 5, 14, 15, 39].map(|offset| rows.nearest(offset)), [0, 0, 1, 1, 2, 4]);
+    }
+
+    #[test]
     fn the_least_loaded_are_filled_first() {
         assert_eq!(level_shares(&[0, 0, 0], 10), [4, 3, 3]);
         assert_eq!(level_shares(&[5, 0, 100], 7), [1, 6, 0]);
