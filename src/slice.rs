@@ -9,9 +9,24 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// A box: per dimension an offset and a length. A scalar's slice has no dimensions.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "SliceParts")]
 pub struct Slice {
     offsets: Vec<u64>,
     lengths: Vec<u64>,
+}
+
+/// A box as decoded, before [`Slice::new`] has seen it.
+#[derive(Deserialize)]
+struct SliceParts {
+    offsets: Vec<u64>,
+    lengths: Vec<u64>,
+}
+
+impl TryFrom<SliceParts> for Slice {
+    type Error = Error;
+    fn try_from(parts: SliceParts) -> Result<Self> {
+        Self::new(parts.offsets, parts.lengths)
+    }
 }
 
 /// One contiguous run of elements shared by two boxes, as offsets into each (row-major).

@@ -120,9 +120,24 @@ impl fmt::Display for Dtype {
 
 /// Dtype and global shape; a value that exists has a byte size that fits `u64`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "SpecParts")]
 pub struct TensorSpec {
     dtype: Dtype,
     shape: Vec<u64>,
+}
+
+/// A spec as decoded, before [`TensorSpec::new`] has seen it.
+#[derive(Deserialize)]
+struct SpecParts {
+    dtype: Dtype,
+    shape: Vec<u64>,
+}
+
+impl TryFrom<SpecParts> for TensorSpec {
+    type Error = Error;
+    fn try_from(parts: SpecParts) -> Result<Self> {
+        Self::new(parts.dtype, parts.shape)
+    }
 }
 
 impl TensorSpec {

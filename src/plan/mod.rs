@@ -1,6 +1,7 @@
 //! Plans as data. [`save`] decides which rank writes what, [`load`] which bytes a rank reads.
 //! Both are pure: same input, same plan, no I/O.
 
+pub(crate) mod cover;
 pub mod load;
 pub mod save;
 

@@ -1,1 +1,199 @@
-//! …
+//! Which rank writes what: [`local_plan`] on every rank, [`merge_plans`] on the coordinator.
+
+mod agree;
+mod balance;
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::layout::{self, SaveId};
+use crate::plan::cover::check_cover;
+use crate::plan::{LocalPlan, PlannedFile, PlannedPiece, SavePlan, SaveTarget, WriteItem};
+use crate::rank::{Rank, WorldSize};
+use crate::state::{StateDict, Values};
+use crate::tensor::{Component, TensorName};
+
+/// How many declared boxes an error about coverage lists.
+const LISTED_MAX: usize = 4;
+
+/// What the coordinator decided: the plan of every rank, and what the manifest will say besides.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MergedPlan {
+    /// Identity of the attempt.
+    pub save_id: SaveId,
+    /// What all ranks agreed to save.
+    pub target: SaveTarget,
+    /// One plan per rank, in rank order; never empty.
+    pub plans: Vec<SavePlan>,
+    /// Second names of tensors, by name, with the name under which the tensor is stored.
+    pub aliases: Vec<(TensorName, TensorName)>,
+    /// Values of the job.
+    pub values: Values,
+    /// Values of each rank, in rank order.
+    pub rank_values: Vec<Values>,
+}
+
+/// A box as declared, with every rank that holds it.
+struct DeclaredBox<'a> {
+    item: &'a WriteItem,
+    ranks: Vec<Rank>,
+}
+
+impl DeclaredBox<'_> {
+    fn size_bytes(&self) -> u64 {
+        self.item.slice.elements() * self.item.spec.dtype().size_bytes()
+    }
+}
+
+/// What this rank could write. Empty boxes of tensors that have elements are left out.
+#[must_use]
+pub fn local_plan(target: SaveTarget, state: &StateDict) -> LocalPlan {
+    let items = state.tensors().flat_map(|(name, boxes)| {
+        let held = boxes.iter().filter(|b| b.slice.elements() > 0 || b.spec.elements() == 0);
+        held.map(|b| WriteItem {
+            name: name.clone(),
+            component: b.component.clone(),
+            spec: b.spec.clone(),
+            slice: b.slice.clone(),
+        })
+    });
+    LocalPlan {
+        target,
+        items: items.collect(),
+        aliases: state.aliases().iter().map(|(a, t)| (a.clone(), t.clone())).collect(),
+        values: state.values.clone(),
+        rank_values: state.rank_values.clone(),
+    }
+}
+
+/// Decides what each rank writes, so that every byte is written exactly once and replicated
+/// boxes are shared among the ranks that hold them, by bytes. Same plans, same answer.
+///
+/// # Errors
+/// [`ErrorKind::Disagreement`] if ranks differ where they must not, naming two of them and what
+/// differs. [`ErrorKind::InvalidInput`] if the boxes of a tensor leave a gap or overlap without
+/// being equal, or if there are no plans.
+pub fn merge_plans(save_id: SaveId, plans: &[LocalPlan]) -> Result<MergedPlan> {
+    let invalid = |message: &str| Error::new(ErrorKind::InvalidInput, message);
+    let [first, ..] = plans else { return Err(invalid("no rank has sent a plan")) };
+    let world_size = u32::try_from(plans.len()).map_err(|_| invalid("too many ranks"))?;
+    let world_size = WorldSize::new(world_size)?;
+    let aliases = agree::check_agreement(plans)?;
+    let boxes = declared_boxes(plans, world_size)?;
+    check_size(&boxes)?;
+    let shares = balance::share_out(&boxes, world_size)?;
+    let ranks = world_size.ranks().zip(shares);
+    let plan = |(rank, parts)| rank_plan(save_id, rank, world_size, &boxes, parts);
+    Ok(MergedPlan {
+        save_id,
+        target: first.target.clone(),
+        plans: ranks.map(plan).collect(),
+        aliases,
+        values: first.values.clone(),
+        rank_values: plans.iter().map(|p| p.rank_values.clone()).collect(),
+    })
+}
+
+/// All distinct boxes, by component, tensor name and place; each tensor covered exactly.
+fn declared_boxes(plans: &[LocalPlan], world_size: WorldSize) -> Result<Vec<DeclaredBox<'_>>> {
+    let held = world_size.ranks().zip(plans);
+    let mut items: Vec<(&WriteItem, Rank)> =
+        held.flat_map(|(rank, plan)| plan.items.iter().map(move |item| (item, rank))).collect();
+    items.sort_unstable_by(|(a, rank_a), (b, rank_b)| {
+        let by_name = (&a.component, &a.name).cmp(&(&b.component, &b.name));
+        by_name.then_with(|| a.slice.cmp(&b.slice)).then(rank_a.cmp(rank_b))
+    });
+    let mut boxes = Vec::new();
+    for tensor in items.chunk_by(|(a, _), (b, _)| a.name == b.name) {
+        boxes.extend(boxes_of_tensor(tensor)?);
+    }
+    Ok(boxes)
+}
+
+/// The distinct boxes of one tensor, whose items are sorted by box and rank.
+fn boxes_of_tensor<'a>(items: &[(&'a WriteItem, Rank)]) -> Result<Vec<DeclaredBox<'a>>> {
+    let mut boxes = Vec::new();
+    for group in items.chunk_by(|(a, _), (b, _)| a.slice == b.slice) {
+        let mut ranks: Vec<Rank> = group.iter().map(|(_, rank)| *rank).collect();
+        ranks.dedup();
+        boxes.extend(group.first().map(|(item, _)| DeclaredBox { item, ranks }));
+    }
+    let Some((item, _)) = items.first() else { return Ok(boxes) };
+    if item.spec.elements() == 0 {
+        // All boxes are equally empty; the largest is the whole tensor, if anybody has it.
+        boxes.sort_by(|a, b| b.item.slice.lengths().cmp(a.item.slice.lengths()));
+        boxes.truncate(1);
+    } else {
+        boxes.retain(|b| b.item.slice.elements() > 0);
+    }
+    let slices: Vec<_> = boxes.iter().map(|b| &b.item.slice).collect();
+    check_cover(item.spec.shape(), &slices).map_err(|fault| cover_error(item, &boxes, &fault))?;
+    Ok(boxes)
+}
+
+fn cover_error(item: &WriteItem, boxes: &[DeclaredBox], fault: &str) -> Error {
+    let mut holders: Vec<String> = boxes
+        .iter()
+        .take(LISTED_MAX)
+        .flat_map(|b| b.ranks.first().map(|rank| format!("rank {rank} holds {}", b.item.slice)))
+        .collect();
+    if boxes.len() > LISTED_MAX {
+        holders.push(format!("and {} more", boxes.len() - LISTED_MAX));
+    }
+    let message = format!("{}: {fault} ({})", item.spec, holders.join(", "));
+    Error::new(ErrorKind::InvalidInput, message)
+        .with_tensor(item.name.as_str())
+        .with_help("the slices that all ranks add must cover each tensor without overlap")
+}
+
+/// Keeps every later sum of bytes within range.
+fn check_size(boxes: &[DeclaredBox]) -> Result<()> {
+    let sizes = boxes.iter().map(DeclaredBox::size_bytes);
+    let total = sizes.map(u128::from).sum::<u128>();
+    if total > i64::MAX as u128 {
+        let message = format!("the state has {total} bytes, more than any storage can hold");
+        return Err(Error::new(ErrorKind::InvalidInput, message));
+    }
+    Ok(())
+}
+
+fn rank_plan(
+    save_id: SaveId,
+    rank: Rank,
+    world_size: WorldSize,
+    boxes: &[DeclaredBox],
+    parts: Vec<balance::Part>,
+) -> SavePlan {
+    let mut files: BTreeMap<(&Component, u32), Vec<PlannedPiece>> = BTreeMap::new();
+    let mut previous: Option<(&TensorName, u32)> = None;
+    for part in parts {
+        let Some(DeclaredBox { item, .. }) = boxes.get(part.declared) else { continue };
+        // A name occurs once in a safetensors file, so further boxes go to further files.
+        let nth = match previous {
+            Some((name, nth)) if *name == item.name => nth + 1,
+            _ => 0,
+        };
+        previous = Some((&item.name, nth));
+        files.entry((&item.component, nth)).or_default().push(PlannedPiece {
+            name: item.name.clone(),
+            spec: item.spec.clone(),
+            held: item.slice.clone(),
+            slice: part.slice,
+        });
+    }
+    let planned_file = |((component, nth), mut pieces): ((&Component, u32), Vec<PlannedPiece>)| {
+        pieces.sort_by(|a, b| {
+            let size = |p: &PlannedPiece| Reverse(p.spec.dtype().size_bytes());
+            size(a).cmp(&size(b)).then_with(|| a.name.cmp(&b.name))
+        });
+        let name = layout::data_file(component, rank, world_size, nth, &save_id);
+        PlannedFile { name, component: component.clone(), pieces }
+    };
+    let files: Vec<_> = files.into_iter().map(planned_file).collect();
+    let sums_file = (!files.is_empty()).then(|| layout::sums_file(rank, world_size, &save_id));
+    SavePlan { save_id, files, sums_file }
+}
+
+#[cfg(test)]
+mod tests;

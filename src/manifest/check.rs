@@ -1,0 +1,202 @@
+//! The rules of a manifest. Everything that later code relies on is checked here, once.
+
+use std::collections::HashSet;
+
+use super::{
+    BodyV1, DATA_ALIGNMENT, DataFile, HEADER_BYTES_MAX, Manifest, OtherFile, SUM_BYTES,
+    TensorRecord, sums_of,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::layout::{self, DataFileName};
+use crate::plan::cover::check_cover;
+use crate::rank::WorldSize;
+use crate::tensor::TensorName;
+
+/// Longest version string, in bytes.
+const VERSION_BYTES_MAX: usize = 256;
+
+/// Per data file its pieces in file order, as indices of tensor and piece.
+type FilePieces = Vec<Vec<(usize, usize)>>;
+
+fn corrupt(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Corrupt, message)
+}
+
+fn require(rule: bool, fault: impl FnOnce() -> Error) -> Result<()> {
+    if rule { Ok(()) } else { Err(fault()) }
+}
+
+impl Manifest {
+    /// Checks every rule and derives what is not stored.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`].
+    pub(super) fn from_body(mut body: BodyV1) -> Result<Self> {
+        let world_size = check_world(&body)?;
+        let total_bytes = check_files(&body)?;
+        check_tensors(&body)?;
+        check_aliases(&body)?;
+        let file_pieces = pieces_by_file(&body)?;
+        for (index, pieces) in file_pieces.iter().enumerate() {
+            fill_file(&mut body, index, pieces)?;
+        }
+        Ok(Self { body, world_size, file_pieces, total_bytes })
+    }
+}
+
+fn check_world(body: &BodyV1) -> Result<WorldSize> {
+    let world_size =
+        WorldSize::new(body.world_size).map_err(|e| e.with_kind(ErrorKind::Corrupt))?;
+    require(world_size.len() == body.rank_values.len(), || {
+        corrupt(format!("{} sets of rank values for {world_size} ranks", body.rank_values.len()))
+    })?;
+    for version in [&body.library_version, &body.libtorch_version] {
+        require(version.len() <= VERSION_BYTES_MAX, || corrupt("a version is over 256 bytes"))?;
+    }
+    Ok(world_size)
+}
+
+/// Checks names and lengths of all files, and gives the sum of their lengths.
+fn check_files(body: &BodyV1) -> Result<u64> {
+    for file in &body.data_files {
+        check_data_file(file, body.sums_files.len())?;
+    }
+    for file in &body.sums_files {
+        let known =
+            layout::is_file_name(&file.name) && layout::parse_sums_file(&file.name).is_some();
+        require(known, || corrupt("not the name of a sums file").with_path(&file.name))?;
+        require(file.len.is_multiple_of(SUM_BYTES), || {
+            corrupt("its length is no multiple of 16").with_path(&file.name)
+        })?;
+    }
+    for file in &body.other_files {
+        require(layout::is_other_file_name(&file.name), || {
+            corrupt("a file name that is not allowed").with_path(&file.name)
+        })?;
+    }
+    let others = || body.sums_files.iter().chain(&body.other_files);
+    let names = body.data_files.iter().map(|f| &f.name).chain(others().map(|f| &f.name));
+    let mut seen = HashSet::new();
+    for name in names {
+        require(seen.insert(name), || corrupt("a file is listed twice").with_path(name))?;
+    }
+    let mut lens = body.data_files.iter().map(|f| f.len).chain(others().map(|f: &OtherFile| f.len));
+    let total = lens.try_fold(0u64, u64::checked_add).filter(|t| i64::try_from(*t).is_ok());
+    total.ok_or_else(|| corrupt("the lengths of the files overflow"))
+}
+
+fn check_data_file(file: &DataFile, sums_files: usize) -> Result<()> {
+    let fault = |message: &str| corrupt(message).with_path(&file.name);
+    let named = layout::is_file_name(&file.name).then(|| DataFileName::parse(&file.name)).flatten();
+    let named = named.ok_or_else(|| fault("not the name of a data file"))?;
+    require(named.component == file.component && named.save_id == file.save_id, || {
+        fault("its name states another component or save id")
+    })?;
+    let start = file.data_start;
+    let aligned = start > 0 && start.is_multiple_of(DATA_ALIGNMENT);
+    require(aligned && start <= HEADER_BYTES_MAX + 8 && start <= file.len, || {
+        fault(&format!("its data cannot begin at {start}"))
+    })?;
+    require((file.sums_file as usize) < sums_files, || fault("its sums file is not listed"))
+}
+
+fn check_tensors(body: &BodyV1) -> Result<()> {
+    require(body.tensors.is_sorted_by(|a, b| a.name < b.name), || {
+        corrupt("tensor names are not unique and in order")
+    })?;
+    for tensor in &body.tensors {
+        check_tensor(tensor, &body.data_files).map_err(|e| e.with_tensor(tensor.name.as_str()))?;
+    }
+    Ok(())
+}
+
+fn check_tensor(tensor: &TensorRecord, files: &[DataFile]) -> Result<()> {
+    let shape = tensor.spec.shape();
+    for piece in &tensor.pieces {
+        require(piece.slice.fits(shape), || {
+            corrupt(format!("slice {} is not inside {}", piece.slice, tensor.spec))
+        })?;
+        let file = files.get(piece.file as usize);
+        let file = file.ok_or_else(|| corrupt("it is in a file that is not listed"))?;
+        require(file.component == tensor.component, || {
+            corrupt(format!("component {} in a file of another", tensor.component))
+                .with_path(&file.name)
+        })?;
+        let end = piece.begin.checked_add(tensor.piece_bytes(piece));
+        require(piece.begin >= file.data_start && end.is_some_and(|end| end <= file.len), || {
+            corrupt("a piece leaves its file").with_path(&file.name).with_offset(piece.begin)
+        })?;
+    }
+    require(tensor.pieces.is_sorted_by(|a, b| a.slice < b.slice), || {
+        corrupt("its pieces are not unique and in order")
+    })?;
+    let slices: Vec<_> = tensor.pieces.iter().map(|p| &p.slice).collect();
+    check_cover(shape, &slices).map_err(corrupt)
+}
+
+fn check_aliases(body: &BodyV1) -> Result<()> {
+    require(body.aliases.is_sorted_by(|a, b| a.0 < b.0), || {
+        corrupt("aliases are not unique and in order")
+    })?;
+    let is_tensor = |name: &TensorName| body.tensors.binary_search_by(|t| t.name.cmp(name)).is_ok();
+    for (alias, target) in &body.aliases {
+        require(!is_tensor(alias) && is_tensor(target), || {
+            corrupt(format!("not an alias of tensor `{target}`")).with_tensor(alias.as_str())
+        })?;
+    }
+    Ok(())
+}
+
+/// The pieces of each file in file order. Indices of files have been checked.
+fn pieces_by_file(body: &BodyV1) -> Result<FilePieces> {
+    let mut by_file: FilePieces = vec![Vec::new(); body.data_files.len()];
+    for (index, tensor) in body.tensors.iter().enumerate() {
+        for (place, piece) in tensor.pieces.iter().enumerate() {
+            let Some(pieces) = by_file.get_mut(piece.file as usize) else { continue };
+            // A name occurs once in a safetensors file. Tensors come in order here.
+            require(pieces.last().is_none_or(|(last, _)| *last != index), || {
+                corrupt("two of its pieces are in one file").with_tensor(tensor.name.as_str())
+            })?;
+            pieces.push((index, place));
+        }
+    }
+    for pieces in &mut by_file {
+        pieces.sort_by_key(|&(tensor, place)| {
+            let tensor = &body.tensors[tensor];
+            let piece = &tensor.pieces[place];
+            (piece.begin, tensor.piece_bytes(piece))
+        });
+    }
+    Ok(by_file)
+}
+
+/// Checks that `pieces` fill the data of the file without gap or overlap, and counts block sums.
+fn fill_file(body: &mut BodyV1, index: usize, pieces: &[(usize, usize)]) -> Result<()> {
+    let file = &mut body.data_files[index];
+    let fault = |message: &str, name: &str| corrupt(message).with_path(name);
+    require(!pieces.is_empty(), || fault("a data file holds no piece", &file.name))?;
+    let (mut end, mut sums) = (file.data_start, 0);
+    for &(tensor, place) in pieces {
+        let tensor = &mut body.tensors[tensor];
+        let bytes = tensor.piece_bytes(&tensor.pieces[place]);
+        let piece = &mut tensor.pieces[place];
+        require(piece.begin == end, || {
+            fault("a gap or an overlap between pieces", &file.name)
+                .with_tensor(tensor.name.as_str())
+                .with_offset(piece.begin)
+        })?;
+        piece.first_sum = sums;
+        sums += sums_of(bytes);
+        end += bytes;
+    }
+    require(end == file.len, || {
+        fault(&format!("its pieces end at {end}, the file at {}", file.len), &file.name)
+    })?;
+    file.sums_count = sums;
+    let sums_end = sums.checked_mul(SUM_BYTES).and_then(|len| file.sums_begin.checked_add(len));
+    let sums_len = body.sums_files.get(file.sums_file as usize).map_or(0, |f| f.len);
+    let within = sums_end.is_some_and(|end| end <= sums_len);
+    require(within && file.sums_begin.is_multiple_of(SUM_BYTES), || {
+        fault("its block sums leave their file", &file.name).with_offset(file.sums_begin)
+    })
+}

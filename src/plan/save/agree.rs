@@ -1,0 +1,136 @@
+//! What all ranks must say alike before anything is written.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::{LocalPlan, SaveTarget, WriteItem};
+use crate::rank::Rank;
+use crate::tensor::TensorName;
+
+type Ranked<'a> = (Rank, &'a LocalPlan);
+
+/// Checks that the ranks agree, and gives their aliases, by name.
+///
+/// # Errors
+/// [`ErrorKind::Disagreement`], or [`ErrorKind::InvalidInput`] for a box outside its tensor or an
+/// alias of nothing.
+pub(super) fn check_agreement(plans: &[LocalPlan]) -> Result<Vec<(TensorName, TensorName)>> {
+    let ranked: Vec<Ranked> = (0..).map(Rank::new).zip(plans).collect();
+    if let Some((first, others)) = ranked.split_first() {
+        for other in others {
+            check_target(*first, *other)?;
+            check_values(*first, *other)?;
+        }
+    }
+    let tensors = check_tensors(&ranked)?;
+    check_aliases(&ranked, &tensors)
+}
+
+/// "`what` differs: rank 0 has A, rank 3 has B".
+fn differs(what: &str, a: (Rank, impl fmt::Display), b: (Rank, impl fmt::Display)) -> Error {
+    let message = format!("{what} differs: rank {} has {}, rank {} has {}", a.0, a.1, b.0, b.1);
+    Error::new(ErrorKind::Disagreement, message)
+        .with_help("nothing was written; every rank must save the same state at the same step")
+}
+
+fn check_target(a: Ranked, b: Ranked) -> Result<()> {
+    type Field = (&'static str, fn(&SaveTarget) -> String);
+    const FIELDS: [Field; 5] = [
+        ("the directory", |t| format!("`{}`", t.directory)),
+        ("the name of the checkpoint", |t| format!("`{}`", t.name)),
+        ("the step", |t| t.step.to_string()),
+        ("the epoch", |t| t.epoch.to_string()),
+        ("`overwrite`", |t| t.overwrite.to_string()),
+    ];
+    if a.1.target == b.1.target {
+        return Ok(());
+    }
+    let sides = FIELDS.map(|(what, get)| (what, get(&a.1.target), get(&b.1.target)));
+    match sides.into_iter().find(|(_, x, y)| x != y) {
+        Some((what, x, y)) => Err(differs(what, (a.0, x), (b.0, y))),
+        None => Ok(()),
+    }
+}
+
+fn check_values(a: Ranked, b: Ranked) -> Result<()> {
+    let Some(name) = a.1.values.first_difference(&b.1.values) else { return Ok(()) };
+    // What the value holds is left out: it may be long, or a secret.
+    let side = |plan: &LocalPlan, held| plan.values.find(name).map_or("none", |_| held);
+    let sides = ((a.0, side(a.1, "one")), (b.0, side(b.1, "another")));
+    Err(differs(&format!("value `{name}`"), sides.0, sides.1))
+}
+
+type Declared<'a> = HashMap<&'a TensorName, (Rank, &'a WriteItem)>;
+
+fn check_tensors<'a>(ranked: &[Ranked<'a>]) -> Result<Declared<'a>> {
+    let mut tensors = Declared::new();
+    for &(rank, plan) in ranked {
+        for item in &plan.items {
+            let tensor = |e: Error| e.with_tensor(item.name.as_str());
+            if !item.slice.fits(item.spec.shape()) {
+                let message = format!("slice {} is not inside {}", item.slice, item.spec);
+                let error = Error::new(ErrorKind::InvalidInput, message);
+                return Err(tensor(error.at_rank(rank)));
+            }
+            let (first_rank, first) = *tensors.entry(&item.name).or_insert((rank, item));
+            if first.spec != item.spec {
+                let sides = ((first_rank, &first.spec), (rank, &item.spec));
+                return Err(tensor(differs("the tensor's dtype or shape", sides.0, sides.1)));
+            }
+            if first.component != item.component {
+                let sides = ((first_rank, &first.component), (rank, &item.component));
+                return Err(tensor(differs("the tensor's component", sides.0, sides.1)));
+            }
+        }
+    }
+    Ok(tensors)
+}
+
+/// A rank that holds a tensor must know its second names; other ranks need not.
+fn check_aliases(ranked: &[Ranked], tensors: &Declared) -> Result<Vec<(TensorName, TensorName)>> {
+    let mut all: BTreeMap<&TensorName, (Rank, &TensorName)> = BTreeMap::new();
+    for &(rank, plan) in ranked {
+        for (alias, target) in &plan.aliases {
+            let (first, known) = *all.entry(alias).or_insert((rank, target));
+            if known != target {
+                let what = format!("the tensor that alias `{alias}` means");
+                return Err(differs(&what, (first, known), (rank, target)));
+            }
+            check_alias(rank, alias, target, tensors)?;
+        }
+    }
+    for &(rank, plan) in ranked {
+        let known: HashSet<&TensorName> = plan.aliases.iter().map(|(alias, _)| alias).collect();
+        if known.len() == all.len() {
+            continue;
+        }
+        let held: HashSet<&TensorName> = plan.items.iter().map(|item| &item.name).collect();
+        let lacks = |alias: &TensorName, target: &TensorName| {
+            held.contains(target) && !known.contains(alias)
+        };
+        if let Some((alias, (first, target))) = all.iter().find(|(a, (_, t))| lacks(a, t)) {
+            let what = format!("alias `{alias}` of `{target}`");
+            return Err(differs(&what, (*first, "it"), (rank, "the tensor without it")));
+        }
+    }
+    Ok(all.into_iter().map(|(alias, (_, target))| (alias.clone(), target.clone())).collect())
+}
+
+fn check_alias(
+    rank: Rank,
+    alias: &TensorName,
+    target: &TensorName,
+    tensors: &Declared,
+) -> Result<()> {
+    if let Some((other, _)) = tensors.get(alias) {
+        let sides = ((*other, "a tensor"), (rank, "an alias"));
+        return Err(differs("what the name means", sides.0, sides.1).with_tensor(alias.as_str()));
+    }
+    if !tensors.contains_key(target) {
+        let message = format!("alias of `{target}`, which no rank saves");
+        let error = Error::new(ErrorKind::InvalidInput, message);
+        return Err(error.with_tensor(alias.as_str()).at_rank(rank));
+    }
+    Ok(())
+}
