@@ -2,49 +2,26 @@
 
 use crate::catalog::zeroed;
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Destination, superseded};
+use crate::load::Destination;
 use crate::manifest::Manifest;
-use crate::plan::load::{LoadPlan, ReadItem};
-use crate::shard::ShardReader;
-use crate::state::{LoadTarget, TensorSink};
+use crate::plan::load::{LoadPlan, ReadItem, WantedBox};
+use crate::shard::{PieceAt, ShardReader};
+use crate::state::TensorSink;
 
-/// Reads everything straight into the destination.
-pub(super) fn read_direct(
-    reader: &ShardReader,
-    manifest: &Manifest,
-    plan: &LoadPlan,
-    destination: &mut dyn Destination,
-) -> Result<()> {
-    let mut targets = destination.targets()?;
-    let mut sinks: Vec<&mut LoadTarget<'_>> = targets.targets_mut().values_mut().flatten().collect();
-    read_all(reader, manifest, plan, &mut |index, offset, bytes| {
-        sinks.get_mut(index).ok_or_else(out_of_plan)?.sink.write_at(offset, bytes)
-    })
+/// What a rank reads, and out of what.
+pub(super) struct Reading<'a> {
+    pub(super) reader: &'a ShardReader,
+    pub(super) manifest: &'a Manifest,
+    pub(super) plan: &'a LoadPlan,
+    pub(super) wanted: &'a [WantedBox],
 }
 
 /// This rank's bytes, verified and on the host: one buffer per wanted box.
 #[derive(Default)]
 pub(super) struct Staged(Vec<Vec<u8>>);
 
-/// Reads everything into host buffers.
-pub(super) fn read_staged(
-    reader: &ShardReader,
-    manifest: &Manifest,
-    plan: &LoadPlan,
-) -> Result<Staged> {
-    let mut staged = Vec::with_capacity(plan.target_bytes.len());
-    for bytes in &plan.target_bytes {
-        staged.push(zeroed(usize::try_from(*bytes).unwrap_or(usize::MAX))?);
-    }
-    read_all(reader, manifest, plan, &mut |index, offset, bytes| {
-        let mut sink = staged.get_mut(index).ok_or_else(out_of_plan)?.as_mut_slice();
-        (&mut sink).write_at(offset, bytes)
-    })?;
-    Ok(Staged(staged))
-}
-
 impl Staged {
-    /// Copies into the destination, freeing each buffer as it goes.
+    /// Copies into the destination.
     pub(super) fn place(self, destination: &mut dyn Destination) -> Result<()> {
         let mut targets = destination.targets()?;
         let sinks = targets.targets_mut().values_mut().flatten();
@@ -55,30 +32,95 @@ impl Staged {
     }
 }
 
-type Put<'a> = dyn FnMut(usize, u64, &[u8]) -> Result<()> + 'a;
-
-/// Every planned read, in file order; `put` gets target, offset in it, and verified bytes.
-fn read_all(
-    reader: &ShardReader,
-    manifest: &Manifest,
-    plan: &LoadPlan,
-    put: &mut Put<'_>,
-) -> Result<()> {
-    for file in &plan.files {
-        for item in &file.reads {
-            read_item(reader, file.file, item, put).map_err(|e| {
-                superseded(e).with_tensor(plan.tensor_name(manifest, item))
-            })?;
+impl Reading<'_> {
+    /// Reads everything straight into the destination.
+    pub(super) fn direct(&self, destination: &mut dyn Destination) -> Result<()> {
+        let mut targets = destination.targets()?;
+        let mut sinks: Vec<&mut dyn TensorSink> = Vec::new();
+        for target in targets.targets_mut().values_mut().flatten() {
+            sinks.push(target.sink.as_mut());
         }
+        self.fill(&mut sinks)
     }
-    Ok(())
+
+    /// Reads everything into host buffers.
+    pub(super) fn staged(&self) -> Result<Staged> {
+        let mut buffers = Vec::with_capacity(self.wanted.len());
+        for wanted in self.wanted {
+            buffers.push(zeroed(usize::try_from(wanted.size_bytes()).unwrap_or(usize::MAX))?);
+        }
+        let mut slices: Vec<&mut [u8]> = buffers.iter_mut().map(Vec::as_mut_slice).collect();
+        let mut sinks: Vec<&mut dyn TensorSink> = Vec::new();
+        for slice in &mut slices {
+            sinks.push(slice);
+        }
+        self.fill(&mut sinks)?;
+        Ok(Staged(buffers))
+    }
+
+    /// Every planned read, in file order, one sink per wanted box.
+    fn fill(&self, sinks: &mut [&mut dyn TensorSink]) -> Result<()> {
+        let mut scratch = Vec::new();
+        for file in &self.plan.reads {
+            let index = usize::try_from(file.file).unwrap_or(usize::MAX);
+            self.reader.verify_header(index)?;
+            for item in &file.reads {
+                let (Some(wanted), Some(sink)) =
+                    (self.wanted.get(item.target), sinks.get_mut(item.target))
+                else {
+                    return Err(changed());
+                };
+                self.read(index, item, wanted, *sink, &mut scratch)
+                    .map_err(|e| e.with_tensor(wanted.name().as_str()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(
+        &self,
+        file: usize,
+        item: &ReadItem,
+        wanted: &WantedBox,
+        sink: &mut dyn TensorSink,
+        scratch: &mut Vec<u8>,
+    ) -> Result<()> {
+        let piece = PieceAt {
+            file,
+            begin: item.piece_begin,
+            bytes: item.piece_bytes,
+            first_sum: item.first_sum,
+        };
+        let mut copies = item.copies(wanted).peekable();
+        let first = copies.peek().copied();
+        // One run that is the whole range: from the file straight into the destination.
+        if let Some(run) = first.filter(|run| run.bytes == item.bytes.end - item.bytes.start) {
+            let range = usize::try_from(run.to).ok().zip(usize::try_from(run.to + run.bytes).ok());
+            let memory = sink.bytes_mut().zip(range);
+            if let Some(out) = memory.and_then(|(bytes, (begin, end))| bytes.get_mut(begin..end)) {
+                return self.reader.read_into(piece, run.from, scratch, out);
+            }
+        }
+        self.reader.read_range(piece, item.bytes.clone(), scratch, &mut |offset, bytes| {
+            let end = offset + bytes.len() as u64;
+            while let Some(run) = copies.peek().copied().filter(|run| run.from < end) {
+                let (from, to) = (run.from.max(offset), (run.from + run.bytes).min(end));
+                let part = bytes.get(to_usize(from, offset)..to_usize(to, offset));
+                sink.write_at(run.to + (from - run.from), part.ok_or_else(changed)?)?;
+                if run.from + run.bytes > end {
+                    break;
+                }
+                copies.next();
+            }
+            Ok(())
+        })
+    }
 }
 
-fn read_item(reader: &ShardReader, file: u32, item: &ReadItem, put: &mut Put<'_>) -> Result<()> {
-    let _ = (reader, file, item, put);
-    todo!()
+fn to_usize(position: u64, start: u64) -> usize {
+    usize::try_from(position.saturating_sub(start)).unwrap_or(usize::MAX)
 }
 
-fn out_of_plan() -> Error {
+fn changed() -> Error {
     Error::new(ErrorKind::Mismatch, "the destination changed its tensors during the load")
 }
