@@ -1,1 +1,63 @@
-//! To come.
+//! libtorch: models, optimizers and random state as parts of a checkpoint.
+//!
+//! Nothing here reads pickle or TorchScript, and nothing changes a dtype or broadcasts a shape.
+
+pub mod convert;
+mod ffi;
+pub mod optim;
+pub mod rng;
+pub mod tensor_io;
+pub mod var_store;
+
+pub use convert::{dtype_of, kind_of, spec_of};
+pub use optim::{Adam, AdamW, Optimizer, OptimizerConfig, RmsProp, Sgd};
+pub use rng::{cpu_rng_state, cuda_rng_state, set_cpu_rng_state, set_cuda_rng_state};
+pub use tensor_io::{TchSink, TchSource};
+pub use var_store::{add_var_store, var_store_targets};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::tensor::TensorName;
+
+/// A failure inside libtorch; `doing` is a gerund phrase ("copying to the device").
+pub(crate) fn torch_error(doing: &str, error: &tch::TchError) -> Error {
+    // The lines after the first are a C++ backtrace.
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    Error::new(ErrorKind::Device, format!("{doing}: {first}"))
+}
+
+/// `prefix.name`, or `name` where the prefix is empty.
+pub(crate) fn join(prefix: &str, name: &str) -> String {
+    if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
+}
+
+fn tensor_name(prefix: &str, name: &str) -> Result<TensorName> {
+    TensorName::new(join(prefix, name))
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use parking_lot::{Mutex, MutexGuard};
+
+    use crate::state::{LoadTargets, StateDict};
+
+    /// Held by every test that draws from libtorch's generator, which the process shares.
+    pub(crate) fn generator() -> MutexGuard<'static, ()> {
+        static GENERATOR: Mutex<()> = Mutex::new(());
+        GENERATOR.lock()
+    }
+
+    /// Copies every tensor of `state` to the target of its name; both must have the same names.
+    pub(crate) fn fill(state: &StateDict, targets: &mut LoadTargets<'_>) {
+        let wanted: Vec<_> = targets.targets().keys().cloned().collect();
+        assert!(state.tensors().map(|(name, _)| name).eq(&wanted), "names differ");
+        for (name, targets) in targets.targets_mut() {
+            let entry = &state.boxes(name.as_str())[0];
+            let target = &mut targets[0];
+            assert_eq!(target.spec, entry.spec, "{name}");
+            let mut bytes = vec![0u8; usize::try_from(entry.spec.size_bytes()).unwrap()];
+            entry.source.read_into(0, &mut bytes).unwrap();
+            target.sink.write_at(0, &bytes).unwrap();
+        }
+    }
+}
