@@ -1,6 +1,29 @@
 //! libtorch: models, optimizers and random state as parts of a checkpoint.
 //!
 //! Nothing here reads pickle or TorchScript, and nothing changes a dtype or broadcasts a shape.
+//!
+//! ```
+//! use tch::{Device, Kind, nn};
+//! use tch_checkpoint::state::{StateDict, Stateful};
+//! use tch_checkpoint::tensor::Component;
+//! use tch_checkpoint::torch::{AdamW, Optimizer, add_var_store};
+//!
+//! let store = nn::VarStore::new(Device::Cpu);
+//! let weight = store.root().zeros("weight", &[3]);
+//! let mut optimizer = Optimizer::new(AdamW { lr: 1e-3, ..AdamW::default() }, &store)?;
+//! (&weight - 1.0).square().sum(Kind::Float).backward();
+//! optimizer.step()?;
+//!
+//! let mut state = StateDict::new();
+//! add_var_store(&mut state, &Component::model(), "", &store)?;
+//! optimizer.save_state("optimizer", &mut state)?;
+//! let names: Vec<&str> = state.tensors().map(|(name, _)| name.as_str()).collect();
+//! assert_eq!(
+//!     names,
+//!     ["optimizer.weight.exp_avg", "optimizer.weight.exp_avg_sq", "optimizer.weight.step", "weight"]
+//! );
+//! # Ok::<(), tch_checkpoint::Error>(())
+//! ```
 
 pub mod convert;
 mod ffi;

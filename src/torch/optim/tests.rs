@@ -210,6 +210,17 @@ fn settings_of_the_checkpoint_win_unless_they_need_other_state() {
 }
 
 #[test]
+fn settings_survive_to_the_last_bit() {
+    for i in 1..2000 {
+        let config =
+            OptimizerConfig::from(Sgd { lr: f64::from(i).sqrt().fract(), ..Sgd::default() });
+        let mut values = crate::state::Values::new();
+        values.set("config", crate::state::Value::json(&config).unwrap());
+        assert_eq!(values.json::<OptimizerConfig>("config").unwrap(), config);
+    }
+}
+
+#[test]
 fn settings_that_cannot_work_are_refused() {
     let bad: [OptimizerConfig; 6] = [
         Sgd { nesterov: true, ..Sgd::default() }.into(),
