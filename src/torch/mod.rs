@@ -1,1 +1,96 @@
-//! To come.
+//! libtorch: models, optimizers and random state as parts of a checkpoint.
+//!
+//! Nothing here reads pickle or TorchScript, and nothing changes a dtype or broadcasts a shape.
+//!
+//! A program that depends on this crate finds libtorch at run time, and keeps CUDA, if its own
+//! `build.rs` says so (link arguments of a library do not reach the programs that use it):
+//! ```no_run
+//! if let Ok(lib) = std::env::var("DEP_TCH_CHECKPOINT_LIBTORCH_LIB") {
+//!     println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
+//!     println!("cargo::rustc-link-arg=-Wl,--no-as-needed");
+//!     println!("cargo::rustc-link-arg=-ltorch");
+//! }
+//! ```
+//! # Example
+//! ```
+//! use tch::{Device, Kind, nn};
+//! use tch_checkpoint::state::{StateDict, Stateful};
+//! use tch_checkpoint::tensor::Component;
+//! use tch_checkpoint::torch::{AdamW, Optimizer, add_var_store};
+//!
+//! let store = nn::VarStore::new(Device::Cpu);
+//! let weight = store.root().zeros("weight", &[3]);
+//! let mut optimizer = Optimizer::new(AdamW { lr: 1e-3, ..AdamW::default() }, &store)?;
+//! (&weight - 1.0).square().sum(Kind::Float).backward();
+//! optimizer.step()?;
+//!
+//! let mut state = StateDict::new();
+//! add_var_store(&mut state, &Component::model(), "", &store)?;
+//! optimizer.save_state("optimizer", &mut state)?;
+//! let names: Vec<&str> = state.tensors().map(|(name, _)| name.as_str()).collect();
+//! assert_eq!(
+//!     names,
+//!     ["optimizer.weight.exp_avg", "optimizer.weight.exp_avg_sq", "optimizer.weight.step", "weight"]
+//! );
+//! # Ok::<(), tch_checkpoint::Error>(())
+//! ```
+
+pub mod convert;
+mod ffi;
+pub mod optim;
+pub mod rng;
+pub mod tensor_io;
+pub mod var_store;
+
+pub use convert::{dtype_of, kind_of, spec_of};
+pub use optim::{Adam, AdamW, Optimizer, OptimizerConfig, RmsProp, Sgd};
+pub use rng::{cpu_rng_state, cuda_rng_state, set_cpu_rng_state, set_cuda_rng_state};
+pub use tensor_io::{TchSink, TchSource};
+pub use var_store::{add_var_store, var_store_targets};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::tensor::TensorName;
+
+/// A failure inside libtorch; `doing` is a gerund phrase ("copying to the device").
+pub(crate) fn torch_error(doing: &str, error: &tch::TchError) -> Error {
+    // The lines after the first are a C++ backtrace.
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    Error::new(ErrorKind::Device, format!("{doing}: {first}"))
+}
+
+/// `prefix.name`, or `name` where the prefix is empty.
+pub(crate) fn join(prefix: &str, name: &str) -> String {
+    if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
+}
+
+fn tensor_name(prefix: &str, name: &str) -> Result<TensorName> {
+    TensorName::new(join(prefix, name))
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use parking_lot::{Mutex, MutexGuard};
+
+    use crate::state::{LoadTargets, StateDict};
+
+    /// Held by every test that draws from libtorch's generator, which the process shares.
+    pub(crate) fn generator() -> MutexGuard<'static, ()> {
+        static GENERATOR: Mutex<()> = Mutex::new(());
+        GENERATOR.lock()
+    }
+
+    /// Copies every tensor of `state` to the target of its name; both must have the same names.
+    pub(crate) fn fill(state: &StateDict, targets: &mut LoadTargets<'_>) {
+        let wanted: Vec<_> = targets.targets().keys().cloned().collect();
+        assert!(state.tensors().map(|(name, _)| name).eq(&wanted), "names differ");
+        for (name, targets) in targets.targets_mut() {
+            let entry = &state.boxes(name.as_str())[0];
+            let target = &mut targets[0];
+            assert_eq!(target.spec, entry.spec, "{name}");
+            let mut bytes = vec![0u8; usize::try_from(entry.spec.size_bytes()).unwrap()];
+            entry.source.read_into(0, &mut bytes).unwrap();
+            target.sink.write_at(0, &bytes).unwrap();
+        }
+    }
+}

@@ -1,0 +1,144 @@
+// What checkpointing needs of libtorch's public C++ API and torch-sys does not expose.
+//
+// Contract of every function: no exception leaves it; 0 is success; otherwise `message` (of
+// `message_size` bytes) holds text that ends with a zero byte. Tensors are torch-sys' pointers.
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <mutex>
+
+namespace {
+
+void report(const char* text, char* message, size_t message_size) noexcept {
+  if (message == nullptr || message_size == 0) return;
+  std::strncpy(message, text, message_size - 1);
+  message[message_size - 1] = '\0';
+}
+
+template <typename Body>
+int guarded(char* message, size_t message_size, Body&& body) noexcept {
+  try {
+    body();
+    return 0;
+  } catch (const c10::Error& error) {
+    report(error.what_without_backtrace(), message, message_size);
+  } catch (const std::exception& error) {
+    report(error.what(), message, message_size);
+  } catch (...) {
+    report("an exception of an unknown type", message, message_size);
+  }
+  return 1;
+}
+
+bool is_sparse_layout(c10::Layout layout) {
+  return layout == c10::kSparse || layout == c10::kSparseCsr || layout == c10::kSparseCsc ||
+         layout == c10::kSparseBsr || layout == c10::kSparseBsc;
+}
+
+at::Generator generator_of(int cuda_index) {
+  if (cuda_index < 0) return at::detail::getDefaultCPUGenerator();
+  auto device = c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(cuda_index));
+  return at::globalContext().defaultGenerator(device);
+}
+
+}  // namespace
+
+extern "C" {
+
+enum Form : int32_t {
+  DENSE = 0,
+  UNDEFINED = 1,
+  SPARSE = 2,
+  QUANTISED = 3,
+  OPAQUE = 4,  // no plain storage: mkldnn, meta, nested
+  LAZY = 5,    // dense, but its bytes are still to be conjugated or negated
+};
+
+struct tch_checkpoint_description {
+  int32_t form;
+  // Equal for two handles of one variable, even when it is empty or was moved to a device.
+  uint64_t identity;
+};
+
+int tch_checkpoint_describe(const at::Tensor* tensor, tch_checkpoint_description* out,
+                            char* message, size_t message_size) noexcept {
+  return guarded(message, message_size, [&] {
+    out->identity = reinterpret_cast<uintptr_t>(tensor->unsafeGetTensorImpl());
+    if (!tensor->defined()) {
+      out->form = UNDEFINED;
+    } else if (is_sparse_layout(tensor->layout())) {
+      out->form = SPARSE;
+    } else if (tensor->is_quantized()) {
+      out->form = QUANTISED;
+    } else if (tensor->layout() != c10::kStrided || tensor->is_nested() || tensor->is_meta() ||
+               !tensor->has_storage()) {
+      out->form = OPAQUE;
+    } else {
+      out->form = tensor->is_conj() || tensor->is_neg() ? LAZY : DENSE;
+    }
+  });
+}
+
+// self += alpha * other
+int tch_checkpoint_add(at::Tensor* self, const at::Tensor* other, double alpha, char* message,
+                       size_t message_size) noexcept {
+  return guarded(message, message_size, [&] {
+    at::NoGradGuard no_grad;
+    self->add_(*other, alpha);
+  });
+}
+
+// self += value * a * b
+int tch_checkpoint_addcmul(at::Tensor* self, const at::Tensor* a, const at::Tensor* b,
+                           double value, char* message, size_t message_size) noexcept {
+  return guarded(message, message_size, [&] {
+    at::NoGradGuard no_grad;
+    self->addcmul_(*a, *b, value);
+  });
+}
+
+// self += value * a / b
+int tch_checkpoint_addcdiv(at::Tensor* self, const at::Tensor* a, const at::Tensor* b,
+                           double value, char* message, size_t message_size) noexcept {
+  return guarded(message, message_size, [&] {
+    at::NoGradGuard no_grad;
+    self->addcdiv_(*a, *b, value);
+  });
+}
+
+int tch_checkpoint_clear_grad(at::Tensor* tensor, char* message, size_t message_size) noexcept {
+  return guarded(message, message_size, [&] { tensor->mutable_grad().reset(); });
+}
+
+// The state of the default generator of the CPU (`cuda_index` < 0) or of a CUDA device. `length`
+// receives its size; it is copied only if it fits `capacity`.
+int tch_checkpoint_get_rng(int cuda_index, uint8_t* out, size_t capacity, size_t* length,
+                           char* message, size_t message_size) noexcept {
+  return guarded(message, message_size, [&] {
+    auto generator = generator_of(cuda_index);
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    auto state = generator.get_state().contiguous();
+    *length = state.nbytes();
+    if (*length <= capacity) std::memcpy(out, state.const_data_ptr(), *length);
+  });
+}
+
+int tch_checkpoint_set_rng(int cuda_index, const uint8_t* bytes, size_t length, char* message,
+                           size_t message_size) noexcept {
+  return guarded(message, message_size, [&] {
+    auto state = at::empty({static_cast<int64_t>(length)}, at::TensorOptions().dtype(at::kByte));
+    std::memcpy(state.mutable_data_ptr(), bytes, length);
+    auto generator = generator_of(cuda_index);
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    generator.set_state(state);
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,283 @@
+//! Tensors as [`TensorSource`] and [`TensorSink`]: contiguous host memory without a copy, anything
+//! else through bounded copies. Bytes go through unchanged, whatever the dtype.
+
+use std::slice;
+
+use tch::{Device, Kind, Tensor};
+
+use super::convert::spec_of;
+use super::ffi::{self, Form};
+use super::torch_error;
+use crate::error::{Error, ErrorKind, Result};
+use crate::state::{TensorSink, TensorSource};
+use crate::tensor::TensorSpec;
+
+#[cfg(test)]
+mod tests;
+
+/// Most elements gathered or scattered at once: bounds the index tensor to 2 MiB.
+const GATHER_ELEMENTS_MAX: i64 = 1 << 18;
+
+/// A tensor to save. Holds the storage, so the variable may be dropped or moved to another
+/// device meanwhile; its values must not change until they are staged.
+#[derive(Debug)]
+pub struct TchSource(Region);
+
+// SAFETY: `Tensor` is not `Sync` because handles allow mutation. This handle is a detached one
+// that nobody else holds, and `TensorSource` only reads through it, which libtorch allows from
+// several threads at once.
+#[allow(unsafe_code)]
+unsafe impl Sync for TchSource {}
+
+impl TchSource {
+    /// # Errors
+    /// As [`spec_of`].
+    pub fn new(tensor: &Tensor) -> Result<Self> {
+        let resolved = match ffi::describe(tensor)?.form {
+            Form::Lazy => tensor.f_resolve_conj().and_then(|t| t.f_resolve_neg()),
+            _ => Ok(tensor.shallow_clone()),
+        };
+        let resolved = resolved.map_err(|e| torch_error("resolving a lazy view", &e))?;
+        Region::new(&resolved).map(Self)
+    }
+
+    /// Dtype and shape.
+    #[must_use]
+    pub fn spec(&self) -> &TensorSpec {
+        &self.0.spec
+    }
+}
+
+impl TensorSource for TchSource {
+    fn bytes(&self) -> Option<&[u8]> {
+        let (pointer, length) = self.0.host_memory()?;
+        // SAFETY: `Region` keeps the storage alive, and the region spans exactly `length` bytes;
+        // that nobody writes meanwhile is the contract of this type.
+        #[allow(unsafe_code)]
+        Some(unsafe { slice::from_raw_parts(pointer, length) })
+    }
+
+    fn read_into(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.0.check(offset, out.len())?;
+        match self.bytes() {
+            Some(bytes) => bytes.read_into(offset, out),
+            None => self.0.read(to_i64(offset), out),
+        }
+    }
+}
+
+/// A tensor to fill, in place and without autograd. Every write goes through to the tensor at
+/// once. While a load runs, nobody else may use the tensor.
+#[derive(Debug)]
+pub struct TchSink(Region);
+
+impl TchSink {
+    /// # Errors
+    /// As [`spec_of`]; also [`ErrorKind::Unsupported`] for a tensor in which several elements
+    /// share memory (expanded), or a lazily conjugated one.
+    pub fn new(tensor: &Tensor) -> Result<Self> {
+        let overlaps = |(size, stride): (i64, i64)| size > 1 && stride == 0;
+        let spec = spec_of(tensor)?;
+        let lazy = ffi::describe(tensor)?.form == Form::Lazy;
+        if lazy || tensor.size().into_iter().zip(tensor.stride()).any(overlaps) {
+            let message = format!("{spec}: an expanded or lazily conjugated view cannot be filled");
+            return Err(Error::new(ErrorKind::Unsupported, message)
+                .with_help("load into the tensor that it is a view of"));
+        }
+        Region::new(tensor).map(Self)
+    }
+
+    /// Dtype and shape.
+    #[must_use]
+    pub fn spec(&self) -> &TensorSpec {
+        &self.0.spec
+    }
+}
+
+impl TensorSink for TchSink {
+    fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        let (pointer, length) = self.0.host_memory()?;
+        // SAFETY: as in `TchSource::bytes`; exclusive use during a load is the contract of this
+        // type.
+        #[allow(unsafe_code)]
+        Some(unsafe { slice::from_raw_parts_mut(pointer, length) })
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.0.check(offset, bytes.len())?;
+        match self.bytes_mut() {
+            Some(mut place) => place.write_at(offset, bytes),
+            None => self.0.write(to_i64(offset), bytes),
+        }
+    }
+}
+
+/// The bytes of a tensor in row-major order.
+#[derive(Debug)]
+struct Region {
+    spec: TensorSpec,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// Contiguous: one dimension of bytes, on the host or a device.
+    Flat(Tensor),
+    /// Strided: viewed as integers of the same width, so that every dtype can be gathered.
+    Strided(Tensor),
+}
+
+impl Region {
+    fn new(tensor: &Tensor) -> Result<Self> {
+        let spec = spec_of(tensor)?;
+        let view = || {
+            // An own handle without autograd; it also stays with this storage when the variable
+            // is given another one.
+            let detached = tensor.f_detach()?;
+            if detached.is_contiguous() {
+                let elements = to_i64(spec.elements());
+                let flat = detached.f_as_strided([elements], [1], None)?;
+                return Ok(Place::Flat(flat.f_view_dtype(Kind::Uint8)?));
+            }
+            Ok(Place::Strided(detached.f_view_dtype(word_of(&spec))?))
+        };
+        let place = view().map_err(|e| torch_error("viewing a tensor as bytes", &e))?;
+        Ok(Self { spec, place })
+    }
+
+    fn check(&self, offset: u64, length: usize) -> Result<()> {
+        let size = self.spec.size_bytes();
+        let end = offset.checked_add(length as u64);
+        if end.is_none_or(|end| end > size) {
+            let message = format!("the tensor holds {size} bytes, not {offset} + {length}");
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        }
+        Ok(())
+    }
+
+    /// Address and length, if it is contiguous memory of the host.
+    fn host_memory(&self) -> Option<(*mut u8, usize)> {
+        let Place::Flat(flat) = &self.place else { return None };
+        if flat.device() != Device::Cpu {
+            return None;
+        }
+        let length = usize::try_from(self.spec.size_bytes()).ok()?;
+        if length == 0 {
+            return Some((std::ptr::NonNull::dangling().as_ptr(), 0));
+        }
+        Some((flat.data_ptr().cast(), length))
+    }
+
+    fn read(&self, offset: i64, out: &mut [u8]) -> Result<()> {
+        let words = match &self.place {
+            Place::Flat(flat) => return read_flat(flat, offset, out),
+            Place::Strided(words) => words,
+        };
+        for (part, begin) in parts(out.len(), offset, self.width()) {
+            let gathered = gather(words, &begin.elements)?;
+            let Some(place) = out.get_mut(part) else { continue };
+            read_flat(&gathered, begin.skip, place)?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, offset: i64, bytes: &[u8]) -> Result<()> {
+        let width = self.width();
+        let words = match &mut self.place {
+            Place::Flat(flat) => return write_flat(flat, offset, bytes),
+            Place::Strided(words) => words,
+        };
+        for (part, begin) in parts(bytes.len(), offset, width) {
+            // Gathering first keeps the rest of an element that is written only in part.
+            let gathered = gather(words, &begin.elements)?;
+            let Some(source) = bytes.get(part) else { continue };
+            write_flat(&gathered, begin.skip, source)?;
+            scatter(words, &begin.elements, &gathered)?;
+        }
+        Ok(())
+    }
+
+    fn width(&self) -> i64 {
+        to_i64(self.spec.dtype().size_bytes())
+    }
+}
+
+/// Where a part of a byte range lies: the elements that it touches, and how many bytes of the
+/// first one come before it.
+struct Span {
+    elements: std::ops::Range<i64>,
+    skip: i64,
+}
+
+/// Cuts `length` bytes that begin at byte `offset` into parts of bounded size.
+fn parts(
+    length: usize,
+    offset: i64,
+    width: i64,
+) -> impl Iterator<Item = (std::ops::Range<usize>, Span)> {
+    let step = usize::try_from(GATHER_ELEMENTS_MAX * width).unwrap_or(usize::MAX);
+    (0..length).step_by(step).map(move |begin| {
+        let end = begin.saturating_add(step).min(length);
+        let (first, last) = (offset + to_i64(begin as u64), offset + to_i64(end as u64));
+        let elements = first / width..(last + width - 1) / width;
+        (begin..end, Span { elements, skip: first % width })
+    })
+}
+
+fn index(words: &Tensor, elements: &std::ops::Range<i64>) -> Result<Tensor, tch::TchError> {
+    Tensor::f_arange_start(elements.start, elements.end, (Kind::Int64, words.device()))
+}
+
+/// The elements of a strided tensor as one dimension of bytes on its device.
+fn gather(words: &Tensor, elements: &std::ops::Range<i64>) -> Result<Tensor> {
+    let gathered = index(words, elements)
+        .and_then(|index| words.f_take(&index))
+        .and_then(|taken| taken.f_view_dtype(Kind::Uint8));
+    gathered.map_err(|e| torch_error("gathering a strided tensor", &e))
+}
+
+fn scatter(words: &mut Tensor, elements: &std::ops::Range<i64>, bytes: &Tensor) -> Result<()> {
+    let put = |words: &mut Tensor| {
+        let source = bytes.f_view_dtype(words.f_kind()?)?;
+        words.f_put_(&index(words, elements)?, &source, false)
+    };
+    let _same = put(words).map_err(|e| torch_error("filling a strided tensor", &e))?;
+    Ok(())
+}
+
+fn read_flat(flat: &Tensor, offset: i64, out: &mut [u8]) -> Result<()> {
+    let copy = || blob(out)?.f_copy_(&flat.f_narrow(0, offset, to_i64(out.len() as u64))?);
+    copy().map_err(|e| torch_error("copying from the device", &e))
+}
+
+fn write_flat(flat: &Tensor, offset: i64, bytes: &[u8]) -> Result<()> {
+    let copy = || flat.f_narrow(0, offset, to_i64(bytes.len() as u64))?.f_copy_(&blob(bytes)?);
+    copy().map_err(|e| torch_error("copying to the device", &e))
+}
+
+/// Host memory as a tensor of bytes, for one copy.
+fn blob(bytes: &[u8]) -> Result<Tensor, tch::TchError> {
+    let size = [to_i64(bytes.len() as u64)];
+    // SAFETY: the two callers above hold `bytes` (mutably, where they copy into it) until the
+    // copy has returned, and drop the tensor then; copies from and to pageable memory are
+    // synchronous.
+    #[allow(unsafe_code)]
+    unsafe {
+        Tensor::f_from_blob(bytes.as_ptr(), &size, &[1], Kind::Uint8, Device::Cpu)
+    }
+}
+
+/// An integer kind as wide as the elements: moves the bits of any dtype.
+fn word_of(spec: &TensorSpec) -> Kind {
+    match spec.dtype().size_bytes() {
+        1 => Kind::Uint8,
+        2 => Kind::Int16,
+        4 => Kind::Int,
+        _ => Kind::Int64,
+    }
+}
+
+/// Exact: a [`TensorSpec`] bounds every size in bytes to `i64::MAX`.
+fn to_i64(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,106 @@
+//! A [`nn::VarStore`] as state: all its variables, trainable or not, under the names that `tch`
+//! gives them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError};
+
+use tch::{Tensor, nn};
+
+use super::ffi::{self, Form};
+use super::tensor_io::{TchSink, TchSource};
+use super::tensor_name;
+use crate::error::Result;
+use crate::state::{LoadTargets, StateDict};
+use crate::tensor::Component;
+
+#[cfg(test)]
+mod tests;
+
+/// Adds every variable of `store`, named `prefix.<name>` (or `<name>` without a prefix).
+///
+/// Tied variables (same memory, shape, strides and kind) are stored once, under the first of
+/// their names in byte order; the others become aliases. Views that overlap only in part are
+/// stored separately.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a variable that cannot be stored
+/// (see [`spec_of`](super::spec_of)), naming it; as [`StateDict::add`] for names already taken.
+pub fn add_var_store(
+    state: &mut StateDict,
+    component: &Component,
+    prefix: &str,
+    store: &nn::VarStore,
+) -> Result<()> {
+    for variable in variables(store)? {
+        let name = tensor_name(prefix, &variable.name)?;
+        let source = TchSource::new(&variable.tensor).map_err(|e| e.with_tensor(name.as_str()))?;
+        let spec = source.spec().clone();
+        state.add(component, name.clone(), spec, Arc::new(source))?;
+        for alias in variable.aliases {
+            state.add_alias(tensor_name(prefix, &alias)?, name.clone())?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds a destination for every variable of `store`, under the names of [`add_var_store`]; tied
+/// variables get one, under their stored name. Nobody else may use the variables until the load
+/// has returned.
+///
+/// # Errors
+/// As [`TchSink::new`], naming the variable.
+pub fn var_store_targets(
+    targets: &mut LoadTargets<'_>,
+    prefix: &str,
+    store: &nn::VarStore,
+) -> Result<()> {
+    for variable in variables(store)? {
+        let name = tensor_name(prefix, &variable.name)?;
+        let sink = TchSink::new(&variable.tensor).map_err(|e| e.with_tensor(name.as_str()))?;
+        targets.add(name, sink.spec().clone(), Box::new(sink))?;
+    }
+    Ok(())
+}
+
+/// A variable under its first name, and the other names of the same memory.
+struct Variable {
+    name: String,
+    tensor: Tensor,
+    aliases: Vec<String>,
+}
+
+/// What two handles of the same bytes have in common.
+type Memory = (usize, Vec<i64>, Vec<i64>, tch::Kind, tch::Device);
+
+fn variables(store: &nn::VarStore) -> Result<Vec<Variable>> {
+    let mut found: Vec<Variable> = Vec::new();
+    let mut seen: HashMap<Memory, usize> = HashMap::new();
+    for (name, tensor) in named(store) {
+        let memory = memory_of(&tensor).map_err(|e| e.with_tensor(&name))?;
+        let first = memory.as_ref().and_then(|m| seen.get(m));
+        if let Some(variable) = first.and_then(|index| found.get_mut(*index)) {
+            variable.aliases.push(name);
+            continue;
+        }
+        seen.extend(memory.map(|m| (m, found.len())));
+        found.push(Variable { name, tensor, aliases: Vec::new() });
+    }
+    Ok(found)
+}
+
+/// All variables in the order of their names.
+pub(super) fn named(store: &nn::VarStore) -> BTreeMap<String, Tensor> {
+    let variables = store.variables_.lock().unwrap_or_else(PoisonError::into_inner);
+    let named = variables.named_variables.iter();
+    named.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+}
+
+/// `None` where there is no memory to share.
+fn memory_of(tensor: &Tensor) -> Result<Option<Memory>> {
+    if ffi::describe(tensor)?.form != Form::Dense || tensor.numel() == 0 {
+        return Ok(None);
+    }
+    let Ok(kind) = tensor.f_kind() else { return Ok(None) };
+    let address = tensor.data_ptr().addr();
+    Ok(Some((address, tensor.size(), tensor.stride(), kind, tensor.device())))
+}
