@@ -11,6 +11,7 @@
 //!     println!("cargo::rustc-link-arg=-ltorch");
 //! }
 //! ```
+//!
 //! # Example
 //! ```
 //! use tch::{Device, Kind, nn};

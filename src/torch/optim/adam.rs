@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::{Update, copy, missing_slot, scale};
+use super::{Update, missing_slot, scale};
 use crate::error::Result;
 use crate::torch::{ffi, torch_error};
 
@@ -109,7 +109,7 @@ pub(super) fn decay(parameter: &mut Tensor, lr: f64, weight_decay: f64) -> Resul
 }
 
 fn raise<'a>(largest: &'a mut Tensor, square: &Tensor) -> Result<&'a mut Tensor> {
-    let maximum = copy(largest)?.f_maximum_out(largest, square);
+    let maximum = largest.f_maximum_out(largest, square);
     let _same = maximum.map_err(|e| torch_error("taking the largest moment", &e))?;
     Ok(largest)
 }
