@@ -149,7 +149,12 @@ fn split_digits() -> Result<(TensorDataset, TensorDataset)> {
 }
 
 fn accuracy(output: &Tensor, target: &Tensor) -> f64 {
-    output.argmax(-1, false).eq_tensor(target).to_kind(Kind::Float).mean(Kind::Float).double_value(&[])
+    output
+        .argmax(-1, false)
+        .eq_tensor(target)
+        .to_kind(Kind::Float)
+        .mean(Kind::Float)
+        .double_value(&[])
 }
 
 fn handler(flags: &Flags, group: &ProcessGroup) -> Result<NNHandler<ConvNet>> {
@@ -187,7 +192,9 @@ fn run(flags: &Flags) -> Result<()> {
     handler.set_train_loader(train, loader);
     handler.set_val_loader(val, Loader { shuffle: false, ..loader });
     if flags.auto_save != 0 {
-        handler.auto_save(flags.auto_save, &flags.save_dir, &flags.name)?.overwrite(flags.overwrite);
+        handler
+            .auto_save(flags.auto_save, &flags.save_dir, &flags.name)?
+            .overwrite(flags.overwrite);
     } else {
         handler.disable_auto_save();
     }

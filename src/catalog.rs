@@ -3,13 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, CheckpointName, Debris};
 use crate::manifest::Manifest;
 use crate::storage::{Directory, EntryKind, Storage};
-
-/// The name that stands for the newest checkpoint of a directory.
-pub const LATEST: &str = "latest";
 
 /// Where a checkpoint is: a directory that holds checkpoints, and a name in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +62,72 @@ impl CheckpointPath {
     }
 }
 
+/// Which checkpoint of a directory is meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Which {
+    /// The one of this name.
+    Named(CheckpointName),
+    /// The newest: highest step, then epoch, then time of saving.
+    Latest,
+}
+
+/// A checkpoint to be found: a directory, and which one of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    directory: PathBuf,
+    which: Which,
+}
+
+impl Wanted {
+    /// As [`CheckpointPath::parse`]; the last component `latest` stands for the newest.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if the last component can be no checkpoint's name.
+    pub fn parse(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if path.file_name().is_some_and(|name| name == layout::LATEST) {
+            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            return Ok(Self::latest(directory.unwrap_or(Path::new("."))));
+        }
+        CheckpointPath::parse(path).map(Self::from)
+    }
+
+    /// The newest checkpoint of a directory.
+    #[must_use]
+    pub fn latest(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: directory.into(), which: Which::Latest }
+    }
+
+    /// The directory that holds checkpoints.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Which of them.
+    #[must_use]
+    pub fn which(&self) -> &Which {
+        &self.which
+    }
+}
+
+impl From<CheckpointPath> for Wanted {
+    fn from(path: CheckpointPath) -> Self {
+        Self { directory: path.directory, which: Which::Named(path.name) }
+    }
+}
+
+impl std::fmt::Display for Wanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = match &self.which {
+            Which::Named(name) => name.as_str(),
+            Which::Latest => layout::LATEST,
+        };
+        self.directory.join(name).display().fmt(f)
+    }
+}
+
 /// A checkpoint found on disk: its directory handle and its parsed manifest.
 #[derive(Debug, Clone)]
 pub struct Found {
@@ -77,38 +142,51 @@ pub struct Found {
     pub manifest: Manifest,
 }
 
-/// Opens a checkpoint. The name `latest`, where no checkpoint is called that, stands for the
-/// newest one; an interrupted replacement is looked through.
+/// Opens a checkpoint; an interrupted replacement is looked through.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`], listing what there is; [`ErrorKind::Corrupt`] or
 /// [`ErrorKind::Incompatible`] from the manifest; [`ErrorKind::Storage`].
-pub fn find(storage: &dyn Storage, path: &CheckpointPath) -> Result<Found> {
-    let parent = storage.open_dir(path.directory()).map_err(|e| match e.kind() {
+pub fn find(storage: &dyn Storage, wanted: &Wanted) -> Result<Found> {
+    let parent = storage.open_dir(wanted.directory()).map_err(|e| match e.kind() {
         ErrorKind::NotFound => Error::new(ErrorKind::NotFound, "no directory of checkpoints here")
-            .with_path(path.directory())
+            .with_path(wanted.directory())
             .with_help("check the path; nothing was changed"),
         _ => e,
     })?;
-    match open_entry(parent.as_ref(), path.name(), path.name().as_str()) {
-        Err(e) if e.kind() == ErrorKind::NotFound => {}
+    let found = match wanted.which() {
+        Which::Named(name) => find_named(parent.as_ref(), name),
+        Which::Latest => newest(parent.as_ref()),
+    };
+    found.map_err(|e| match e.kind() {
+        ErrorKind::NotFound => not_a_checkpoint(parent.as_ref(), wanted),
+        _ => e,
+    })
+}
+
+fn find_named(parent: &dyn Directory, name: &CheckpointName) -> Result<Found> {
+    let missing = match open_entry(parent, name, name.as_str()) {
+        Err(e) if e.kind() == ErrorKind::NotFound => e,
         found => return found,
-    }
+    };
     for entry in parent.list()? {
-        if let Some(Debris::Old { name, .. }) = Debris::parse(&entry.name)
-            && name == *path.name()
-        {
-            return open_entry(parent.as_ref(), &name, &entry.name);
+        match Debris::parse(&entry.name) {
+            Some(Debris::Old { name: old, .. }) if old == *name => {
+                return open_entry(parent, name, &entry.name);
+            }
+            _ => {}
         }
     }
-    if path.name().as_str() == LATEST {
-        let newest = list(parent.as_ref())?.into_iter().max_by_key(|found| {
-            let m = &found.manifest;
-            (m.step(), m.epoch(), m.created_unix_ms(), found.name.clone())
-        });
-        return newest.ok_or_else(|| not_a_checkpoint(parent.as_ref(), path));
-    }
-    Err(not_a_checkpoint(parent.as_ref(), path))
+    Err(missing)
+}
+
+fn newest(parent: &dyn Directory) -> Result<Found> {
+    let order = |found: &Found| {
+        let m = &found.manifest;
+        (m.step(), m.epoch(), m.created_unix_ms(), found.name.clone())
+    };
+    let newest = list(parent)?.into_iter().max_by_key(order);
+    newest.ok_or_else(|| Error::new(ErrorKind::NotFound, "no checkpoint"))
 }
 
 /// Every checkpoint of a directory, in no particular order. What is none, or is damaged, is
@@ -168,7 +246,7 @@ fn open_entry(parent: &dyn Directory, name: &CheckpointName, entry: &str) -> Res
     Ok(Found { name: name.clone(), entry: entry.to_owned(), dir, manifest })
 }
 
-fn not_a_checkpoint(parent: &dyn Directory, path: &CheckpointPath) -> Error {
+fn not_a_checkpoint(parent: &dyn Directory, wanted: &Wanted) -> Error {
     let mut names: Vec<String> =
         list(parent).unwrap_or_default().iter().map(|f| f.name.to_string()).collect();
     names.sort();
@@ -179,5 +257,7 @@ fn not_a_checkpoint(parent: &dyn Directory, path: &CheckpointPath) -> Error {
         (_, 0) => format!("the directory holds: {}", names.join(", ")),
         _ => format!("the directory holds: {} and {more} more", names.join(", ")),
     };
-    Error::new(ErrorKind::NotFound, "no checkpoint here").with_path(path.full()).with_help(have)
+    Error::new(ErrorKind::NotFound, "no checkpoint here")
+        .with_path(wanted.to_string())
+        .with_help(have)
 }

@@ -10,11 +10,8 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, CheckpointName, Debris, SaveId};
 use crate::manifest::{Manifest, hash16};
-use crate::plan::{FileReceipt, Receipt};
+use crate::plan::{FileReceipt, OnExisting, Receipt};
 use crate::storage::{Directory, EntryKind, Lock, Rename};
-
-#[cfg(test)]
-mod tests;
 
 /// How often a lock that another job holds, or a file that is not visible yet, is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
@@ -42,20 +39,6 @@ pub(crate) struct Attempt {
     renamed: bool,
 }
 
-/// What to do about an existing checkpoint of the same name.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
-)]
-pub enum OnExisting {
-    /// The save fails with [`ErrorKind::AlreadyExists`], before anything is written.
-    #[default]
-    Refuse,
-    /// The new one is committed, then the old one removed.
-    Replace,
-    /// The new one gets `-v1`, `-v2`, … appended.
-    Number,
-}
-
 impl Attempt {
     /// Chooses the final name and makes the directory of the attempt.
     pub(crate) fn begin(
@@ -73,15 +56,23 @@ impl Attempt {
         match (replaces, on_existing) {
             (Existing::Absent, _) => {}
             (Existing::Foreign, _) => {
-                return Err(Error::new(ErrorKind::AlreadyExists, "the name is taken by something that is no checkpoint")
-                    .with_path(path)
-                    .with_help("nothing was written; choose another name"));
+                return Err(Error::new(
+                    ErrorKind::AlreadyExists,
+                    "the name is taken by something that is no checkpoint",
+                )
+                .with_path(path)
+                .with_help("nothing was written; choose another name"));
             }
             (_, OnExisting::Replace) => {}
             _ => {
-                return Err(Error::new(ErrorKind::AlreadyExists, "a checkpoint of this name exists")
-                    .with_path(path)
-                    .with_help("nothing was written; ask for it to be replaced, or choose another name"));
+                return Err(Error::new(
+                    ErrorKind::AlreadyExists,
+                    "a checkpoint of this name exists",
+                )
+                .with_path(path)
+                .with_help(
+                    "nothing was written; ask for it to be replaced, or choose another name",
+                ));
             }
         }
         let dir = parent.create_dir(&layout::partial_dir(&name, &save_id))?;
@@ -307,7 +298,7 @@ fn existing(parent: &dyn Directory, name: &str) -> Result<Existing> {
         return Ok(Existing::Foreign);
     }
     match crate::catalog::read_manifest(parent.open_dir(name)?.as_ref()) {
-        Ok(manifest) => Ok(Existing::Checkpoint(*manifest.save_id())),
+        Ok(manifest) => Ok(Existing::Checkpoint(manifest.save_id())),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(Existing::Foreign),
         Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Incompatible) => {
             Ok(Existing::Damaged)

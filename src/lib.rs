@@ -15,7 +15,7 @@ pub mod manifest;
 pub mod plan;
 // Effects
 pub mod catalog;
-pub mod commit;
+mod commit;
 pub mod group;
 pub mod shard;
 pub mod storage;
@@ -34,11 +34,11 @@ pub mod handler;
 pub mod cli;
 
 pub use catalog::CheckpointPath;
-pub use commit::OnExisting;
 pub use error::{Error, ErrorKind, Result};
 pub use group::ProcessGroup;
 #[cfg(feature = "torch")]
 pub use handler::{LoadOptions, Loader, Model, NNHandler, TensorDataset};
 pub use load::{Atomicity, Destination, load};
+pub use plan::OnExisting;
 pub use rank::{LocalRank, Rank, WorldSize};
 pub use save::{Checkpoint, SaveOptions, save};

@@ -9,10 +9,11 @@
 //! phase "place":    vote: every rank's tensors and values are in place
 //! ```
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::catalog::{self, CheckpointPath};
+use crate::catalog::{self, Wanted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::layout::SaveId;
@@ -21,12 +22,11 @@ use crate::plan::load::{LoadPlan, LoadReport, LoadRules, WantedBox, plan_load};
 use crate::shard::ShardReader;
 use crate::state::{LoadTargets, Values};
 use crate::storage::{Directory, Storage};
+use crate::tensor::TensorName;
 
 mod place;
-#[cfg(test)]
-mod tests;
 
-use place::{read_direct, read_staged};
+use place::Reading;
 
 /// How often a load starts again because its checkpoint was replaced under it.
 const RESTARTS_MAX: usize = 3;
@@ -118,10 +118,10 @@ struct Resolved {
     manifest: Vec<u8>,
 }
 
-/// Loads checkpoint `path` into `destination`; see [`catalog::find`] for `latest`.
+/// Loads checkpoint `wanted` into `destination`; see [`Wanted`] for the newest one.
 ///
 /// # Collective
-/// Every rank of the group calls it with the same `path`, `rules` and `atomicity`. Every rank gets
+/// Every rank of the group calls it with the same `wanted`, `rules` and `atomicity`. Every rank gets
 /// the same verdict. The world size may differ from the one that saved; each rank reads only the
 /// byte ranges that it wants.
 ///
@@ -135,7 +135,7 @@ struct Resolved {
 pub fn load(
     group: &ProcessGroup,
     storage: &dyn Storage,
-    path: &CheckpointPath,
+    wanted: &Wanted,
     destination: &mut dyn Destination,
     rules: &LoadRules,
     atomicity: Atomicity,
@@ -143,7 +143,7 @@ pub fn load(
     let mut restarts = 0;
     loop {
         // The verdict is the same on every rank, so all of them start again, or none.
-        match load_once(group, storage, path, destination, rules, atomicity) {
+        match load_once(group, storage, wanted, destination, rules, atomicity) {
             Err(e) if e.kind() == ErrorKind::Superseded && restarts < RESTARTS_MAX => {
                 restarts += 1;
                 tracing::info!(restarts, "the checkpoint was replaced while loading; again");
@@ -156,7 +156,7 @@ pub fn load(
 fn load_once(
     group: &ProcessGroup,
     storage: &dyn Storage,
-    path: &CheckpointPath,
+    wanted: &Wanted,
     destination: &mut dyn Destination,
     rules: &LoadRules,
     atomicity: Atomicity,
@@ -164,16 +164,19 @@ fn load_once(
     let resolved = group.phase_all(
         Channel::Save,
         "manifest",
-        || Ok((path.full(), atomicity)),
-        |asked| resolve(storage, path, &asked),
+        || Ok((wanted.clone(), atomicity)),
+        |asked| resolve(storage, wanted, &asked),
     )?;
 
     let mut session = None;
     let planned = || {
-        session = Some(Session::open(group, storage, &resolved, destination, rules)?);
-        Ok(())
+        let opened = Session::open(group, storage, &resolved, destination, rules)?;
+        let unexpected = opened.report.unexpected.clone();
+        session = Some(opened);
+        Ok(unexpected)
     };
-    group.phase_all(Channel::Save, "plan", planned, |_| Ok(()))?;
+    let unwanted = |by_rank: Vec<Vec<TensorName>>| check_unexpected(by_rank, rules);
+    group.phase_all(Channel::Save, "plan", planned, unwanted)?;
     let Some(session) = session else {
         return Err(Error::new(ErrorKind::Disagreement, "phase plan passed without a plan"));
     };
@@ -181,7 +184,7 @@ fn load_once(
     match atomicity {
         Atomicity::InPlace => {
             let read = || {
-                read_direct(&session.reader, &session.manifest, &session.plan, destination)?;
+                session.reading().direct(destination)?;
                 session.give_values(group, destination)
             };
             group.phase_all(Channel::Save, "place", read, |_| Ok(()))?;
@@ -189,7 +192,7 @@ fn load_once(
         Atomicity::Atomic => {
             let mut staged = None;
             let read = || {
-                staged = Some(read_staged(&session.reader, &session.manifest, &session.plan)?);
+                staged = Some(session.reading().staged()?);
                 session.check_values(group, destination)
             };
             group.phase_all(Channel::Save, "read", read, |_| Ok(()))?;
@@ -206,27 +209,39 @@ fn load_once(
 /// Phase "manifest", coordinator: which checkpoint, and its manifest.
 fn resolve(
     storage: &dyn Storage,
-    path: &CheckpointPath,
-    asked: &[(PathBuf, Atomicity)],
+    wanted: &Wanted,
+    asked: &[(Wanted, Atomicity)],
 ) -> Result<Resolved> {
-    let ours = (path.full(), asked.first().map_or(Atomicity::Atomic, |first| first.1));
+    let ours = (wanted.clone(), asked.first().map_or(Atomicity::Atomic, |first| first.1));
     if let Some(rank) = asked.iter().position(|theirs| *theirs != ours) {
-        let message = format!("ranks load different things: {:?} and {:?}", ours, asked.get(rank));
+        let message = format!("ranks load different things: {:?}, {:?}", ours, asked.get(rank));
         return Err(Error::new(ErrorKind::Disagreement, message)
             .at_rank(crate::rank::Rank::new(u32::try_from(rank).unwrap_or(u32::MAX))));
     }
-    let found = catalog::find(storage, path)?;
+    let found = catalog::find(storage, wanted)?;
     Ok(Resolved {
-        directory: path.directory().to_path_buf(),
+        directory: wanted.directory().to_path_buf(),
         entry: found.entry,
         manifest: found.manifest.encode()?,
     })
+}
+
+/// Phase "plan", coordinator: in a strict load every tensor must be wanted by some rank.
+fn check_unexpected(by_rank: Vec<Vec<TensorName>>, rules: &LoadRules) -> Result<()> {
+    let mut by_rank = by_rank.into_iter();
+    let mut unexpected = by_rank.next().unwrap_or_default();
+    for names in by_rank {
+        let names: BTreeSet<TensorName> = names.into_iter().collect();
+        unexpected.retain(|name| names.contains(name));
+    }
+    LoadReport { unexpected, ..LoadReport::default() }.check(rules)
 }
 
 /// One rank's part of a load, once the checkpoint is known.
 struct Session {
     manifest: Arc<Manifest>,
     reader: ShardReader,
+    wanted: Vec<WantedBox>,
     plan: LoadPlan,
     report: LoadReport,
 }
@@ -242,14 +257,21 @@ impl Session {
     ) -> Result<Self> {
         let manifest = Arc::new(Manifest::parse(&resolved.manifest)?);
         destination.prepare(&manifest)?;
-        let wanted: Vec<WantedBox> = wanted_boxes(&destination.targets()?);
+        let wanted = wanted_boxes(&destination.targets()?)?;
         let (plan, report) = plan_load(&manifest, &wanted, rules);
-        report.check(rules)?;
+        let own_fault = !report.missing.is_empty() || !report.mismatched.is_empty();
+        if own_fault {
+            report.check(rules)?;
+        }
         let reader = open_reader(storage, resolved, &manifest)
             .map_err(|e| explain_missing(storage, resolved, manifest.save_id(), e))?;
-        let session = Self { manifest, reader, plan, report };
+        let session = Self { manifest, reader, wanted, plan, report };
         session.check_values(group, destination)?;
         Ok(session)
+    }
+
+    fn reading(&self) -> Reading<'_> {
+        Reading { reader: &self.reader, plan: &self.plan, wanted: &self.wanted }
     }
 
     fn rank_values(&self, group: &ProcessGroup) -> Option<&Values> {
@@ -267,7 +289,7 @@ impl Session {
     fn finish(self, resolved: &Resolved) -> Loaded {
         Loaded {
             path: resolved.directory.join(&resolved.entry),
-            save_id: *self.manifest.save_id(),
+            save_id: self.manifest.save_id(),
             bytes_read: self.reader.bytes_read(),
             manifest: self.manifest,
             report: self.report,
@@ -276,15 +298,10 @@ impl Session {
 }
 
 /// The wanted boxes in the order in which `targets` lists them, which is how plans number them.
-fn wanted_boxes(targets: &LoadTargets<'_>) -> Vec<WantedBox> {
-    let boxes = targets.targets().iter().flat_map(|(name, list)| list.iter().map(move |t| (name, t)));
-    boxes
-        .map(|(name, target)| WantedBox {
-            name: name.clone(),
-            spec: target.spec.clone(),
-            slice: target.slice.clone(),
-        })
-        .collect()
+fn wanted_boxes(targets: &LoadTargets<'_>) -> Result<Vec<WantedBox>> {
+    let lists = targets.targets().iter();
+    let boxes = lists.flat_map(|(name, list)| list.iter().map(move |target| (name, target)));
+    boxes.map(|(name, t)| WantedBox::new(name.clone(), t.spec.clone(), t.slice.clone())).collect()
 }
 
 fn open_reader(
@@ -307,7 +324,7 @@ fn open_entry(storage: &dyn Storage, resolved: &Resolved) -> Result<Arc<dyn Dire
 fn explain_missing(
     storage: &dyn Storage,
     resolved: &Resolved,
-    save_id: &SaveId,
+    save_id: SaveId,
     error: Error,
 ) -> Error {
     if error.kind() != ErrorKind::NotFound {
@@ -315,9 +332,9 @@ fn explain_missing(
     }
     let now = open_entry(storage, resolved).and_then(|dir| catalog::read_manifest(dir.as_ref()));
     match now {
-        Ok(manifest) if manifest.save_id() == save_id => error.with_kind(ErrorKind::Corrupt).with_help(
-            "a file of this checkpoint is gone; load another one",
-        ),
+        Ok(manifest) if manifest.save_id() == save_id => error
+            .with_kind(ErrorKind::Corrupt)
+            .with_help("a file of this checkpoint is gone; load another one"),
         _ => error.with_kind(ErrorKind::Superseded).with_help(
             "the checkpoint was replaced or removed while it was being loaded; load again",
         ),

@@ -14,13 +14,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::catalog::CheckpointPath;
-use crate::commit::{Attempt, OnExisting, sweep};
+use crate::commit::{Attempt, sweep};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::layout::{self, CheckpointName, SaveId};
 use crate::manifest::{Manifest, OtherFile, SealInfo, hash16};
 use crate::plan::save::{MergedPlan, local_plan, merge_plans};
-use crate::plan::{Receipt, SavePlan, SaveTarget};
+use crate::plan::{OnExisting, Receipt, SavePlan, SaveTarget};
 use crate::shard::write_shards;
 use crate::state::StateDict;
 use crate::storage::{Directory, Storage};
@@ -157,14 +157,9 @@ fn write(
 ) -> Result<Receipt> {
     let dir = open_attempt(group, storage, path, assignment)?;
     let progress = group.progress();
-    write_shards(
-        dir.as_ref(),
-        &assignment.plan,
-        group.rank(),
-        options.step,
-        state,
-        &|bytes| progress.add(bytes),
-    )
+    write_shards(dir.as_ref(), &assignment.plan, group.rank(), options.step, state, &|bytes| {
+        progress.add(bytes)
+    })
 }
 
 /// The attempt was made on the coordinator's host; a network file system may need a moment.
@@ -217,7 +212,7 @@ fn commit(
     };
     let manifest = Manifest::seal(merged, receipts, others, info)?;
     attempt.publish(&manifest, patience(group))?;
-    Ok(manifest.total_bytes())
+    Ok(manifest.tensor_bytes())
 }
 
 /// After the verdict, coordinator: what is left of the attempt, or of what it replaced.
@@ -251,10 +246,12 @@ fn unix_ms() -> u64 {
 fn verdict_error(error: Error, path: &CheckpointPath, assignment: &Assignment) -> Error {
     let save_id = assignment.plan.save_id;
     match error.kind() {
-        ErrorKind::CoordinatorLost => error.with_kind(ErrorKind::OutcomeUnknown).with_help(format!(
-            "if `{}` holds save {save_id}, it was committed; older checkpoints are untouched",
-            path.directory().join(assignment.name.as_str()).display()
-        )),
+        ErrorKind::CoordinatorLost => {
+            error.with_kind(ErrorKind::OutcomeUnknown).with_help(format!(
+                "if `{}` holds save {save_id}, it was committed; older checkpoints are untouched",
+                path.directory().join(assignment.name.as_str()).display()
+            ))
+        }
         _ => help_uncommitted(error),
     }
 }

@@ -59,7 +59,17 @@ pub trait TensorSink: Send {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
 }
 
-impl TensorSink for &mut [u8] {
+impl<T: TensorSink + ?Sized> TensorSink for &mut T {
+    fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        (**self).bytes_mut()
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        (**self).write_at(offset, bytes)
+    }
+}
+
+impl TensorSink for [u8] {
     fn bytes_mut(&mut self) -> Option<&mut [u8]> {
         Some(self)
     }

@@ -101,7 +101,8 @@ fn check_other(found: &Found, record: &OtherFile) -> Result<()> {
 fn foreign(found: &Found) -> Result<Vec<String>> {
     let manifest = &found.manifest;
     let data = manifest.data_files().iter().map(|f| f.name.as_str());
-    let others = manifest.sums_files().iter().chain(manifest.other_files()).map(|f| f.name.as_str());
+    let others =
+        manifest.sums_files().iter().chain(manifest.other_files()).map(|f| f.name.as_str());
     let own: std::collections::BTreeSet<&str> =
         data.chain(others).chain([crate::layout::MANIFEST]).collect();
     let mut names: Vec<String> = found.dir.list()?.into_iter().map(|e| e.name).collect();

@@ -6,12 +6,12 @@ use serde_json::json;
 
 use super::format::{bytes, table, value};
 use super::{Output, Stop};
-use crate::catalog::{CheckpointPath, Found, find};
+use crate::catalog::{Found, Wanted, find};
 use crate::state::Value;
 use crate::storage::LocalStorage;
 
 pub(super) fn inspect(out: &mut Output<'_>, path: &Path, json: bool) -> Result<u8, Stop> {
-    let found = find(&LocalStorage::new(), &CheckpointPath::parse(path)?)?;
+    let found = find(&LocalStorage::new(), &Wanted::parse(path)?)?;
     if json {
         out.line(as_json(&found).to_string())?;
     } else {
@@ -81,11 +81,17 @@ fn values(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
 
 fn as_json(found: &Found) -> serde_json::Value {
     let m = &found.manifest;
-    let tensors: Vec<_> = m.tensors().iter().map(|t| json!({
-        "name": t.name.as_str(), "component": t.component.as_str(),
-        "dtype": t.spec.dtype().as_str(), "shape": t.spec.shape(),
-        "bytes": t.spec.size_bytes(), "pieces": t.pieces.len(),
-    })).collect();
+    let tensors: Vec<_> = m
+        .tensors()
+        .iter()
+        .map(|t| {
+            json!({
+                "name": t.name.as_str(), "component": t.component.as_str(),
+                "dtype": t.spec.dtype().as_str(), "shape": t.spec.shape(),
+                "bytes": t.spec.size_bytes(), "pieces": t.pieces.len(),
+            })
+        })
+        .collect();
     let data = m.data_files().iter().map(|f| json!({"name": f.name, "bytes": f.len}));
     let others = m.sums_files().iter().chain(m.other_files());
     let files: Vec<_> =

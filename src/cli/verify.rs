@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::format::bytes;
 use super::{Output, Stop};
-use crate::catalog::{CheckpointPath, find};
+use crate::catalog::{Wanted, find};
 use crate::error::Error;
 use crate::storage::LocalStorage;
 use crate::verify::{Verified, verify as verify_all};
@@ -16,7 +16,7 @@ use crate::verify::{Verified, verify as verify_all};
 const DAMAGED: u8 = 3;
 
 pub(super) fn verify(out: &mut Output<'_>, path: &Path, json: bool) -> Result<u8, Stop> {
-    let found = find(&LocalStorage::new(), &CheckpointPath::parse(path)?)?;
+    let found = find(&LocalStorage::new(), &Wanted::parse(path)?)?;
     let bar = bar(found.manifest.total_bytes());
     let verified = verify_all(&found, &mut |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
@@ -54,9 +54,11 @@ fn text(out: &mut Output<'_>, path: &str, verified: &Verified) -> Result<(), Sto
 }
 
 fn as_json(path: &str, verified: &Verified) -> serde_json::Value {
-    let place = |e: &Error| json!({
-        "file": e.path(), "tensor": e.tensor(), "offset": e.offset(), "fault": e.message(),
-    });
+    let place = |e: &Error| {
+        json!({
+            "file": e.path(), "tensor": e.tensor(), "offset": e.offset(), "fault": e.message(),
+        })
+    };
     json!({
         "path": path, "ok": verified.damage.is_empty(), "files": verified.files,
         "bytes": verified.bytes, "foreign": verified.foreign,

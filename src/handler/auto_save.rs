@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::autosave::{Interval, KnownFields, NameTemplate, Number};
 use crate::catalog::CheckpointPath;
-use crate::commit::{self, OnExisting};
+use crate::commit;
 use crate::error::Result;
 use crate::handler::{Model, NNHandler};
 use crate::layout::{CheckpointName, SaveId};
 use crate::load::Loaded;
+use crate::plan::OnExisting;
 use crate::save::Checkpoint;
 
 /// How long a removal waits for the lock of the directory.
@@ -102,7 +103,12 @@ impl AutoSaver {
     }
 
     /// Where the checkpoint of this epoch goes, if one is due.
-    fn due(&self, epoch: u64, last: bool, logs: &BTreeMap<String, Number>) -> Result<Option<CheckpointPath>> {
+    fn due(
+        &self,
+        epoch: u64,
+        last: bool,
+        logs: &BTreeMap<String, Number>,
+    ) -> Result<Option<CheckpointPath>> {
         if !self.interval.due(epoch, last, self.state.save_on_last_epoch) {
             return Ok(None);
         }
@@ -117,7 +123,11 @@ impl AutoSaver {
 
 impl<M: Model> NNHandler<M> {
     /// The end of an epoch. `logs` are equal on every rank, and so is what follows from them.
-    pub(super) fn auto_save_epoch(&mut self, last: bool, logs: &BTreeMap<String, f64>) -> Result<()> {
+    pub(super) fn auto_save_epoch(
+        &mut self,
+        last: bool,
+        logs: &BTreeMap<String, f64>,
+    ) -> Result<()> {
         let Some(saver) = &self.auto_saver else { return Ok(()) };
         let mut numbers: BTreeMap<String, Number> =
             logs.iter().map(|(name, value)| (name.clone(), Number::Float(*value))).collect();
@@ -152,9 +162,10 @@ impl<M: Model> NNHandler<M> {
         }
         let opened = self.storage.open_dir(&saver.state.directory);
         for (name, save_id) in previous.iter().filter(|(name, _)| *name != committed.name) {
-            let removed = opened.as_ref().map_err(Clone::clone).and_then(|dir| {
-                commit::remove(dir.as_ref(), name, save_id, REMOVAL_PATIENCE)
-            });
+            let removed = opened
+                .as_ref()
+                .map_err(Clone::clone)
+                .and_then(|dir| commit::remove(dir.as_ref(), name, save_id, REMOVAL_PATIENCE));
             if let Err(error) = removed {
                 tracing::warn!(%error, %name, "a previous automatic checkpoint stays");
             }

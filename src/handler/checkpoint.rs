@@ -7,7 +7,6 @@ use std::sync::Arc;
 use tch::Device;
 
 use crate::catalog::CheckpointPath;
-use crate::commit::OnExisting;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::handler::auto_save::AutoSaverState;
@@ -15,6 +14,7 @@ use crate::handler::builder::seed_of_rank;
 use crate::handler::{AutoSaver, HandlerBuilder, History, Model, NNHandler};
 use crate::load::{Atomicity, Destination, Loaded, load};
 use crate::manifest::Manifest;
+use crate::plan::OnExisting;
 use crate::plan::load::LoadRules;
 use crate::save::{Checkpoint, SaveOptions, save};
 use crate::state::{LoadTargets, StateDict, Stateful, Value, Values};
@@ -227,7 +227,8 @@ impl Counters {
             u64::try_from(values.int(name)?).map_err(|_| unfit(name, "is negative"))
         };
         let seed = values.text("trainer.seed")?;
-        let seed = u64::from_str_radix(&seed, 16).map_err(|_| unfit("trainer.seed", "is no seed"))?;
+        let seed =
+            u64::from_str_radix(&seed, 16).map_err(|_| unfit("trainer.seed", "is no seed"))?;
         Ok(Self { epoch: count("trainer.epoch")?, step: count("trainer.step")?, seed })
     }
 }

@@ -25,8 +25,8 @@ pub(super) fn broadcast(group: &ProcessGroup, tensors: &[Tensor]) -> Result<()> 
         host.f_copy_data_u8(&mut bytes, host.numel()).map_err(|e| device_error(&e))?;
         group.broadcast(&mut bytes)?;
         let shape: Vec<i64> = host.size();
-        let values = Tensor::f_from_data_size(&bytes, &shape, host.kind())
-            .map_err(|e| device_error(&e))?;
+        let values =
+            Tensor::f_from_data_size(&bytes, &shape, host.kind()).map_err(|e| device_error(&e))?;
         no_grad(|| tensor.shallow_clone().f_copy_(&values)).map_err(|e| device_error(&e))?;
     }
     Ok(())

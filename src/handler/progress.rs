@@ -30,11 +30,7 @@ impl EpochDisplay {
     }
 
     /// The line of a finished epoch.
-    pub(super) fn line<M: Model>(
-        handler: &NNHandler<M>,
-        last: u64,
-        logs: &BTreeMap<String, f64>,
-    ) {
+    pub(super) fn line<M: Model>(handler: &NNHandler<M>, last: u64, logs: &BTreeMap<String, f64>) {
         if !handler.shows() {
             return;
         }

@@ -84,8 +84,14 @@ impl<M: Model> NNHandler<M> {
         logs.insert("lr".to_owned(), self.optimizer.as_ref().map_or(f64::NAN, |o| o.lr()));
         logs.insert("epoch_time".to_owned(), self.coordinators(started.elapsed().as_secs_f64())?);
         self.history.push(&logs);
-        tracing::info!(rank = self.group.rank().get(), epoch = self.epoch, step = self.step,
-            loss = logs.get("loss"), val_loss = logs.get("val_loss"), "epoch done");
+        tracing::info!(
+            rank = self.group.rank().get(),
+            epoch = self.epoch,
+            step = self.step,
+            loss = logs.get("loss"),
+            val_loss = logs.get("val_loss"),
+            "epoch done"
+        );
         EpochDisplay::line(self, last, &logs);
         self.auto_save_epoch(self.epoch == last, &logs)
     }

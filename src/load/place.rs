@@ -3,7 +3,6 @@
 use crate::catalog::zeroed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::Destination;
-use crate::manifest::Manifest;
 use crate::plan::load::{LoadPlan, ReadItem, WantedBox};
 use crate::shard::{PieceAt, ShardReader};
 use crate::state::TensorSink;
@@ -11,7 +10,6 @@ use crate::state::TensorSink;
 /// What a rank reads, and out of what.
 pub(super) struct Reading<'a> {
     pub(super) reader: &'a ShardReader,
-    pub(super) manifest: &'a Manifest,
     pub(super) plan: &'a LoadPlan,
     pub(super) wanted: &'a [WantedBox],
 }

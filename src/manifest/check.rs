@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{
     BodyV1, DATA_ALIGNMENT, DataFile, HEADER_BYTES_MAX, Manifest, OtherFile, SUM_BYTES,
-    TensorRecord, sums_of,
+    SUMS_HEADER_BYTES, TensorRecord, sums_of,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, DataFileName};
@@ -196,7 +196,8 @@ fn fill_file(body: &mut BodyV1, index: usize, pieces: &[(usize, usize)]) -> Resu
     let sums_end = sums.checked_mul(SUM_BYTES).and_then(|len| file.sums_begin.checked_add(len));
     let sums_len = body.sums_files.get(file.sums_file as usize).map_or(0, |f| f.len);
     let within = sums_end.is_some_and(|end| end <= sums_len);
-    require(within && file.sums_begin.is_multiple_of(SUM_BYTES), || {
+    let aligned = file.sums_begin >= SUMS_HEADER_BYTES && file.sums_begin.is_multiple_of(SUM_BYTES);
+    require(within && aligned, || {
         fault("its block sums leave their file", &file.name).with_offset(file.sums_begin)
     })
 }

@@ -21,6 +21,16 @@ use crate::tensor::{Component, TensorName, TensorSpec};
 pub const BLOCK_BYTES: u64 = 64 * 1024;
 /// Bytes of one block sum: BLAKE3, truncated.
 pub const SUM_BYTES: u64 = 16;
+/// Bytes of a sums file before its first sum: magic, version, four zero bytes, save id.
+pub const SUMS_HEADER_BYTES: u64 = 32;
+
+/// BLAKE3 of `bytes`, first 16 bytes: every hash and sum of the format.
+#[must_use]
+pub fn hash16(bytes: &[u8]) -> [u8; 16] {
+    let mut short = [0; 16];
+    short.copy_from_slice(&blake3::hash(bytes).as_bytes()[..16]);
+    short
+}
 
 /// Alignment of the data of a data file, for direct I/O.
 pub const DATA_ALIGNMENT: u64 = 4096;
@@ -237,6 +247,12 @@ impl Manifest {
     #[must_use]
     pub fn libtorch_version(&self) -> &str {
         &self.body.libtorch_version
+    }
+
+    /// Bytes of all tensors, each counted once.
+    #[must_use]
+    pub fn tensor_bytes(&self) -> u64 {
+        self.tensors().iter().map(|tensor| tensor.spec.size_bytes()).sum()
     }
 
     /// Bytes of all files that it lists; the manifest itself comes on top.

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{BodyV1, DataFile, Manifest, OtherFile, Piece, SUM_BYTES, TensorRecord, sums_of};
+use super::{
+    BodyV1, DataFile, Manifest, OtherFile, Piece, SUM_BYTES, SUMS_HEADER_BYTES, TensorRecord,
+    sums_of,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::save::MergedPlan;
 use crate::plan::{FileReceipt, PlannedFile, PlannedPiece, Receipt, SavePlan, SumsReceipt};
@@ -179,7 +182,7 @@ fn check_sums(plan: &SavePlan, receipt: &Receipt) -> Result<()> {
         return Err(refuse(message, reported.unwrap_or(planned)));
     }
     let Some(sums) = &receipt.sums_file else { return Ok(()) };
-    let mut end = 0;
+    let mut end = SUMS_HEADER_BYTES;
     for file in &receipt.files {
         if file.sums_begin != end {
             let message = format!("its block sums begin at {}, not at {end}", file.sums_begin);

@@ -1,7 +1,9 @@
 use super::*;
 use crate::error::{ErrorKind, Result};
 use crate::plan::save::{MergedPlan, merge_plans};
-use crate::plan::{FileReceipt, LocalPlan, Receipt, SaveTarget, SumsReceipt, WriteItem};
+use crate::plan::{
+    FileReceipt, LocalPlan, OnExisting, Receipt, SaveTarget, SumsReceipt, WriteItem,
+};
 use crate::tensor::Dtype;
 
 const ID: SaveId = SaveId::from_bytes([7; 16]);
@@ -30,7 +32,7 @@ fn merged() -> MergedPlan {
         name: "a".into(),
         step: 3,
         epoch: 1,
-        overwrite: false,
+        on_existing: OnExisting::Refuse,
     };
     let mut values = Values::new();
     values.set("loss", 0.5);
@@ -59,7 +61,7 @@ fn merged() -> MergedPlan {
 /// What ranks would report that have done as planned.
 pub(crate) fn receipts(merged: &MergedPlan) -> Vec<Receipt> {
     let receipt = |plan: &crate::plan::SavePlan| {
-        let mut sums_begin = 0;
+        let mut sums_begin = SUMS_HEADER_BYTES;
         let mut files = Vec::new();
         for file in &plan.files {
             let piece_bytes: Vec<u64> = file.pieces.iter().map(|p| p.size_bytes()).collect();

@@ -40,6 +40,19 @@ pub struct LocalPlan {
     pub rank_values: Values,
 }
 
+/// What to do about an existing checkpoint of the same name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum OnExisting {
+    /// The save fails with [`AlreadyExists`](crate::ErrorKind::AlreadyExists), before anything is
+    /// written.
+    #[default]
+    Refuse,
+    /// The new one is committed, then the old one removed.
+    Replace,
+    /// The new one gets `-v1`, `-v2`, … appended.
+    Number,
+}
+
 /// Where and as what a save goes; the same on every rank or the save is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SaveTarget {
@@ -51,8 +64,8 @@ pub struct SaveTarget {
     pub step: u64,
     /// Epochs completed.
     pub epoch: u64,
-    /// Whether an existing checkpoint of that name is replaced.
-    pub overwrite: bool,
+    /// What happens to an existing checkpoint of that name.
+    pub on_existing: OnExisting,
 }
 
 /// What one rank writes: the coordinator's answer in phase "plan".

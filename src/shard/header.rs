@@ -7,9 +7,9 @@ use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 
-use super::sums::hash16;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::SaveId;
+use crate::manifest::hash16;
 use crate::plan::{PlannedFile, PlannedPiece};
 use crate::rank::Rank;
 use crate::storage::ReadFile;

@@ -15,7 +15,7 @@ pub use header::{
     DATA_ALIGNMENT, HEADER_JSON_MAX, Header, HeaderTensor, ParsedHeader, read_header,
 };
 pub use reader::{PieceAt, ShardReader};
-pub use sums::{SUMS_HEADER_BYTES, block_count, hash16, sum};
+pub use sums::{block_count, sum};
 pub use verify::{DAMAGE_MAX, Damage};
 pub use writer::write_shards;
 

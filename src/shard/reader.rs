@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::sums::{SUMS_HEADER_BYTES, block_count, hash16, sum, sums_header};
+use super::sums::{block_count, sum, sums_header};
 use super::{at_file, file_path};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::{BLOCK_BYTES, DataFile, OtherFile, SUM_BYTES};
+use crate::manifest::{BLOCK_BYTES, DataFile, OtherFile, SUM_BYTES, SUMS_HEADER_BYTES, hash16};
 use crate::storage::{Directory, ReadFile};
 
 /// Most bytes read and held at once, per call.

@@ -1,26 +1,18 @@
 //! Block sums: BLAKE3 over every 64 KiB of a piece, truncated to 16 bytes.
 //!
-//! A sums file is a magic, a version (u32, little-endian) and the save id, then the sums of the
-//! rank's data files in plan order, piece by piece.
+//! A sums file is a magic, a version (u32, little-endian), four zero bytes and the save id, then
+//! the sums of the rank's data files in plan order, piece by piece.
 
 use crate::layout::SaveId;
-use crate::manifest::{BLOCK_BYTES, SUM_BYTES};
+use crate::manifest::{BLOCK_BYTES, SUM_BYTES, SUMS_HEADER_BYTES, hash16};
 
 const MAGIC: &[u8; 8] = b"TCHSUMS\n";
 const VERSION: u32 = 1;
-/// Bytes of a sums file before its first sum.
-pub const SUMS_HEADER_BYTES: u64 = HEADER_BYTES as u64;
-const HEADER_BYTES: usize = 28;
+const HEADER_BYTES: usize = 32;
 
 const BLOCK: usize = 64 * 1024;
 const _: () = assert!(BLOCK as u64 == BLOCK_BYTES);
-const _: () = assert!(SUM_BYTES == 16);
-
-/// BLAKE3 of `bytes`, first 16 bytes.
-#[must_use]
-pub fn hash16(bytes: &[u8]) -> [u8; 16] {
-    truncated(&blake3::hash(bytes))
-}
+const _: () = assert!(SUM_BYTES == 16 && SUMS_HEADER_BYTES == HEADER_BYTES as u64);
 
 /// The sum of one block (at most [`BLOCK_BYTES`] long).
 #[must_use]
@@ -46,7 +38,7 @@ pub(super) fn sums_header(save_id: &SaveId) -> [u8; HEADER_BYTES] {
     let mut header = [0; HEADER_BYTES];
     header[..8].copy_from_slice(MAGIC);
     header[8..12].copy_from_slice(&VERSION.to_le_bytes());
-    header[12..].copy_from_slice(save_id.as_bytes());
+    header[16..].copy_from_slice(save_id.as_bytes());
     header
 }
 

@@ -3,9 +3,9 @@
 use super::at_file;
 use super::header::Header;
 use super::pipeline::{self, Pipe, Progress, Stop};
-use super::sums::{SumsContent, hash16};
+use super::sums::SumsContent;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::BLOCK_BYTES;
+use crate::manifest::{BLOCK_BYTES, hash16};
 use crate::plan::{FileReceipt, PlannedFile, PlannedPiece, Receipt, SavePlan, SumsReceipt};
 use crate::rank::Rank;
 use crate::state::{StateDict, TensorSource};

@@ -57,8 +57,7 @@ impl Stage {
 
 /// Every rank has the same verdict, and it names the rank that failed.
 fn one_verdict<T>(verdicts: &[Result<T>], rank: u32, what: &str) -> Option<Error> {
-    let errors: Vec<Option<Error>> =
-        verdicts.iter().map(|v| v.as_ref().err().cloned()).collect();
+    let errors: Vec<Option<Error>> = verdicts.iter().map(|v| v.as_ref().err().cloned()).collect();
     let first = errors[0].clone();
     for error in &errors {
         assert_eq!(*error, first, "ranks disagree about {what}");
@@ -81,7 +80,8 @@ fn fail_each_operation_of_a_save(ranks: u32, fault: Fault, persistent: bool) {
                 break;
             }
             let log = stage.faulty.log();
-            let what = format!("{ranks} ranks, rank {rank}, {fault:?} at {}", log[operation as usize - 1]);
+            let what =
+                format!("{ranks} ranks, rank {rank}, {fault:?} at {}", log[operation as usize - 1]);
             let verdict = one_verdict(&verdicts, rank, &what);
             check_disk(&stage, verdict.as_ref(), &what);
             operation += 1;
@@ -95,7 +95,7 @@ fn fail_each_operation_of_a_save(ranks: u32, fault: Fault, persistent: bool) {
 fn check_disk(stage: &Stage, verdict: Option<&Error>, what: &str) {
     let storage = &stage.memory;
     assert_good(storage, "runs/a");
-    let found = tch_checkpoint::catalog::find(storage, &path("runs/a")).unwrap();
+    let found = tch_checkpoint::catalog::find(storage, &wanted("runs/a")).unwrap();
     let step = found.manifest.step();
     match verdict.map(Error::kind) {
         None => assert_eq!(step, 2, "{what}: committed, but not there"),
@@ -103,7 +103,8 @@ fn check_disk(stage: &Stage, verdict: Option<&Error>, what: &str) {
         Some(_) => assert_eq!(step, 1, "{what}: not committed, but there"),
     }
     let memory = storage.clone();
-    for verdict in on_ranks(stage.ranks, move |g| save_state(&g, &memory, "runs/a", &tensors(), 3)) {
+    for verdict in on_ranks(stage.ranks, move |g| save_state(&g, &memory, "runs/a", &tensors(), 3))
+    {
         verdict.unwrap();
     }
     assert_good(storage, "runs/a");

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use tch_checkpoint::catalog::{self, CheckpointPath};
+use tch_checkpoint::catalog::{self, CheckpointPath, Wanted};
 use tch_checkpoint::group::{Deadlines, ProcessGroup};
 use tch_checkpoint::load::{Atomicity, Loaded, load};
 use tch_checkpoint::plan::load::LoadRules;
@@ -53,6 +53,10 @@ pub fn name(text: &str) -> TensorName {
 
 pub fn path(text: &str) -> CheckpointPath {
     CheckpointPath::parse(text).unwrap()
+}
+
+pub fn wanted(text: &str) -> Wanted {
+    Wanted::parse(text).unwrap()
 }
 
 /// The bytes that box `slice` of tensor `name` holds in generation `generation`.
@@ -123,7 +127,13 @@ pub fn state(tensors: &[TestTensor], group: &ProcessGroup, generation: u64) -> S
         if let Some(slice) = tensor.held(rank, n) {
             let bytes = Arc::new(content(&tensor.name, &tensor.spec, &slice, generation));
             state
-                .add_slice(&Component::model(), name(&tensor.name), tensor.spec.clone(), slice, bytes)
+                .add_slice(
+                    &Component::model(),
+                    name(&tensor.name),
+                    tensor.spec.clone(),
+                    slice,
+                    bytes,
+                )
                 .unwrap();
         }
     }
@@ -169,7 +179,7 @@ pub fn load_state(
             .unwrap();
     }
     let rules = LoadRules { strict: n == 1, ..LoadRules::default() };
-    let loaded = load(group, storage, &path(at), &mut targets, &rules, atomicity);
+    let loaded = load(group, storage, &wanted(at), &mut targets, &rules, atomicity);
     drop(targets);
     let untouched = buffers.iter().all(|b| b.iter().all(|byte| *byte == 0xEE));
     match &loaded {
@@ -198,7 +208,7 @@ pub fn entries(storage: &dyn Storage, directory: &str) -> Vec<String> {
 
 /// Opens a checkpoint and checks every byte of it.
 pub fn assert_good(storage: &dyn Storage, at: &str) {
-    let found = catalog::find(storage, &path(at)).unwrap();
+    let found = catalog::find(storage, &wanted(at)).unwrap();
     let verified = tch_checkpoint::verify::verify(&found, &mut |_| {}).unwrap();
     assert_eq!(verified.damage, [], "{at}");
     assert_eq!(verified.foreign, [""; 0], "{at}");

@@ -2,8 +2,8 @@
 //! temporary directory. Every test with several ranks has a deadline.
 
 mod faults;
-mod golden;
+
 mod harness;
-mod hostile;
+
 mod reshard;
 mod verdicts;

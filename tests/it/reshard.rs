@@ -13,7 +13,10 @@ fn tensors() -> impl Strategy<Value = Vec<TestTensor>> {
     let shape = prop::collection::vec(0u64..60, 0..4);
     let tensor = (shape, 0..Dtype::ALL.len(), any::<prop::sample::Index>(), any::<bool>());
     prop::collection::vec(tensor, 1..8).prop_map(|list| {
-        let build = |(i, (shape, dtype, dimension, sharded)): (usize, (Vec<u64>, _, prop::sample::Index, bool))| {
+        let build = |(i, (shape, dtype, dimension, sharded)): (
+            usize,
+            (Vec<u64>, _, prop::sample::Index, bool),
+        )| {
             let whole = shape.contains(&0) || shape.is_empty() || !sharded;
             let along = (!whole).then(|| dimension.index(shape.len()));
             TestTensor::new(&format!("t{i}"), Dtype::ALL[dtype], &shape, along)

@@ -41,7 +41,7 @@ fn check_target(a: Ranked, b: Ranked) -> Result<()> {
         ("the name of the checkpoint", |t| format!("`{}`", t.name)),
         ("the step", |t| t.step.to_string()),
         ("the epoch", |t| t.epoch.to_string()),
-        ("`overwrite`", |t| t.overwrite.to_string()),
+        ("`on_existing`", |t| format!("{:?}", t.on_existing)),
     ];
     if a.1.target == b.1.target {
         return Ok(());

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::plan::OnExisting;
 use crate::slice::Slice;
 use crate::tensor::{Dtype, TensorSpec};
 
@@ -36,7 +37,7 @@ fn plan(items: Vec<WriteItem>) -> LocalPlan {
         name: "a".into(),
         step: 3,
         epoch: 1,
-        overwrite: false,
+        on_existing: OnExisting::Refuse,
     };
     let (values, rank_values) = (Values::new(), Values::new());
     LocalPlan { target, items, aliases: Vec::new(), values, rank_values }
@@ -157,7 +158,7 @@ fn disagreements_name_both_ranks_and_what_differs() {
         ("name", |p| p.target.name.push('x')),
         ("step", |p| p.target.step += 1),
         ("epoch", |p| p.target.epoch += 1),
-        ("overwrite", |p| p.target.overwrite = true),
+        ("on_existing", |p| p.target.on_existing = OnExisting::Replace),
         ("value `loss`", |p| p.values.set("loss", f64::NAN)),
         ("value `more`", |p| p.values.set("more", 1i64)),
         ("dtype", |p| p.items[0] = whole("w", Dtype::F16, &[4, 8])),
