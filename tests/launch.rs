@@ -1,5 +1,6 @@
 //! The launch scripts, with shell one-liners as ranks.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::fs;
 use std::io::Read;
