@@ -4,6 +4,7 @@
 set -u -m # -m: every rank leads its own process group, so that its children can be ended too
 
 readonly POLL_S=0.1
+readonly UNKILLABLE_S=10
 readonly WANTS_REQUEUE=75
 readonly PEER_LOST=5
 
@@ -98,9 +99,22 @@ signal_groups() {
     for pid in "${pids[@]}"; do kill -s "$1" -- "-$pid" 2>/dev/null; done
 }
 
+# Whether a rank or a child of one lives. A zombie does not: where the first process of a
+# container takes no care of orphans, it stays for ever.
 any_left() {
-    local pid
-    for pid in "${pids[@]}"; do kill -0 -- "-$pid" 2>/dev/null && return 0; done
+    local pid groups=' ' stat state parent group
+    ((${#running[@]})) && return 0
+    for pid in "${pids[@]}"; do
+        kill -0 -- "-$pid" 2>/dev/null && groups+="$pid "
+    done
+    [[ $groups != ' ' ]] || return 1
+    [[ -r /proc/self/stat ]] || return 0
+    for stat in /proc/[0-9]*/stat; do
+        read -r stat <"$stat" || continue
+        # pid (name, which may hold anything) state parent group …
+        read -r state parent group _ <<<"${stat##*) }"
+        [[ $state != [ZX] && $groups == *" $group "* ]] && return 0
+    done
     return 1
 }
 
@@ -116,10 +130,10 @@ end_ranks() {
 forward() {
     local signal=$1 pid
     if [[ $signal == USR1 ]]; then
-        for pid in "${pids[@]}"; do kill -s USR1 "$pid" 2>/dev/null; done
+        for pid in "${running[@]}"; do kill -s USR1 "$pid" 2>/dev/null; done
     elif ((interrupted)); then
         say "SIG$signal again: killing all ranks"
-        deadline=0
+        deadline=$((SECONDS - 1))
     else
         say "SIG$signal: forwarded to all ranks; killing what is left after $grace_s s"
         interrupted=1
@@ -129,9 +143,12 @@ forward() {
 }
 
 forward_received() {
-    local signals=("${received[@]}") signal
-    received=()
-    for signal in "${signals[@]}"; do forward "$signal"; done
+    local signal
+    while ((${#received[@]})); do
+        signal=${received[0]}
+        received=("${received[@]:1}") # one command: a signal meanwhile is not lost
+        forward "$signal"
+    done
 }
 
 reason() {
@@ -149,6 +166,8 @@ collect() {
         kill -0 "${running[rank]}" 2>/dev/null && continue
         wait "${running[rank]}" 2>/dev/null
         code=$?
+        # An unrelated process may get the number of a group that is gone.
+        kill -0 -- "-${running[rank]}" 2>/dev/null || unset "pids[$rank]"
         unset "running[$rank]"
         ((code == 0)) && continue
         # Of failures seen at once, a lost peer is the consequence and not the cause.
@@ -159,7 +178,7 @@ collect() {
 
 supervise() {
     running=("${pids[@]}")
-    while any_left || ((${#running[@]})); do
+    while any_left; do
         forward_received
         collect
         if ((!ending && (${#running[@]} == 0 || (result != 0 && result != WANTS_REQUEUE)))); then
@@ -169,6 +188,10 @@ supervise() {
             deadline=$((SECONDS + grace_s))
         fi
         if [[ -n $deadline ]] && ((SECONDS > deadline)); then signal_groups KILL; fi
+        if [[ -n $deadline ]] && ((SECONDS > deadline + UNKILLABLE_S)); then
+            say "SIGKILL does not end these processes (hung file system?): ${pids[*]}"
+            exit $((result ? result : 1))
+        fi
         read -r -t "$POLL_S" -u "$idle"
     done
 }

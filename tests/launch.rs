@@ -1,5 +1,6 @@
 //! The launch scripts, with shell one-liners as ranks.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::fs;
 use std::io::Read;
@@ -164,8 +165,16 @@ fn a_rank_killed_by_a_signal_gives_128_and_the_signal() {
 
 #[test]
 fn a_lost_peer_does_not_hide_its_cause() {
-    let rank = "trap 'exit 5' TERM; [ $RANK = 2 ] && exit 9; while :; do sleep 0.1; done";
-    assert_eq!(Launch::ranks("30", rank).end().code, Some(9));
+    let rank = "until [ -e go ]; do sleep 0.05; done; [ $RANK = 2 ] && exit 9; exit 5";
+    let launch = Launch::ranks("30", rank);
+    launch.wait_for_files(&["here0", "here1", "here2"]);
+    // Stopped, so that it finds all three ended at once.
+    launch.signal(Signal::STOP);
+    fs::write(launch.dir.path().join("go"), "").unwrap();
+    let ranks_ended = within_deadline(|| left_over(launch.dir.path()).len() == 1);
+    launch.signal(Signal::CONT);
+    assert!(ranks_ended);
+    assert_eq!(launch.end().code, Some(9));
 }
 
 #[test]
@@ -208,18 +217,18 @@ fn a_second_sigterm_does_not_wait_for_the_grace_period() {
 }
 
 #[test]
-fn a_saving_rank_gets_one_signal_only_and_asks_for_a_requeue() {
-    for signal in [Signal::TERM, Signal::INT, Signal::USR1] {
+fn ranks_that_are_saving_get_one_signal_only() {
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 75), (Signal::USR1, 75)] {
         // Rank 0 leaves first; the others are still busy with their save.
-        let save = "n=$((n+1)); sleep 0.$((RANK * 4)); echo $n > signals$RANK; exit 75";
+        let save = "n=$((n+1)); sleep 0.$((RANK * 4)); echo $n > signals$RANK";
         let rank = format!(
-            "n=0; trap '{save}' TERM INT USR1; touch ready$RANK; while :; do sleep 0.1; done"
+            "n=0; trap '{save}; exit {code}' TERM INT USR1; touch ready$RANK; while :; do sleep 0.1; done"
         );
         let launch = Launch::ranks("30", &rank);
         launch.wait_for_files(&["ready0", "ready1", "ready2"]);
         launch.signal(signal);
         let ended = launch.end();
-        assert_eq!(ended.code, Some(75), "{signal:?}: {}", ended.stderr);
+        assert_eq!(ended.code, Some(code), "{signal:?}: {}", ended.stderr);
         for rank in 0..3 {
             assert_eq!(read(ended.dir.path(), &format!("signals{rank}")), "1\n", "{signal:?}");
         }
