@@ -4,6 +4,7 @@
 //! Every line below says, by its order, what a crash leaves behind: until the rename, debris that
 //! is never read; after it, the whole checkpoint.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, CheckpointName, Debris, SaveId};
 use crate::manifest::{Manifest, hash16};
 use crate::plan::{FileReceipt, OnExisting, Receipt};
+use crate::rank::Rank;
 use crate::storage::{Directory, EntryKind, Lock, Rename};
 
 /// How often a lock that another job holds, or a file that is not visible yet, is tried again.
@@ -36,7 +38,18 @@ pub(crate) struct Attempt {
     name: CheckpointName,
     save_id: SaveId,
     replaces: Existing,
-    renamed: bool,
+    stage: Stage,
+}
+
+/// How far an attempt has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Not visible: what it left is debris.
+    Hidden,
+    /// Visible, but a power cut may take it back: what it replaced must stay.
+    Visible,
+    /// Durable: what it replaced can go.
+    Durable,
 }
 
 impl Attempt {
@@ -77,17 +90,12 @@ impl Attempt {
         }
         let dir = parent.create_dir(&layout::partial_dir(&name, &save_id))?;
         let owner = dir.try_lock_self().unwrap_or(None);
-        Ok(Self { parent, dir, _owner: owner, name, save_id, replaces, renamed: false })
+        Ok(Self { parent, dir, _owner: owner, name, save_id, replaces, stage: Stage::Hidden })
     }
 
     /// The name that the checkpoint will have.
     pub(crate) fn name(&self) -> &CheckpointName {
         &self.name
-    }
-
-    /// The directory of the attempt.
-    pub(crate) fn dir(&self) -> &dyn Directory {
-        self.dir.as_ref()
     }
 
     /// Opens every file that a rank says it wrote, by name, from here: a directory that ranks do
@@ -105,8 +113,11 @@ impl Attempt {
                 }
                 Ok(())
             };
-            let rank = crate::rank::Rank::new(u32::try_from(rank).unwrap_or(u32::MAX));
-            check().map_err(|e| e.at_rank(rank))?;
+            let writer = Rank::new(u32::try_from(rank).unwrap_or(u32::MAX));
+            check().map_err(|e| match e.kind() {
+                ErrorKind::NotShared => e.at_rank(writer),
+                _ => e,
+            })?;
         }
         Ok(())
     }
@@ -131,14 +142,26 @@ impl Attempt {
                 .with_path(self.parent.path().join(self.name.as_str()))
                 .with_help("its checkpoint is untouched; this one was not committed"));
         }
-        self.rename_into_place()?;
-        self.renamed = true;
-        self.parent.sync().map_err(|e| {
+        self.rename_into_place().or_else(|error| self.renamed_all_the_same(error))?;
+        self.stage = Stage::Visible;
+        // Even a panic must not turn a visible checkpoint into one that was "not committed".
+        let synced = catch_unwind(AssertUnwindSafe(|| self.parent.sync()));
+        synced.unwrap_or_else(|_| Err(panicked())).map_err(|e| {
             e.with_kind(ErrorKind::DurabilityUncertain).with_help(
                 "the checkpoint is complete and visible, but a power cut could still take it \
                  back; save again",
             )
-        })
+        })?;
+        self.stage = Stage::Durable;
+        Ok(())
+    }
+
+    /// A network file system may carry out a rename and lose the answer.
+    fn renamed_all_the_same(&self, error: Error) -> Result<()> {
+        match existing(self.parent.as_ref(), self.name.as_str()) {
+            Ok(Existing::Checkpoint(found)) if found == self.save_id => Ok(()),
+            _ => Err(error),
+        }
     }
 
     fn rename_into_place(&self) -> Result<()> {
@@ -163,16 +186,32 @@ impl Attempt {
     /// Ends the attempt: removes what it replaced, or, if it was not committed, what it left.
     /// Failures are logged; a later sweep finishes the work.
     pub(crate) fn close(self) {
+        // After an exchange the partial name holds what was replaced.
         let partial = layout::partial_dir(&self.name, &self.save_id);
         let old = layout::old_dir(&self.name, &self.save_id);
-        for name in [&partial, &old] {
-            // After an exchange the partial name holds the replaced checkpoint.
-            let stale = name != &old || self.renamed;
-            if stale && let Err(error) = discard(self.parent.as_ref(), name) {
-                tracing::warn!(%error, "could not remove what this save left behind");
-            }
+        let stale: &[&str] = match self.stage {
+            Stage::Hidden => &[&partial],
+            Stage::Visible => &[],
+            Stage::Durable => &[&partial, &old],
+        };
+        for name in stale {
+            log_failure("removing what this save left behind", || {
+                discard(self.parent.as_ref(), name)
+            });
         }
     }
+}
+
+/// Tidying up may fail, even panic, but never changes the outcome of a save.
+fn log_failure(doing: &str, tidy: impl FnOnce() -> Result<()>) {
+    let tidied = catch_unwind(AssertUnwindSafe(tidy)).unwrap_or_else(|_| Err(panicked()));
+    if let Err(error) = tidied {
+        tracing::warn!(%error, doing, "left for a later save to finish");
+    }
+}
+
+fn panicked() -> Error {
+    Error::new(ErrorKind::Panic, "the storage panicked")
 }
 
 /// Removes a checkpoint if it is still the one meant: out of sight first, durably, then unlinked.
@@ -223,7 +262,7 @@ fn remove_tree(parent: &dyn Directory, name: &str) -> Result<()> {
 /// An attempt whose owner still lives (its lock is held, or locks do not work) is left alone.
 /// Failures are logged: a sweep never fails a save.
 pub(crate) fn sweep(parent: &dyn Directory, patience: Duration) {
-    let swept = || -> Result<()> {
+    log_failure("looking for debris", || {
         let debris: Vec<_> = parent
             .list()?
             .into_iter()
@@ -235,15 +274,10 @@ pub(crate) fn sweep(parent: &dyn Directory, patience: Duration) {
         }
         let _lock = lock_parent(parent, patience)?;
         for (entry, debris) in debris {
-            if let Err(error) = sweep_one(parent, &entry, &debris) {
-                tracing::warn!(%error, entry, "could not sweep");
-            }
+            log_failure("sweeping", || sweep_one(parent, &entry, &debris));
         }
         Ok(())
-    };
-    if let Err(error) = swept() {
-        tracing::warn!(%error, "could not look for debris of earlier saves");
-    }
+    });
 }
 
 fn sweep_one(parent: &dyn Directory, entry: &str, debris: &Debris) -> Result<()> {

@@ -311,8 +311,13 @@ impl fmt::Display for Error {
         if let Some(help) = &detail.help {
             write!(f, "; {}", printable(help))?;
         }
-        for other in detail.failures.iter().filter(|e| e.rank() != self.rank()) {
-            write!(f, "\n  also {other}")?;
+        for other in &detail.failures {
+            let same = (other.kind(), other.message()) == (self.kind(), self.message());
+            match other.rank() {
+                rank if rank == self.rank() => {}
+                Some(rank) if same => write!(f, "\n  also on rank {rank}")?,
+                _ => write!(f, "\n  also {other}")?,
+            }
         }
         Ok(())
     }

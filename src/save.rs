@@ -3,11 +3,11 @@
 //! ```text
 //! state (all, no I/O) → local_plan (all, pure)
 //! phase "plan":   gather plans ─(coordinator) merge, balance, make the attempt─ scatter
-//! write (all):    piece → block sums → file → fsync → receipt
-//! phase "commit": gather receipts ─(coordinator) check, seal, publish, rename─ one verdict
+//! phase "commit": write (all): piece → block sums → file → fsync → receipt
+//!                 gather receipts ─(coordinator) check, seal, publish, rename─ one verdict
 //! after:          (coordinator) remove what was replaced, sweep; failures are only logged
 //! ```
-//! Nothing returns between the two phases: a rank that fails brings its error to the vote.
+//! Nothing returns between the two phases: a rank that fails or panics brings that to the vote.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -104,12 +104,10 @@ pub fn save(
         }
     };
 
-    let written = write(group, storage, path, &assignment, state, options);
-
     let verdict = group.phase_all(
         Channel::Save,
         "commit",
-        || written,
+        || write(group, storage, path, &assignment, state, options),
         |receipts| match &mut coordinator {
             Some((attempt, merged)) => commit(group, attempt, merged, receipts, options),
             None => Err(Error::new(ErrorKind::Disagreement, "commit without a plan")),

@@ -25,13 +25,12 @@ const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
 pub struct AutoSaver {
     state: AutoSaverState,
     template: NameTemplate,
-    interval: Interval,
 }
 
 /// What a checkpoint holds of an auto-saver.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct AutoSaverState {
-    interval: i64,
+    interval: Interval,
     directory: PathBuf,
     template: String,
     metrics: Vec<String>,
@@ -52,7 +51,7 @@ impl AutoSaver {
         metrics: &[String],
     ) -> Result<Self> {
         Self::from_state(AutoSaverState {
-            interval: interval.as_i64(),
+            interval,
             directory: directory.to_path_buf(),
             template: template.to_owned(),
             metrics: metrics.to_vec(),
@@ -65,7 +64,7 @@ impl AutoSaver {
 
     pub(super) fn from_state(state: AutoSaverState) -> Result<Self> {
         let template = NameTemplate::parse(&state.template, &KnownFields::new(&state.metrics))?;
-        Ok(Self { interval: Interval::parse(state.interval)?, template, state })
+        Ok(Self { template, state })
     }
 
     pub(super) fn state(&self) -> AutoSaverState {
@@ -109,7 +108,7 @@ impl AutoSaver {
         last: bool,
         logs: &BTreeMap<String, Number>,
     ) -> Result<Option<CheckpointPath>> {
-        if !self.interval.due(epoch, last, self.state.save_on_last_epoch) {
+        if !self.state.interval.due(epoch, last, self.state.save_on_last_epoch) {
             return Ok(None);
         }
         let rendered = self.template.render(epoch, logs);

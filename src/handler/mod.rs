@@ -170,7 +170,7 @@ impl<M: Model> NNHandler<M> {
         path: impl AsRef<Path>,
         name: &str,
     ) -> Result<&mut AutoSaver> {
-        let interval = Interval::parse(interval)?;
+        let interval = Interval::from_epochs(interval)?;
         let saver = AutoSaver::new(interval, path.as_ref(), name, &self.metric_names())?;
         Ok(self.auto_saver.insert(saver))
     }

@@ -245,10 +245,10 @@ fn every_mismatch_is_listed() {
     });
     assert_same_error(&verdicts, ErrorKind::Mismatch, "shape");
     let text = verdicts[0].as_ref().unwrap_err().to_string();
-    for offender in ["`scalar`", "`dtype`", "`transposed`", "`extra`", "`lacking`"] {
+    for offender in ["scalar (", "dtype (", "transposed (", "extra", "lacking"] {
         assert!(text.contains(offender), "{offender} is not listed in {text}");
     }
-    assert!(!text.contains("`same`"), "{text}");
+    assert!(!text.contains("same"), "{text}");
 }
 
 #[test]
