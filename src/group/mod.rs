@@ -1,1 +1,357 @@
 //! Processes that save and load together: joining, the vote, and the exchange of gradients.
+//!
+//! Two planes, kept apart. The control plane is one star for every launcher: each
+//! rank has one link to the coordinator, over which votes and verdicts travel. The data plane sums gradients and broadcasts parameters. Checkpoint code uses the first alone.
+//!
+//! # How waiting ends
+//! Every wait has a deadline, counted from the last sign of progress of whom it waits for, not
+//! from its start: slow is not dead. A closed connection ends it at once. A rank that works for
+//! long calls [`Progress::add`]; a thread of its group passes that on.
+//!
+//! # Variables
+//! `TCH_CHECKPOINT_LAUNCHER` (`auto`, `solo`, `tcp`, `mpi`, `slurm`), `TCH_CHECKPOINT_MASTER_PORT`
+//! (port of rank 0 where `MASTER_PORT` belongs to somebody else), `TCH_CHECKPOINT_IFADDR`
+//! (address that rank 0 binds), `TCH_CHECKPOINT_TOKEN` (secret that admits a rank; without it
+//! the job id, which is none) and `TCH_CHECKPOINT_DEADLINE_MS` (see [`Deadlines::progress`]).
+
+mod data;
+mod env;
+mod frame;
+mod heartbeat;
+mod inbox;
+mod launch;
+mod phase;
+mod port_file;
+mod star;
+mod tcp;
+#[cfg(test)]
+mod tests;
+mod threads;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use self::data::{DataPlane, NoData};
+use self::phase::Answers;
+use self::star::Star;
+use crate::error::{Error, ErrorKind, Result};
+use crate::rank::{LocalRank, Rank, WorldSize};
+
+/// Which conversation a phase belongs to. Channels are independent of one another, so that a
+/// background thread can save while training goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Channel {
+    /// The training loop.
+    Training,
+    /// A save that its caller waits for.
+    Save,
+    /// A save that runs beside training.
+    Background,
+}
+
+impl Channel {
+    const ALL: [Self; 3] = [Self::Training, Self::Save, Self::Background];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// How long to wait for others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// For all ranks to come together. Default 600 s.
+    pub join: Duration,
+    /// For any sign of progress of a rank that is waited for. Default 120 s; a group made by
+    /// [`ProcessGroup::from_env`] takes it from `TCH_CHECKPOINT_DEADLINE_MS`, if set.
+    pub progress: Duration,
+    /// For one attempt to connect, and for a coordinator of another job to go away. Default 60 s.
+    pub connect: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self { join: seconds(600), progress: seconds(120), connect: seconds(60) }
+    }
+}
+
+/// What tells the ranks of one job from those of another.
+#[derive(Clone, PartialEq, Eq)]
+pub struct JobId {
+    id: String,
+    token: String,
+}
+
+impl JobId {
+    /// A job `id`, whose ranks all know `token`.
+    pub fn new(id: impl Into<String>, token: impl Into<String>) -> Self {
+        Self { id: id.into(), token: token.into() }
+    }
+
+    /// A job without a secret: whoever can guess `id` and reach rank 0 can join.
+    pub fn without_secret(id: impl Into<String>) -> Self {
+        let id = id.into();
+        Self { token: id.clone(), id }
+    }
+}
+
+/// Shows the id, never the token.
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobId").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Tells peers that this rank works; cheap to clone and to call.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<AtomicU64>);
+
+impl Progress {
+    /// Counts `bytes` (or any other measure of work) as done.
+    pub fn add(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn total(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One rank's place in its job.
+#[derive(Clone, Copy, Debug)]
+struct Member {
+    rank: Rank,
+    local_rank: LocalRank,
+    world: WorldSize,
+}
+
+/// The processes of a job, seen from one of them. A clone is the same membership.
+///
+/// Dropping the last clone closes the connections, which the peers take for the loss of this
+/// rank; [`ProcessGroup::finish`] leaves in good order.
+#[derive(Clone)]
+pub struct ProcessGroup(Arc<Inner>);
+
+struct Inner {
+    member: Member,
+    deadlines: Deadlines,
+    progress: Progress,
+    /// Absent in a job of one rank.
+    star: Option<Star>,
+    data: Box<dyn DataPlane>,
+}
+
+impl ProcessGroup {
+    /// A job of this process alone; uses no network.
+    #[must_use]
+    pub fn solo() -> Self {
+        Self::solo_with(Deadlines::default())
+    }
+
+    fn solo_with(deadlines: Deadlines) -> Self {
+        let (rank, local_rank) = (Rank::COORDINATOR, LocalRank(0));
+        Self::alone(Member { rank, local_rank, world: WorldSize::ONE }, deadlines)
+    }
+
+    /// The ranks of a job whose ranks are threads of this process, in rank order. Give each its
+    /// own thread.
+    ///
+    /// # Panics
+    /// If the operating system refuses a thread.
+    #[must_use]
+    #[expect(clippy::expect_used, clippy::needless_pass_by_value, reason = "meant for tests")]
+    pub fn threads(world: WorldSize, deadlines: Deadlines) -> Vec<ProcessGroup> {
+        threads::groups(world, &deadlines).expect("threads can be started")
+    }
+
+    /// Joins a job over TCP; returns when all ranks have come together. `address` is `host:port`
+    /// of rank 0, which binds it; a loopback address admits this host alone.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a rank outside `world` or an address that cannot be bound
+    /// or resolved; [`ErrorKind::Deadline`] naming the ranks that did not come;
+    /// [`ErrorKind::Disagreement`] if the coordinator refuses this rank.
+    pub fn tcp(
+        rank: Rank,
+        local_rank: LocalRank,
+        world: WorldSize,
+        address: &str,
+        job: JobId,
+        deadlines: Deadlines,
+    ) -> Result<Self> {
+        let meeting = tcp::Rendezvous::at(rank, address);
+        let member = Member { rank, local_rank, world };
+        tcp::join(member, meeting, &job, tcp::DataPlaneChoice::Tcp, deadlines)
+    }
+
+    /// The group of this process, found by how it was started: `TCH_CHECKPOINT_LAUNCHER`, else
+    /// `RANK` and `WORLD_SIZE`, else the variables of an MPI launcher, else those of a Slurm
+    /// step, else a job of one. The first call joins; later calls return the same group.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::tcp`]; [`ErrorKind::InvalidInput`] for variables that contradict each
+    /// other, that are incomplete, or that name a launcher which this build does not support.
+    pub fn from_env() -> Result<Self> {
+        launch::from_env()
+    }
+
+    /// Number of this process in its job.
+    #[must_use]
+    pub fn rank(&self) -> Rank {
+        self.0.member.rank
+    }
+
+    /// How many processes the job has.
+    #[must_use]
+    pub fn world_size(&self) -> WorldSize {
+        self.0.member.world
+    }
+
+    /// Number of this process on its host.
+    #[must_use]
+    pub fn local_rank(&self) -> LocalRank {
+        self.0.member.local_rank
+    }
+
+    /// Whether this process merges plans, counts votes and commits.
+    #[must_use]
+    pub fn is_coordinator(&self) -> bool {
+        self.rank().is_coordinator()
+    }
+
+    /// How long this group waits.
+    #[must_use]
+    pub fn deadlines(&self) -> &Deadlines {
+        &self.0.deadlines
+    }
+
+    /// The handle by which long work keeps this rank from being taken for dead.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.0.progress.clone()
+    }
+
+    /// Runs one phase: `local` on every rank, then, if all succeeded, `decide` on the coordinator
+    /// with the values in rank order, which gives one answer per rank. Panics in either count as
+    /// errors. A phase runs to its verdict even if `local` fails on this rank.
+    ///
+    /// # Collective
+    /// Every rank, with the same `name`, in the same order on that channel. Not from inside
+    /// `local` or `decide`.
+    ///
+    /// # Errors
+    /// The same on every rank that can be reached: what failed (with rank and phase, all failures
+    /// in [`Error::failures`]); [`ErrorKind::Panic`]; [`ErrorKind::Disagreement`] if ranks are in
+    /// different phases; [`ErrorKind::PeerLost`] at once when a connection closes, and from then
+    /// on; [`ErrorKind::Deadline`] naming the ranks that made no progress. A rank that loses the
+    /// coordinator gets [`ErrorKind::CoordinatorLost`], and cannot know the verdict.
+    pub fn phase<T, R>(
+        &self,
+        channel: Channel,
+        name: &str,
+        local: impl FnOnce() -> Result<T>,
+        decide: impl FnOnce(Vec<T>) -> Result<Vec<R>>,
+    ) -> Result<R>
+    where
+        T: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+    {
+        phase::run(self, channel, name, local, |values| decide(values).map(Answers::Each))
+    }
+
+    /// A phase with one answer for all ranks; see [`ProcessGroup::phase`].
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::phase`].
+    pub fn phase_all<T, R>(
+        &self,
+        channel: Channel,
+        name: &str,
+        local: impl FnOnce() -> Result<T>,
+        decide: impl FnOnce(Vec<T>) -> Result<R>,
+    ) -> Result<R>
+    where
+        T: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned + Clone,
+    {
+        phase::run(self, channel, name, local, |values| decide(values).map(Answers::Same))
+    }
+
+    /// Adds up `values` over all ranks, in rank order, so that all hold the same bits and a rerun
+    /// does too.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Disagreement`] if lengths or operations differ between ranks;
+    /// [`ErrorKind::PeerLost`], [`ErrorKind::CoordinatorLost`] or [`ErrorKind::Deadline`], after
+    /// which `values` are undefined and every later exchange of data fails.
+    pub fn all_reduce_sum(&self, values: &mut [f32]) -> Result<()> {
+        self.0.data.all_reduce_sum(values)
+    }
+
+    /// As [`ProcessGroup::all_reduce_sum`], in double precision.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::all_reduce_sum`].
+    pub fn all_reduce_sum_f64(&self, values: &mut [f64]) -> Result<()> {
+        self.0.data.all_reduce_sum_f64(values)
+    }
+
+    /// Gives every rank the coordinator's bytes; the length must be the same everywhere.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::all_reduce_sum`].
+    pub fn broadcast(&self, bytes: &mut [u8]) -> Result<()> {
+        self.0.data.broadcast(bytes)
+    }
+
+    /// Leaves the job in good order: peers do not report this rank as lost, unless they need it
+    /// again. Ends the membership for all clones.
+    ///
+    /// # Errors
+    /// None at present; a peer that can no longer be told is not waiting either.
+    pub fn finish(self) -> Result<()> {
+        if let Some(star) = &self.0.star {
+            star.finish();
+        }
+        Ok(())
+    }
+
+    fn alone(member: Member, deadlines: Deadlines) -> Self {
+        Self::assemble(member, deadlines, Progress::default(), None, Box::new(NoData))
+    }
+
+    fn assemble(
+        member: Member,
+        deadlines: Deadlines,
+        progress: Progress,
+        star: Option<Star>,
+        data: Box<dyn DataPlane>,
+    ) -> Self {
+        Self(Arc::new(Inner { member, deadlines, progress, star, data }))
+    }
+
+    fn star(&self) -> Option<&Star> {
+        self.0.star.as_ref()
+    }
+}
+
+impl fmt::Debug for ProcessGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ProcessGroup").field(&self.0.member).finish()
+    }
+}
+
+/// A rank is one of its world.
+fn check_member(member: Member) -> Result<()> {
+    if member.rank.get() < member.world.get() {
+        return Ok(());
+    }
+    let text = format!("rank {} in a job of {} ranks", member.rank, member.world);
+    Err(Error::new(ErrorKind::InvalidInput, text))
+}
