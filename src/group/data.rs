@@ -111,7 +111,7 @@ impl StarData {
             return Err(broken.clone());
         }
         pipes.sequence += 1;
-        let head = Head { code, sequence: pipes.sequence, bytes: bytes.len() as u64 };
+        let head = Head { name, code, sequence: pipes.sequence, bytes: bytes.len() as u64 };
         let done = if self.member.rank.is_coordinator() {
             self.serve(&mut pipes.pipes, &head, bytes, combine)
         } else {
@@ -129,11 +129,12 @@ impl StarData {
     fn serve(
         &self,
         pipes: &mut [(Rank, Box<dyn Pipe>)],
-        head: &Head,
+        head: &Head<'_>,
         bytes: &mut [u8],
         combine: Option<Combine>,
     ) -> Result<()> {
         let done = self.serve_in_step(pipes, head, bytes, combine);
+        let done = done.map_err(|error| error.in_phase(head.name));
         if let Err(error) = &done {
             let text = codec::encode(error).unwrap_or_default();
             let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
@@ -147,7 +148,7 @@ impl StarData {
     fn serve_in_step(
         &self,
         pipes: &mut [(Rank, Box<dyn Pipe>)],
-        head: &Head,
+        head: &Head<'_>,
         bytes: &mut [u8],
         combine: Option<Combine>,
     ) -> Result<()> {
@@ -181,7 +182,7 @@ impl StarData {
     fn take_part(
         &self,
         pipes: &mut [(Rank, Box<dyn Pipe>)],
-        head: &Head,
+        head: &Head<'_>,
         bytes: &mut [u8],
         contribute: bool,
     ) -> Result<()> {
@@ -302,13 +303,14 @@ fn gone(rank: Rank, why: &str) -> Error {
 }
 
 /// What a rank is about to do; must be equal everywhere.
-struct Head {
+struct Head<'a> {
+    name: &'a str,
     code: u8,
     sequence: u64,
     bytes: u64,
 }
 
-impl Head {
+impl Head<'_> {
     fn to_bytes(&self) -> [u8; HEAD_BYTES] {
         let mut bytes = [0u8; HEAD_BYTES];
         bytes[0] = self.code;

@@ -53,7 +53,7 @@ where
         return coordinate(star, &turn, own, |values| guarded(rank, name, || decide(values)));
     }
     star.vote(&turn, encode_vote(rank, name, own)?);
-    codec::decode::<Result<R>>(&*star.verdict(&turn)?)?
+    codec::decode::<Result<R>>(&star.verdict(&turn)?)?
 }
 
 fn encode_vote<T: Serialize>(rank: Rank, name: &str, own: Result<T>) -> Result<Vec<u8>> {
@@ -73,7 +73,8 @@ where
     let mut gathered = star.gather(turn);
     let decided = count(&mut gathered, turn, own)
         .and_then(decide)
-        .and_then(|answers| encode_answers(answers, gathered.votes.len() + 1));
+        .and_then(|answers| encode_answers(answers, gathered.votes.len() + 1))
+        .map_err(|error| turn.place(error));
     match (decided, &gathered.broken) {
         (Ok((own, bodies)), _) => {
             star.answer(turn, &gathered.votes, |rank| bodies.of(rank));
