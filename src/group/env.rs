@@ -1,0 +1,304 @@
+//! How this process was started, read from variables. Pure: the variables are an argument.
+
+use std::time::Duration;
+
+use super::tcp::Meeting;
+use super::{Deadlines, Member, check_member};
+use crate::error::{Error, ErrorKind, Result};
+use crate::rank::{LocalRank, Rank, WorldSize};
+
+/// Reads one variable; an empty one counts as absent.
+pub(super) type Vars<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// How to make the group of this process.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Launch {
+    /// Alone.
+    Solo,
+    /// Over TCP.
+    Tcp(Box<TcpLaunch>),
+    /// By an MPI launcher; its library knows the rest.
+    Mpi,
+}
+
+/// What joining over TCP needs.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TcpLaunch {
+    pub(super) rank: u32,
+    pub(super) local_rank: u32,
+    pub(super) world: u32,
+    pub(super) meet: Meet,
+    pub(super) job: String,
+    pub(super) token: Option<String>,
+}
+
+/// Where the ranks meet.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Meet {
+    /// Rank 0 binds the first, the others connect to the second.
+    Address { bind: String, connect: String },
+    /// All on this host: in a private file, whose name is made from this text.
+    PrivateFile(String),
+}
+
+impl TcpLaunch {
+    pub(super) fn member(&self) -> Result<Member> {
+        let world = WorldSize::new(self.world)?;
+        let (rank, local_rank) = (Rank::new(self.rank), LocalRank(self.local_rank));
+        let member = Member { rank, local_rank, world };
+        check_member(member).map(|()| member)
+    }
+
+    pub(super) fn meeting(&self, is_coordinator: bool) -> Option<Meeting> {
+        let Meet::Address { bind, connect } = &self.meet else { return None };
+        let address = if is_coordinator { bind } else { connect }.clone();
+        Some(Meeting { address, token: None })
+    }
+}
+
+/// A rank and a world size that some launcher has set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    rank: u32,
+    world: u32,
+    local_rank: Option<u32>,
+}
+
+/// Variables of rank, world size and local rank, by launcher.
+const TORCH: [&str; 3] = ["RANK", "WORLD_SIZE", "LOCAL_RANK"];
+const SLURM: [&str; 3] = ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"];
+const MPI: [[&str; 3]; 3] = [
+    ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"],
+    ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"],
+    ["MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"],
+];
+/// Ports derived from a Slurm job's number start here, and there are as many.
+const SLURM_PORTS: u64 = 20_000;
+
+/// Finds out how this process was started.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] for variables that are incomplete, contradict each other, or ask
+/// for what this build cannot do.
+pub(super) fn launch_from(vars: impl Fn(&str) -> Option<String>, has_mpi: bool) -> Result<Launch> {
+    let vars: Vars<'_> = &|name| vars(name).filter(|value| !value.is_empty());
+    let launcher = vars("TCH_CHECKPOINT_LAUNCHER").unwrap_or_else(|| "auto".into());
+    match launcher.as_str() {
+        "auto" => detect(vars, has_mpi),
+        "solo" => Ok(Launch::Solo),
+        "tcp" => torch_launch(vars, required(vars, TORCH)?),
+        "slurm" => slurm_launch(vars, required(vars, SLURM)?),
+        "mpi" if has_mpi => Ok(Launch::Mpi),
+        "mpi" => Err(invalid("TCH_CHECKPOINT_LAUNCHER=mpi in a build without MPI", BUILD_HELP)),
+        other => Err(invalid(
+            format!("TCH_CHECKPOINT_LAUNCHER={other} is not known"),
+            "use auto, solo, tcp, mpi or slurm",
+        )),
+    }
+}
+
+/// Deadlines with the variables that change them.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] for a value that is not a positive number.
+pub(super) fn deadlines_from(vars: impl Fn(&str) -> Option<String>) -> Result<Deadlines> {
+    let mut deadlines = Deadlines::default();
+    let vars: Vars<'_> = &|name| vars(name).filter(|value| !value.is_empty());
+    if let Some(milliseconds) = number::<u32>(vars, "TCH_CHECKPOINT_DEADLINE_MS")? {
+        if milliseconds == 0 {
+            return Err(invalid("TCH_CHECKPOINT_DEADLINE_MS=0", "give milliseconds, at least 1"));
+        }
+        deadlines.progress = Duration::from_millis(milliseconds.into());
+    }
+    Ok(deadlines)
+}
+
+fn detect(vars: Vars<'_>, has_mpi: bool) -> Result<Launch> {
+    let torch = place(vars, TORCH)?;
+    let mut mpi = None;
+    for names in MPI {
+        if let (None, Some(found)) = (mpi, place(vars, names)?) {
+            mpi = Some((names, found));
+        }
+    }
+    if let (Some(torch), Some((names, mpi))) = (torch, mpi) {
+        check_agreement(torch, names, mpi)?;
+    }
+    if let Some(torch) = torch {
+        return torch_launch(vars, torch);
+    }
+    match mpi {
+        Some((_, mpi)) if mpi.world > 1 && has_mpi => return Ok(Launch::Mpi),
+        Some(([rank, ..], mpi)) if mpi.world > 1 => {
+            let text =
+                format!("started by an MPI launcher ({rank} is set), but this build has no MPI");
+            return Err(invalid(text, BUILD_HELP));
+        }
+        Some(_) => return Ok(Launch::Solo),
+        None => {}
+    }
+    if number::<u32>(vars, "SLURM_STEP_NUM_TASKS")?.is_some_and(|tasks| tasks > 1) {
+        return slurm_launch(vars, required(vars, SLURM)?);
+    }
+    Ok(Launch::Solo)
+}
+
+fn check_agreement(torch: Place, names: [&str; 3], mpi: Place) -> Result<()> {
+    if (torch.rank, torch.world) == (mpi.rank, mpi.world) {
+        return Ok(());
+    }
+    let [rank, world, _] = names;
+    let text = format!(
+        "RANK={} WORLD_SIZE={}, but {rank}={} {world}={}",
+        torch.rank, torch.world, mpi.rank, mpi.world
+    );
+    Err(invalid(text, "unset one pair, or set TCH_CHECKPOINT_LAUNCHER to tcp or mpi"))
+}
+
+/// Rank, world size and local rank under these names; none if neither of the first two is set.
+fn place(vars: Vars<'_>, names: [&str; 3]) -> Result<Option<Place>> {
+    let [rank, world, local_rank] = names;
+    match (number(vars, rank)?, number(vars, world)?) {
+        (None, None) => Ok(None),
+        (Some(found_rank), Some(found_world)) => {
+            let place = Place {
+                rank: found_rank,
+                world: found_world,
+                local_rank: number(vars, local_rank)?,
+            };
+            if place.rank >= place.world {
+                let text = format!("{rank}={} {world}={}", place.rank, place.world);
+                return Err(invalid(text, "a rank is smaller than the number of ranks"));
+            }
+            Ok(Some(place))
+        }
+        (Some(_), None) => Err(missing(world, &format!("{rank} is set"))),
+        (None, Some(_)) => Err(missing(rank, &format!("{world} is set"))),
+    }
+}
+
+fn required(vars: Vars<'_>, names: [&str; 3]) -> Result<Place> {
+    place(vars, names)?.ok_or_else(|| missing(names[0], "TCH_CHECKPOINT_LAUNCHER asks for it"))
+}
+
+/// torchrun, its like, and everybody who sets `RANK`.
+fn torch_launch(vars: Vars<'_>, place: Place) -> Result<Launch> {
+    if place.world == 1 {
+        return Ok(Launch::Solo);
+    }
+    let run = vars("TORCHELASTIC_RUN_ID").or_else(|| vars("SLURM_JOB_ID"));
+    let restarts = vars("TORCHELASTIC_RESTART_COUNT").unwrap_or_else(|| "0".into());
+    let job = format!("{}#{restarts}", run.unwrap_or_else(|| "job".into()));
+    let agent_has_port =
+        vars("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|v| v.eq_ignore_ascii_case("true"));
+    let own_port = number::<u16>(vars, "TCH_CHECKPOINT_MASTER_PORT")?;
+    if agent_has_port && own_port.is_none() {
+        let meet = private_meeting(vars, place, &job)?;
+        return Ok(tcp(vars, place, meet, job));
+    }
+    let host = vars("MASTER_ADDR").ok_or_else(|| missing("MASTER_ADDR", "RANK is set"))?;
+    let port = match own_port {
+        Some(port) => port,
+        None => {
+            number(vars, "MASTER_PORT")?.ok_or_else(|| missing("MASTER_PORT", "RANK is set"))?
+        }
+    };
+    let meet = meet_at(vars, &host, port);
+    Ok(tcp(vars, place, meet, job))
+}
+
+/// torchrun's agent listens on `MASTER_PORT` itself; on one host its ranks meet elsewhere.
+fn private_meeting(vars: Vars<'_>, place: Place, job: &str) -> Result<Meet> {
+    if number::<u32>(vars, "LOCAL_WORLD_SIZE")? != Some(place.world) {
+        return Err(invalid(
+            "torchrun's agent owns MASTER_PORT, and the job spans hosts",
+            "set TCH_CHECKPOINT_MASTER_PORT to a port that is free on rank 0's host",
+        ));
+    }
+    let port = vars("MASTER_PORT").unwrap_or_default();
+    Ok(Meet::PrivateFile(format!("{job} {port}")))
+}
+
+/// Tasks of a Slurm step that nobody else has made into a job.
+fn slurm_launch(vars: Vars<'_>, place: Place) -> Result<Launch> {
+    if place.world == 1 {
+        return Ok(Launch::Solo);
+    }
+    let because = "this is a Slurm step";
+    let id: u64 = number(vars, "SLURM_JOB_ID")?.ok_or_else(|| missing("SLURM_JOB_ID", because))?;
+    let nodes = vars("SLURM_STEP_NODELIST").or_else(|| vars("SLURM_JOB_NODELIST"));
+    let host = match (vars("MASTER_ADDR"), nodes) {
+        (Some(host), _) => host,
+        (None, Some(nodes)) => first_host(&nodes)
+            .ok_or_else(|| invalid(format!("node list `{nodes}`"), "set MASTER_ADDR"))?,
+        (None, None) => return Err(missing("MASTER_ADDR", because)),
+    };
+    let own_port = number::<u16>(vars, "TCH_CHECKPOINT_MASTER_PORT")?;
+    let port = match own_port.map_or_else(|| number(vars, "MASTER_PORT"), |port| Ok(Some(port)))? {
+        Some(port) => port,
+        None => u16::try_from(SLURM_PORTS + id % SLURM_PORTS).unwrap_or(u16::MAX),
+    };
+    let step = vars("SLURM_STEP_ID").unwrap_or_default();
+    let restarts = vars("SLURM_RESTART_COUNT").unwrap_or_else(|| "0".into());
+    Ok(tcp(vars, place, meet_at(vars, &host, port), format!("{id}.{step}#{restarts}")))
+}
+
+/// The first host of a list as Slurm writes it: `gpu[03-07,11],login1` gives `gpu03`.
+fn first_host(nodes: &str) -> Option<String> {
+    let mut host = String::new();
+    let mut rest = nodes;
+    while let Some(c) = rest.chars().next() {
+        match c {
+            ',' => break,
+            '[' => {
+                let (range, after) = rest.get(1..)?.split_once(']')?;
+                host.push_str(range.split(['-', ',']).next()?);
+                rest = after;
+            }
+            _ => {
+                host.push(c);
+                rest = rest.get(c.len_utf8()..)?;
+            }
+        }
+    }
+    (!host.is_empty()).then_some(host)
+}
+
+fn meet_at(vars: Vars<'_>, host: &str, port: u16) -> Meet {
+    let at = |host: &str| {
+        let is_bare_v6 = host.contains(':') && !host.starts_with('[');
+        if is_bare_v6 { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    };
+    let bind = vars("TCH_CHECKPOINT_IFADDR").map_or_else(|| at(host), |own| at(&own));
+    Meet::Address { bind, connect: at(host) }
+}
+
+fn tcp(vars: Vars<'_>, place: Place, meet: Meet, job: String) -> Launch {
+    Launch::Tcp(Box::new(TcpLaunch {
+        rank: place.rank,
+        // One process per host, as under Kubernetes, if nobody says otherwise.
+        local_rank: place.local_rank.unwrap_or(0),
+        world: place.world,
+        meet,
+        job,
+        token: vars("TCH_CHECKPOINT_TOKEN"),
+    }))
+}
+
+fn number<N: std::str::FromStr>(vars: Vars<'_>, name: &str) -> Result<Option<N>> {
+    let Some(text) = vars(name) else { return Ok(None) };
+    let parsed = text.trim().parse().ok();
+    let bad = || invalid(format!("{name}={text} is not a number in range"), "correct it");
+    parsed.map(Some).ok_or_else(bad)
+}
+
+const BUILD_HELP: &str = "build with feature `mpi`, start with torchrun or launch/torchrun.sh, or \
+                          set TCH_CHECKPOINT_LAUNCHER to slurm, tcp or solo";
+
+fn missing(name: &str, because: &str) -> Error {
+    invalid(format!("{name} is not set, but {because}"), format!("set {name}"))
+}
+
+fn invalid(text: impl Into<String>, help: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidInput, text).with_help(help)
+}

@@ -1,0 +1,169 @@
+//! What has arrived at a rank: frames by sender and channel, and how every peer stands.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Channel;
+use super::frame::{Frame, Kind};
+use crate::codec;
+use crate::error::Error;
+use crate::rank::Rank;
+
+/// How a peer stands with this rank.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Connected, as far as is known.
+    Live,
+    /// Said goodbye.
+    Left,
+    /// Its connection closed or failed; why.
+    Lost(String),
+}
+
+struct Peer {
+    standing: Standing,
+    heard_at: Instant,
+}
+
+/// Contents of an [`Inbox`], seen under its lock.
+pub(super) struct State {
+    queues: HashMap<(Rank, Channel), VecDeque<Frame>>,
+    peers: HashMap<Rank, Peer>,
+    /// Why no later phase can succeed.
+    pub(super) broken: Option<Error>,
+    heard: u64,
+}
+
+/// What a waiting rank found.
+pub(super) enum Look<R> {
+    /// The wait is over.
+    Done(R),
+    /// Look again after the next change, or at that time.
+    Until(Instant),
+}
+
+/// The arrivals of one rank, filled by its links and emptied by its phases.
+pub(super) struct Inbox {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Inbox {
+    /// An inbox that hears from `peers`.
+    pub(super) fn new(peers: impl Iterator<Item = Rank>) -> Arc<Self> {
+        let heard_at = Instant::now();
+        let peers = peers.map(|r| (r, Peer { standing: Standing::Live, heard_at })).collect();
+        let state = State { queues: HashMap::new(), peers, broken: None, heard: 0 };
+        Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
+    }
+
+    /// Takes in a frame that `from` has sent.
+    pub(super) fn deliver(&self, from: Rank, frame: Frame) {
+        let mut state = self.state.lock();
+        state.hear(from);
+        match frame.kind {
+            Kind::Progress | Kind::Farewell => {}
+            Kind::Goodbye => state.set_standing(from, Standing::Left),
+            Kind::Vote | Kind::Verdict => state.push(from, frame),
+            Kind::Abort => {
+                if let Ok((_, broken)) = codec::decode::<(Error, Error)>(&frame.body) {
+                    state.broken.get_or_insert(broken);
+                }
+                state.push(from, frame);
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Notes that bytes of a longer frame have arrived.
+    pub(super) fn hear(&self, from: Rank) {
+        self.state.lock().hear(from);
+    }
+
+    /// Notes that the connection to `peer` is gone.
+    pub(super) fn lose(&self, peer: Rank, why: impl Into<String>) {
+        self.state.lock().set_standing(peer, Standing::Lost(why.into()));
+        self.changed.notify_all();
+    }
+
+    /// Ends every wait, now and later, with `error`, unless another error came first.
+    pub(super) fn break_with(&self, error: Error) {
+        self.state.lock().broken.get_or_insert(error);
+        self.changed.notify_all();
+    }
+
+    /// A number that grows whenever anything is heard from anybody.
+    pub(super) fn heard_total(&self) -> u64 {
+        self.state.lock().heard
+    }
+
+    /// How `peer` stands, and when it was last heard.
+    pub(super) fn peer(&self, peer: Rank) -> (Standing, Instant) {
+        let state = self.state.lock();
+        (state.standing(peer), state.heard_at(peer))
+    }
+
+    /// Runs `look` now, after every change, and at the times it asks for.
+    pub(super) fn wait<R>(&self, mut look: impl FnMut(&mut State) -> Look<R>) -> R {
+        let mut state = self.state.lock();
+        loop {
+            match look(&mut state) {
+                Look::Done(found) => return found,
+                Look::Until(when) => drop(self.changed.wait_until(&mut state, when)),
+            }
+        }
+    }
+}
+
+impl State {
+    fn hear(&mut self, from: Rank) {
+        self.heard += 1;
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.heard_at = Instant::now();
+        }
+    }
+
+    /// Leaving and losing are final; the first of them counts.
+    fn set_standing(&mut self, peer: Rank, standing: Standing) {
+        if let Some(peer) = self.peers.get_mut(&peer)
+            && peer.standing == Standing::Live
+        {
+            peer.standing = standing;
+        }
+    }
+
+    fn push(&mut self, from: Rank, frame: Frame) {
+        self.queues.entry((from, frame.channel)).or_default().push_back(frame);
+    }
+
+    /// The oldest frame of `from` on `channel` that is not older than `sequence`. Older ones
+    /// belong to phases that were given up for lack of progress.
+    pub(super) fn take(&mut self, from: Rank, channel: Channel, sequence: u64) -> Option<Frame> {
+        let queue = self.queues.get_mut(&(from, channel))?;
+        while let Some(frame) = queue.pop_front() {
+            if frame.sequence >= sequence {
+                return Some(frame);
+            }
+        }
+        None
+    }
+
+    /// Whether a frame of `from` waits on `channel`.
+    pub(super) fn has_frame(&self, from: Rank, channel: Channel) -> bool {
+        self.queues.get(&(from, channel)).is_some_and(|queue| !queue.is_empty())
+    }
+
+    /// How `peer` stands; a rank that is no peer is live.
+    pub(super) fn standing(&self, peer: Rank) -> Standing {
+        self.peers.get(&peer).map_or(Standing::Live, |peer| peer.standing.clone())
+    }
+
+    /// When `peer` was last heard.
+    pub(super) fn heard_at(&self, peer: Rank) -> Instant {
+        self.peers.get(&peer).map_or_else(Instant::now, |peer| peer.heard_at)
+    }
+}

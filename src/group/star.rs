@@ -1,0 +1,384 @@
+//! The control plane: every rank has one link, to the coordinator. How frames travel is the
+//! business of the links; everything else is here, once.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::frame::{Frame, Kind};
+use super::heartbeat::Heartbeat;
+use super::inbox::{Inbox, Look, Standing, State};
+use super::{Channel, Deadlines, Member, Progress};
+use crate::codec;
+use crate::error::{Error, ErrorKind, Result};
+use crate::rank::Rank;
+
+/// How much longer than the coordinator a rank waits, so that the coordinator's verdict on a
+/// silent rank comes before the others give up on the coordinator.
+pub(super) const VERDICT_MARGIN: Duration = Duration::from_secs(1);
+/// Longest wait of a rank that leaves for its last words to arrive.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// Verdicts longer than this are sent side by side, so that one stuck receiver delays nobody.
+const SEND_IN_TURN_BYTES_MAX: usize = 16 << 10;
+
+/// One way to a peer.
+pub(super) trait Link: Send + Sync {
+    /// Hands a frame over; waits while the peer takes none, up to the deadline for progress.
+    fn send(&self, frame: &Frame) -> io::Result<()>;
+    /// Sends unless somebody else is sending: what is being sent shows as well that we live.
+    fn send_if_free(&self, frame: &Frame);
+    /// Waits until the peer has everything up to the goodbye, is gone, or time is up.
+    fn drain(&self, until: Instant);
+    /// Closes the link; the peer sees it at once.
+    fn close(&self);
+}
+
+/// The links of a rank: all others for the coordinator, the coordinator for all others.
+pub(super) type Links = BTreeMap<Rank, Box<dyn Link>>;
+
+/// One rank's end of the control plane.
+pub(super) struct Star {
+    member: Member,
+    deadlines: Deadlines,
+    inbox: Arc<Inbox>,
+    links: Arc<Links>,
+    next: [Mutex<u64>; Channel::ALL.len()],
+    progress: Progress,
+    heartbeat: Mutex<Option<Heartbeat>>,
+}
+
+/// The right to run one phase on a channel; phases of one channel follow one another.
+pub(super) struct Turn<'a> {
+    channel: Channel,
+    sequence: u64,
+    phase: &'a str,
+    _next: MutexGuard<'a, u64>,
+}
+
+/// What the coordinator holds when it has waited for votes.
+pub(super) struct Gathered {
+    /// Votes by rank, without its own.
+    pub(super) votes: BTreeMap<Rank, Frame>,
+    /// What is wrong with ranks that have not voted, or voted on something else.
+    pub(super) failures: Vec<Error>,
+    /// Why no later phase can succeed, if none can.
+    pub(super) broken: Option<Error>,
+}
+
+impl Turn<'_> {
+    /// Whether `vote` is on this phase.
+    pub(super) fn is_for(&self, vote: &Frame) -> bool {
+        vote.sequence == self.sequence && vote.phase == self.phase
+    }
+
+    /// `error` with the name of this phase.
+    pub(super) fn place(&self, error: Error) -> Error {
+        error.in_phase(self.phase)
+    }
+}
+
+impl Star {
+    pub(super) fn new(
+        member: Member,
+        deadlines: Deadlines,
+        inbox: Arc<Inbox>,
+        links: Links,
+        progress: Progress,
+    ) -> Result<Self> {
+        let links = Arc::new(links);
+        let heartbeat = Heartbeat::start(
+            member.rank,
+            deadlines.progress,
+            progress.clone(),
+            Arc::clone(&inbox),
+            Arc::clone(&links),
+        )?;
+        let (next, heartbeat) = (Default::default(), Mutex::new(Some(heartbeat)));
+        Ok(Self { member, deadlines, inbox, links, next, progress, heartbeat })
+    }
+
+    /// Starts a phase; waits for an earlier one of this rank on the same channel.
+    pub(super) fn turn<'a>(&'a self, channel: Channel, phase: &'a str) -> Turn<'a> {
+        let mut next = self.next[channel.index()].lock();
+        let sequence = *next;
+        *next += 1;
+        self.progress.add(1);
+        Turn { channel, sequence, phase, _next: next }
+    }
+
+    /// Whether the phase can be run at all.
+    ///
+    /// # Errors
+    /// The loss that has made the group useless. The coordinator has told the others then.
+    pub(super) fn check(&self, turn: &Turn<'_>) -> Result<()> {
+        let found = self.inbox.wait(|state| Look::Done(self.loss(state, turn)));
+        let Some(error) = found else { return Ok(()) };
+        if self.member.rank.is_coordinator() {
+            self.abort(turn, &BTreeMap::new(), &error, &error);
+        }
+        Err(error)
+    }
+
+    fn loss(&self, state: &mut State, turn: &Turn<'_>) -> Option<Error> {
+        if state.broken.is_some() {
+            return state.broken.clone();
+        }
+        let lost: Vec<Error> = self
+            .links
+            .keys()
+            .filter(|rank| !state.has_frame(**rank, turn.channel))
+            .filter_map(|rank| self.peer_lost(state, *rank, turn.phase))
+            .collect();
+        (!lost.is_empty()).then(|| Error::from_failures(lost))
+    }
+
+    /// The error that a peer which is gone means to this rank.
+    fn peer_lost(&self, state: &State, peer: Rank, phase: &str) -> Option<Error> {
+        let why = match state.standing(peer) {
+            Standing::Live => return None,
+            Standing::Left => "it left the job".to_owned(),
+            Standing::Lost(why) => why,
+        };
+        let kind =
+            if peer.is_coordinator() { ErrorKind::CoordinatorLost } else { ErrorKind::PeerLost };
+        let error = Error::new(kind, format!("rank {peer} is gone: {why}"));
+        Some(error.at_rank(peer).in_phase(phase).with_help(LOST_HELP))
+    }
+
+    /// Waits for the votes of all other ranks, or for a reason to wait no longer. Coordinator.
+    pub(super) fn gather(&self, turn: &Turn<'_>) -> Gathered {
+        // Whoever waits for the verdict learns that this rank is here.
+        self.progress.add(1);
+        let started = Instant::now();
+        let mut votes = BTreeMap::new();
+        let (failures, broken) = self.inbox.wait(|state| {
+            if let Some(error) = self.take_votes(state, turn, &mut votes) {
+                return Look::Done((vec![error], None));
+            }
+            let missing: Vec<Rank> =
+                self.links.keys().copied().filter(|rank| !votes.contains_key(rank)).collect();
+            self.judge_missing(state, turn, started, &missing)
+        });
+        Gathered { votes, failures, broken }
+    }
+
+    /// Takes the votes that are there; an error if one is on another phase.
+    fn take_votes(
+        &self,
+        state: &mut State,
+        turn: &Turn<'_>,
+        votes: &mut BTreeMap<Rank, Frame>,
+    ) -> Option<Error> {
+        let mut other_phase = None;
+        for rank in self.links.keys().copied() {
+            if votes.contains_key(&rank) {
+                continue;
+            }
+            let Some(vote) = state.take(rank, turn.channel, turn.sequence) else { continue };
+            if !turn.is_for(&vote) {
+                other_phase.get_or_insert_with(|| disagreement(turn, rank, &vote));
+            }
+            votes.insert(rank, vote);
+        }
+        other_phase
+    }
+
+    fn judge_missing(
+        &self,
+        state: &State,
+        turn: &Turn<'_>,
+        started: Instant,
+        missing: &[Rank],
+    ) -> Look<(Vec<Error>, Option<Error>)> {
+        if missing.is_empty() {
+            return Look::Done((Vec::new(), None));
+        }
+        if let Some(broken) = &state.broken {
+            return Look::Done((vec![broken.clone()], Some(broken.clone())));
+        }
+        let lost: Vec<Error> =
+            missing.iter().filter_map(|rank| self.peer_lost(state, *rank, turn.phase)).collect();
+        if !lost.is_empty() {
+            let broken = Error::from_failures(lost.clone());
+            return Look::Done((lost, Some(broken)));
+        }
+        let gives_up_at =
+            |rank: &Rank| state.heard_at(*rank).max(started) + self.deadlines.progress;
+        let now = Instant::now();
+        let silent: Vec<Rank> =
+            missing.iter().copied().filter(|rank| gives_up_at(rank) <= now).collect();
+        if !silent.is_empty() {
+            return Look::Done((self.deadline_passed(turn, &silent), None));
+        }
+        Look::Until(missing.iter().map(gives_up_at).min().unwrap_or(now))
+    }
+
+    fn deadline_passed(&self, turn: &Turn<'_>, silent: &[Rank]) -> Vec<Error> {
+        let names: Vec<String> = silent.iter().map(Rank::to_string).collect();
+        let text = format!(
+            "no vote and no progress for {:?} from rank {}",
+            self.deadlines.progress,
+            names.join(", ")
+        );
+        let error = |rank: &Rank| {
+            let error = Error::new(ErrorKind::Deadline, text.as_str()).at_rank(*rank);
+            error.in_phase(turn.phase).with_help(DEADLINE_HELP)
+        };
+        silent.iter().map(error).collect()
+    }
+
+    /// Gives every voter its answer. Coordinator. A rank that cannot be reached counts as lost
+    /// from then on; the others still get theirs.
+    pub(super) fn answer(
+        &self,
+        turn: &Turn<'_>,
+        votes: &BTreeMap<Rank, Frame>,
+        body: impl Fn(Rank) -> Arc<Vec<u8>>,
+    ) {
+        self.reply(turn, votes, Kind::Verdict, body);
+    }
+
+    /// Gives every rank `verdict`, and makes every later phase fail with `broken`. Coordinator.
+    pub(super) fn abort(
+        &self,
+        turn: &Turn<'_>,
+        votes: &BTreeMap<Rank, Frame>,
+        verdict: &Error,
+        broken: &Error,
+    ) {
+        self.inbox.break_with(broken.clone());
+        let body = Arc::new(codec::encode(&(verdict, broken)).unwrap_or_default());
+        self.reply(turn, votes, Kind::Abort, |_| Arc::clone(&body));
+    }
+
+    fn reply(
+        &self,
+        turn: &Turn<'_>,
+        votes: &BTreeMap<Rank, Frame>,
+        kind: Kind,
+        body: impl Fn(Rank) -> Arc<Vec<u8>>,
+    ) {
+        // An answer carries number and name of the vote, so that a rank in another phase knows
+        // that it is meant.
+        let frame = |rank: Rank| {
+            let vote = votes.get(&rank);
+            let sequence = vote.map_or(turn.sequence, |vote| vote.sequence);
+            let phase = vote.map_or(turn.phase, |vote| &vote.phase).to_owned();
+            Frame { kind, channel: turn.channel, sequence, phase, body: body(rank) }
+        };
+        let live = |rank: &Rank| self.inbox.peer(*rank).0 == Standing::Live;
+        std::thread::scope(|scope| {
+            for rank in self.links.keys().copied().filter(live) {
+                let frame = frame(rank);
+                if frame.body.len() <= SEND_IN_TURN_BYTES_MAX {
+                    self.send(rank, &frame);
+                } else {
+                    scope.spawn(move || self.send(rank, &frame));
+                }
+            }
+        });
+    }
+
+    fn send(&self, rank: Rank, frame: &Frame) {
+        let Some(link) = self.links.get(&rank) else { return };
+        if let Err(error) = link.send(frame) {
+            self.inbox.lose(rank, format!("sending to it failed: {error}"));
+            link.close();
+        }
+    }
+
+    /// Sends this rank's vote. Not the coordinator.
+    pub(super) fn vote(&self, turn: &Turn<'_>, body: Vec<u8>) {
+        let frame = Frame {
+            kind: Kind::Vote,
+            channel: turn.channel,
+            sequence: turn.sequence,
+            phase: turn.phase.to_owned(),
+            body: Arc::new(body),
+        };
+        // A failure shows in the wait for the verdict, which may already be here.
+        self.send(Rank::COORDINATOR, &frame);
+    }
+
+    /// The body of the coordinator's answer. Not the coordinator.
+    ///
+    /// # Errors
+    /// A verdict that ends the group; `CoordinatorLost` if none comes.
+    pub(super) fn verdict(&self, turn: &Turn<'_>) -> Result<Arc<Vec<u8>>> {
+        let started = Instant::now();
+        let patience = self.deadlines.progress + VERDICT_MARGIN;
+        let frame = self.inbox.wait(|state| {
+            if let Some(frame) = state.take(Rank::COORDINATOR, turn.channel, turn.sequence) {
+                return Look::Done(Ok(frame));
+            }
+            if let Some(error) = self.loss(state, turn) {
+                return Look::Done(Err(error));
+            }
+            let gives_up_at = state.heard_at(Rank::COORDINATOR).max(started) + patience;
+            if gives_up_at <= Instant::now() {
+                return Look::Done(Err(silent_coordinator(turn, patience)));
+            }
+            Look::Until(gives_up_at)
+        })?;
+        if frame.kind == Kind::Abort {
+            let (verdict, _): (Error, Error) = codec::decode(&frame.body)?;
+            return Err(verdict);
+        }
+        Ok(frame.body)
+    }
+
+    /// Says goodbye and closes the links.
+    pub(super) fn finish(&self) {
+        drop(self.heartbeat.lock().take());
+        let goodbye = Frame::signal(Kind::Goodbye);
+        let live = |rank: &Rank| self.inbox.peer(*rank).0 == Standing::Live;
+        self.links.keys().copied().filter(live).for_each(|rank| self.send(rank, &goodbye));
+        // The last verdict may still be on its way; closing too early could tear it.
+        let until = Instant::now() + self.deadlines.progress.min(DRAIN_MAX);
+        self.links.values().for_each(|link| link.drain(until));
+        let error = Error::new(ErrorKind::InvalidInput, "this rank has left the job already");
+        self.inbox.break_with(error.at_rank(self.member.rank));
+        self.close_links();
+    }
+
+    fn close_links(&self) {
+        self.links.values().for_each(|link| link.close());
+    }
+}
+
+impl Drop for Star {
+    fn drop(&mut self) {
+        // Links first: a heartbeat that is stuck in a write ends with them.
+        self.close_links();
+        drop(self.heartbeat.lock().take());
+    }
+}
+
+const LOST_HELP: &str = "nothing was committed by this phase unless its name says so; start the \
+                         job again, it resumes from the last committed checkpoint";
+const DEADLINE_HELP: &str = "the rank hangs, or its storage does; if it only is slow between \
+                             signs of progress, raise TCH_CHECKPOINT_DEADLINE_MS";
+
+fn silent_coordinator(turn: &Turn<'_>, patience: Duration) -> Error {
+    let text = format!("no verdict and no sign of life from the coordinator for {patience:?}");
+    let error = Error::new(ErrorKind::CoordinatorLost, text).at_rank(Rank::COORDINATOR);
+    error.in_phase(turn.phase).with_help(DEADLINE_HELP)
+}
+
+fn disagreement(turn: &Turn<'_>, rank: Rank, vote: &Frame) -> Error {
+    let text = format!(
+        "rank {} is in phase \"{}\" (number {}), rank {rank} in phase \"{}\" (number {}) of \
+         channel {:?}",
+        Rank::COORDINATOR,
+        turn.phase,
+        turn.sequence,
+        vote.phase,
+        vote.sequence,
+        turn.channel
+    );
+    let error = Error::new(ErrorKind::Disagreement, text).at_rank(rank).in_phase(turn.phase);
+    error.with_help("every rank must call the same operations in the same order")
+}

@@ -1,0 +1,242 @@
+//! Coming together: rank 0 opens the gate, the others knock until they are let in.
+
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use super::handshake::{Hello, NAME_BYTES_MAX, Plane, Reply, Unread, receive, send};
+use super::{Connections, Find, Meeting, Rendezvous, gate};
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::star::VERDICT_MARGIN;
+use crate::group::{Deadlines, JobId, Member};
+use crate::rank::Rank;
+
+/// First and longest pause between two attempts.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+
+/// What this process says of itself.
+pub(super) struct Identity<'a> {
+    pub(super) member: Member,
+    pub(super) with_data: bool,
+    pub(super) job: &'a str,
+    pub(super) token: String,
+}
+
+/// Connects this rank to the coordinator, or the coordinator to all others.
+pub(super) fn meet(
+    member: Member,
+    rendezvous: Rendezvous<'_>,
+    job: &JobId,
+    with_data: bool,
+    deadlines: &Deadlines,
+) -> Result<Vec<Connections>> {
+    let mut identity = Identity { member, with_data, job: &job.id, token: job.token.clone() };
+    check_names(job)?;
+    match rendezvous {
+        Rendezvous::Bind { meeting, publish } if member.rank.is_coordinator() => {
+            identity.token = meeting.token.unwrap_or(identity.token);
+            gate::open(&identity, &meeting.address, publish, deadlines)
+        }
+        Rendezvous::Find(find) if !member.rank.is_coordinator() => {
+            let until = Instant::now() + deadlines.join;
+            let nonce = nonce()?;
+            let caller = Caller { identity, nonce, deadlines, until };
+            Ok(vec![caller.enter(find).map_err(|error| error.in_phase("join"))?])
+        }
+        _ => Err(Error::new(ErrorKind::InvalidInput, "rank 0 binds, all others look for it")),
+    }
+}
+
+fn check_names(job: &JobId) -> Result<()> {
+    if job.id.len() <= NAME_BYTES_MAX && job.token.len() <= NAME_BYTES_MAX {
+        return Ok(());
+    }
+    let text = format!("job id or token of over {NAME_BYTES_MAX} bytes");
+    Err(Error::new(ErrorKind::InvalidInput, text))
+}
+
+fn nonce() -> Result<u128> {
+    let mut bytes = [0u8; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|e| Error::new(ErrorKind::Storage, format!("no random numbers: {e}")))?;
+    Ok(u128::from_le_bytes(bytes))
+}
+
+/// Low latency, and notice of a host that vanished without closing its connections.
+pub(super) fn configure(stream: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    #[cfg(target_os = "linux")]
+    {
+        sockopt::set_tcp_keepidle(stream, Duration::from_secs(15))?;
+        sockopt::set_tcp_keepintvl(stream, Duration::from_secs(5))?;
+        sockopt::set_tcp_keepcnt(stream, 6)?;
+    }
+    Ok(())
+}
+
+/// Whether the peer has closed a connection on which nothing is due.
+pub(super) fn is_closed(stream: &TcpStream) -> bool {
+    let peek = || {
+        stream.set_nonblocking(true)?;
+        let seen = stream.peek(&mut [0u8; 1]);
+        stream.set_nonblocking(false)?;
+        seen
+    };
+    match peek() {
+        Ok(count) => count == 0,
+        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+    }
+}
+
+/// Why an attempt failed.
+enum Refusal {
+    /// May be better later.
+    Now(String),
+    /// Another job answers where ours should; it may be about to end.
+    OtherJob,
+    /// Will not change.
+    ForGood(Error),
+}
+
+struct Caller<'a> {
+    identity: Identity<'a>,
+    nonce: u128,
+    deadlines: &'a Deadlines,
+    until: Instant,
+}
+
+impl Caller<'_> {
+    fn enter(mut self, mut find: Find<'_>) -> Result<Connections> {
+        let control = self.connect(Plane::Control, &mut find, None)?;
+        let data = if self.identity.with_data {
+            Some(self.connect(Plane::Data, &mut find, Some(&control))?)
+        } else {
+            None
+        };
+        self.await_start(&control)?;
+        Ok(Connections { rank: Rank::COORDINATOR, control, data })
+    }
+
+    /// Tries until it is admitted, is refused for good, or time is up.
+    fn connect(
+        &mut self,
+        plane: Plane,
+        find: &mut Find<'_>,
+        control: Option<&TcpStream>,
+    ) -> Result<TcpStream> {
+        let other_job_until = Instant::now() + self.deadlines.connect;
+        let (mut pause, pause_max) = PAUSES;
+        loop {
+            let why = match self.attempt(plane, find) {
+                Ok(stream) => return Ok(stream),
+                Err(Refusal::ForGood(error)) => return Err(error),
+                Err(Refusal::OtherJob) if Instant::now() >= other_job_until => {
+                    return Err(other_job());
+                }
+                Err(Refusal::OtherJob) => "it belongs to another job".to_owned(),
+                Err(Refusal::Now(why)) => why,
+            };
+            if control.is_some_and(is_closed) {
+                return Err(coordinator_gone());
+            }
+            if Instant::now() + pause >= self.until {
+                return Err(unreachable_coordinator(&why));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(pause_max);
+        }
+    }
+
+    fn attempt(&mut self, plane: Plane, find: &mut Find<'_>) -> Result<TcpStream, Refusal> {
+        let Some(Meeting { address, token }) = find().map_err(Refusal::ForGood)? else {
+            return Err(Refusal::Now("its address is not known yet".into()));
+        };
+        if let Some(token) = token {
+            self.identity.token = token;
+        }
+        let not_now = |error: io::Error| Refusal::Now(format!("{address}: {error}"));
+        let until = self.until.min(Instant::now() + self.deadlines.connect);
+        let stream = dial(&address, until).map_err(not_now)?;
+        configure(&stream)
+            .and_then(|()| stream.set_write_timeout(Some(self.deadlines.connect)))
+            .and_then(|()| send(&stream, &self.hello(plane).to_bytes()))
+            .map_err(not_now)?;
+        match read_reply(&stream, until) {
+            Ok(Reply::Admitted(nonce)) if nonce == self.nonce => Ok(stream),
+            Ok(Reply::OtherJob) => Err(Refusal::OtherJob),
+            Ok(Reply::Refused(error)) => Err(Refusal::ForGood(error)),
+            Ok(_) => Err(Refusal::Now(format!("{address}: its answer makes no sense"))),
+            Err(error) => Err(not_now(error)),
+        }
+    }
+
+    fn hello(&self, plane: Plane) -> Hello {
+        let ours = &self.identity;
+        Hello {
+            big_endian: cfg!(target_endian = "big"),
+            with_data: ours.with_data,
+            plane,
+            world: ours.member.world.get(),
+            rank: ours.member.rank.get(),
+            nonce: self.nonce,
+            job: ours.job.as_bytes().to_vec(),
+            token: ours.token.as_bytes().to_vec(),
+        }
+    }
+
+    /// Rank 0 starts the job when all ranks are there; its time may have begun after ours.
+    fn await_start(&self, control: &TcpStream) -> Result<()> {
+        match read_reply(control, self.until + VERDICT_MARGIN) {
+            Ok(Reply::Start) => Ok(()),
+            Ok(Reply::Refused(error)) => Err(error),
+            Ok(_) => Err(unreachable_coordinator("its answer makes no sense")),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(coordinator_gone()),
+            Err(_) => Err(unreachable_coordinator("it still waits for other ranks")),
+        }
+    }
+}
+
+fn read_reply(stream: &TcpStream, until: Instant) -> io::Result<Reply> {
+    let body = receive(stream, until).map_err(|unread| match unread {
+        Unread::Version(version) => io::Error::other(format!("it speaks version {version}")),
+        Unread::Io(error) => error,
+    })?;
+    Reply::parse(&body).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Connects to the first address of a name that answers.
+fn dial(address: &str, until: Instant) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in address.to_socket_addrs()? {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        match TcpStream::connect_timeout(&address, left) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn other_job() -> Error {
+    let text = "the process at rank 0's address belongs to another job, or has another token";
+    Error::new(ErrorKind::Disagreement, text)
+        .with_help("choose another MASTER_PORT, or set the same TCH_CHECKPOINT_TOKEN everywhere")
+}
+
+fn coordinator_gone() -> Error {
+    let text = "rank 0 closed the connection before all ranks had come together";
+    Error::new(ErrorKind::CoordinatorLost, text).at_rank(Rank::COORDINATOR)
+}
+
+fn unreachable_coordinator(why: &str) -> Error {
+    let text = format!("could not join rank 0 in time: {why}");
+    Error::new(ErrorKind::Deadline, text).at_rank(Rank::COORDINATOR).with_help(
+        "MASTER_ADDR must reach rank 0 from every host; rank 0 listens at TCH_CHECKPOINT_IFADDR \
+         if that is set",
+    )
+}

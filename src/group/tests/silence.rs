@@ -1,0 +1,105 @@
+//! Ranks that are there and say nothing, and ranks that are merely slow.
+
+use std::sync::Barrier;
+use std::time::Instant;
+
+use super::*;
+
+const SHORT: Duration = Duration::from_millis(500);
+
+/// Makes progress every few milliseconds for `time`.
+fn work(group: &ProcessGroup, time: Duration) {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        group.progress().add(1);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_silent_rank_is_named_while_another_makes_progress_and_may_come_back() {
+    for transport in TRANSPORTS {
+        let told = Arc::new(Barrier::new(3));
+        let results = with_groups(transport, 4, &impatient(SHORT), move |group| {
+            let silent = group.rank().get() == 2;
+            if silent {
+                told.wait();
+            }
+            let local = || {
+                if group.rank().get() == 1 {
+                    work(&group, 2 * SHORT);
+                }
+                Ok(0u8)
+            };
+            let result = group.phase_all(Channel::Save, "commit", local, |_| Ok(()));
+            if matches!(group.rank().get(), 0 | 3) {
+                told.wait();
+            }
+            assert_eq!(roll_call(&group, Channel::Save, "after"), Ok(vec![0, 1, 2, 3]));
+            result
+        });
+        let error = same_error(results);
+        assert_eq!(error.kind(), ErrorKind::Deadline, "{transport:?} {error}");
+        assert_eq!((error.rank(), error.phase()), (Some(Rank::new(2)), Some("commit")));
+    }
+}
+
+#[test]
+fn all_silent_ranks_are_named() {
+    let told = Arc::new(Barrier::new(4));
+    let results = with_groups(Transport::Tcp, 4, &impatient(SHORT), move |group| {
+        let silent = matches!(group.rank().get(), 1 | 3);
+        let result = (!silent).then(|| roll_call(&group, Channel::Save, "commit"));
+        told.wait();
+        result
+    });
+    let error = same_error(results.into_iter().flatten().collect());
+    let named: Vec<_> = error.failures().iter().filter_map(Error::rank).collect();
+    assert_eq!(named, [Rank::new(1), Rank::new(3)]);
+    assert!(error.message().contains("rank 1, 3"), "{error}");
+}
+
+#[test]
+fn slow_is_not_dead_wherever_it_is_slow() {
+    for (transport, slow) in TRANSPORTS.into_iter().flat_map(|t| [0, 2].map(|slow| (t, slow))) {
+        // Longer than every other rank would wait without hearing of progress.
+        let results = with_groups(transport, 3, &impatient(2 * SHORT), move |group| {
+            let local = || {
+                if group.rank().get() == slow {
+                    work(&group, 5 * SHORT);
+                }
+                Ok(0u8)
+            };
+            group.phase_all(Channel::Save, "write", local, |votes| Ok(votes.len()))
+        });
+        assert_eq!(results, vec![Ok(3); 3], "{transport:?} slow rank {slow}");
+    }
+}
+
+#[test]
+fn a_slow_decision_that_makes_progress_is_waited_for() {
+    let results = with_groups(Transport::Tcp, 2, &impatient(2 * SHORT), |group| {
+        let decide = |_: Vec<u8>| {
+            work(&group, 5 * SHORT);
+            Ok(7u8)
+        };
+        group.phase_all(Channel::Save, "commit", || Ok(0u8), decide)
+    });
+    assert_eq!(results, vec![Ok(7); 2]);
+}
+
+#[test]
+fn a_silent_coordinator_is_given_up() {
+    for transport in TRANSPORTS {
+        let told = Arc::new(Barrier::new(3));
+        let results = with_groups(transport, 3, &impatient(SHORT), move |group| {
+            let result =
+                (!group.is_coordinator()).then(|| roll_call(&group, Channel::Save, "commit"));
+            told.wait();
+            result
+        });
+        let error = same_error(results.into_iter().flatten().collect());
+        assert_eq!(error.kind(), ErrorKind::CoordinatorLost, "{transport:?}");
+        assert_eq!(error.phase(), Some("commit"));
+    }
+}
