@@ -92,6 +92,23 @@ fn a_slow_decision_that_makes_progress_is_waited_for() {
 }
 
 #[test]
+fn a_coordinator_that_comes_late_still_gives_the_same_verdict_to_all() {
+    let told = Arc::new(Barrier::new(3));
+    let results = with_groups(Transport::Tcp, 3, &impatient(4 * SHORT), move |group| {
+        if group.is_coordinator() {
+            // Its wait for rank 2 ends after rank 1's for it would, had it not shown itself.
+            std::thread::sleep(3 * SHORT);
+        }
+        let silent = group.rank().get() == 2;
+        let result = (!silent).then(|| roll_call(&group, Channel::Save, "commit"));
+        told.wait();
+        result
+    });
+    let error = same_error(results.into_iter().flatten().collect());
+    assert_eq!((error.kind(), error.rank()), (ErrorKind::Deadline, Some(Rank::new(2))));
+}
+
+#[test]
 fn gradients_of_a_slow_rank_are_waited_for() {
     let results = with_groups(Transport::Tcp, 3, &impatient(2 * SHORT), |group| {
         if group.rank().get() == 2 {
