@@ -65,7 +65,8 @@ impl Channel {
 /// How long to wait for others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deadlines {
-    /// For all ranks to come together. Default 600 s.
+    /// For all ranks to come together. Default 600 s. All three are kept between a millisecond
+    /// and a year.
     pub join: Duration,
     /// For any sign of progress of a rank that is waited for. Default 120 s; a group made by
     /// [`ProcessGroup::from_env`] takes it from `TCH_CHECKPOINT_DEADLINE_MS`, if set.
@@ -78,6 +79,17 @@ impl Default for Deadlines {
     fn default() -> Self {
         let seconds = Duration::from_secs;
         Self { join: seconds(600), progress: seconds(120), connect: seconds(60) }
+    }
+}
+
+impl Deadlines {
+    /// The same within bounds that clocks and sockets take: a millisecond to a year.
+    fn bounded(&self) -> Self {
+        let bound = |time: Duration| {
+            time.clamp(Duration::from_millis(1), Duration::from_secs(365 * 24 * 60 * 60))
+        };
+        let Self { join, progress, connect } = self;
+        Self { join: bound(*join), progress: bound(*progress), connect: bound(*connect) }
     }
 }
 
@@ -167,7 +179,7 @@ impl ProcessGroup {
     #[must_use]
     #[expect(clippy::expect_used, clippy::needless_pass_by_value, reason = "meant for tests")]
     pub fn threads(world: WorldSize, deadlines: Deadlines) -> Vec<ProcessGroup> {
-        threads::groups(world, &deadlines).expect("threads can be started")
+        threads::groups(world, &deadlines.bounded()).expect("threads can be started")
     }
 
     /// Joins a job over TCP; returns when all ranks have come together. `address` is `host:port`

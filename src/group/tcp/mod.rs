@@ -73,6 +73,7 @@ pub(super) fn join(
     deadlines: Deadlines,
 ) -> Result<ProcessGroup> {
     check_member(member)?;
+    let deadlines = deadlines.bounded();
     if member.world == crate::rank::WorldSize::ONE {
         return Ok(ProcessGroup::alone(member, deadlines));
     }

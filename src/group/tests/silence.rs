@@ -61,7 +61,9 @@ fn all_silent_ranks_are_named() {
 
 #[test]
 fn slow_is_not_dead_wherever_it_is_slow() {
-    for (transport, slow) in TRANSPORTS.into_iter().flat_map(|t| [0, 2].map(|slow| (t, slow))) {
+    // Mostly sleep, so all at once.
+    let cases = TRANSPORTS.into_iter().flat_map(|t| [0, 2].map(|slow| (t, slow)));
+    let check = |(transport, slow)| {
         // Longer than every other rank would wait without hearing of progress.
         let results = with_groups(transport, 3, &impatient(2 * SHORT), move |group| {
             let local = || {
@@ -73,7 +75,8 @@ fn slow_is_not_dead_wherever_it_is_slow() {
             group.phase_all(Channel::Save, "write", local, |votes| Ok(votes.len()))
         });
         assert_eq!(results, vec![Ok(3); 3], "{transport:?} slow rank {slow}");
-    }
+    };
+    std::thread::scope(|scope| cases.for_each(|case| drop(scope.spawn(move || check(case)))));
 }
 
 #[test]
@@ -86,6 +89,46 @@ fn a_slow_decision_that_makes_progress_is_waited_for() {
         group.phase_all(Channel::Save, "commit", || Ok(0u8), decide)
     });
     assert_eq!(results, vec![Ok(7); 2]);
+}
+
+#[test]
+fn a_coordinator_that_comes_late_still_gives_the_same_verdict_to_all() {
+    let told = Arc::new(Barrier::new(3));
+    let results = with_groups(Transport::Tcp, 3, &impatient(4 * SHORT), move |group| {
+        if group.is_coordinator() {
+            // Its wait for rank 2 ends after rank 1's for it would, had it not shown itself.
+            std::thread::sleep(3 * SHORT);
+        }
+        let silent = group.rank().get() == 2;
+        let result = (!silent).then(|| roll_call(&group, Channel::Save, "commit"));
+        told.wait();
+        result
+    });
+    let error = same_error(results.into_iter().flatten().collect());
+    assert_eq!((error.kind(), error.rank()), (ErrorKind::Deadline, Some(Rank::new(2))));
+}
+
+#[test]
+fn gradients_of_a_slow_rank_are_waited_for() {
+    let results = with_groups(Transport::Tcp, 3, &impatient(2 * SHORT), |group| {
+        if group.rank().get() == 2 {
+            work(&group, 5 * SHORT);
+        }
+        let mut values = [1f32];
+        group.all_reduce_sum(&mut values).map(|()| values)
+    });
+    assert_eq!(results, vec![Ok([3.0]); 3]);
+}
+
+#[test]
+fn deadlines_beyond_all_bounds_are_taken_as_the_bounds() {
+    for transport in TRANSPORTS {
+        let always = Deadlines { progress: Duration::MAX, join: Duration::MAX, ..patient() };
+        let results = with_groups(transport, 2, &always, |group| {
+            group.all_reduce_sum(&mut [0.0]).and_then(|()| roll_call(&group, Channel::Save, "all"))
+        });
+        assert_eq!(results, vec![Ok(vec![0, 1]); 2]);
+    }
 }
 
 #[test]
