@@ -219,7 +219,7 @@ fn panicked() -> Error {
 ///
 /// # Errors
 /// [`ErrorKind::Superseded`] if another save has replaced it; [`ErrorKind::Storage`].
-pub(crate) fn remove(
+pub fn remove(
     parent: &dyn Directory,
     name: &CheckpointName,
     save_id: &SaveId,

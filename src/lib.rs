@@ -15,7 +15,7 @@ pub mod manifest;
 pub mod plan;
 // Effects
 pub mod catalog;
-mod commit;
+pub mod commit;
 pub mod group;
 pub mod shard;
 pub mod storage;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tch::Device;
 
-use crate::catalog::CheckpointPath;
+use crate::catalog::{CheckpointPath, Wanted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::handler::auto_save::AutoSaverState;
@@ -133,7 +133,7 @@ impl<M: Model> NNHandler<M> {
     /// # Errors
     /// As [`load`](fn@crate::load::load); [`ErrorKind::Mismatch`] lists every difference.
     pub fn load(path: impl AsRef<Path>, options: LoadOptions) -> Result<Self> {
-        let path = CheckpointPath::parse(path)?;
+        let wanted = Wanted::parse(path)?;
         let group = match &options.group {
             Some(group) => group.clone(),
             None => ProcessGroup::from_env()?,
@@ -141,7 +141,7 @@ impl<M: Model> NNHandler<M> {
         let storage = options.storage.clone().unwrap_or_else(super::builder::default_storage);
         let mut fresh = Fresh::<M> { group: group.clone(), options: &options, handler: None };
         let rules = rules(options.lenient, options.skip_optimizer);
-        let loaded = load(&group, &*storage, &path, &mut fresh, &rules, Atomicity::InPlace)?;
+        let loaded = load(&group, &*storage, &wanted, &mut fresh, &rules, Atomicity::InPlace)?;
         report(&loaded);
         let mut handler = fresh.handler.ok_or_else(|| {
             Error::new(ErrorKind::Mismatch, "the load passed without building a handler")
@@ -160,10 +160,10 @@ impl<M: Model> NNHandler<M> {
     /// # Errors
     /// As [`load`](fn@crate::load::load).
     pub fn restore(&mut self, path: impl AsRef<Path>, atomicity: Atomicity) -> Result<Loaded> {
-        let path = CheckpointPath::parse(path)?;
+        let wanted = Wanted::parse(path)?;
         let (group, storage) = (self.group.clone(), self.storage.clone());
         let rules = rules(false, self.optimizer.is_none());
-        let restored = load(&group, &*storage, &path, &mut Live(self), &rules, atomicity);
+        let restored = load(&group, &*storage, &wanted, &mut Live(self), &rules, atomicity);
         match &restored {
             Ok(loaded) => {
                 self.poisoned = false;

@@ -108,6 +108,7 @@ impl<M: Model> NNHandler<M> {
             let mut sums = Sums::new(self.metrics.len());
             for batch in &batches {
                 self.train_batch(&feed, batch, &mut sums)?;
+                self.group.progress().add(1);
                 display.advance(sums.mean_loss());
             }
             Ok(sums)
@@ -122,7 +123,7 @@ impl<M: Model> NNHandler<M> {
     fn train_batch(&mut self, feed: &Feed, batch: &[i64], sums: &mut Sums) -> Result<()> {
         let own = shard(batch, self.group.rank(), self.group.world_size());
         if let Some(optimizer) = &mut self.optimizer {
-            optimizer.zero_grad();
+            optimizer.zero_grad()?;
         }
         if !own.is_empty() {
             let (input, target) = feed.dataset.batch(own, self.device);

@@ -92,6 +92,7 @@ unsafe extern "C" {
         message: *mut c_char,
         message_size: usize,
     ) -> c_int;
+    fn tch_checkpoint_version() -> *const c_char;
 }
 
 /// Calls a function of the shim, and makes an error of its message.
@@ -103,6 +104,13 @@ fn call(doing: &str, function: impl FnOnce(*mut c_char, usize) -> c_int) -> Resu
     let text = CStr::from_bytes_until_nul(&message).unwrap_or_default().to_string_lossy();
     let first = text.lines().next().unwrap_or_default();
     Err(Error::new(ErrorKind::Device, format!("{doing}: {first}")))
+}
+
+pub(super) fn version() -> String {
+    // SAFETY: a constant of the shim that ends with a zero byte.
+    #[allow(unsafe_code)]
+    let text = unsafe { CStr::from_ptr(tch_checkpoint_version()) };
+    text.to_string_lossy().into_owned()
 }
 
 pub(super) fn describe(tensor: &Tensor) -> Result<Description> {

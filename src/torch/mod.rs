@@ -52,6 +52,12 @@ pub use var_store::{add_var_store, var_store_targets};
 use crate::error::{Error, ErrorKind, Result};
 use crate::tensor::TensorName;
 
+/// Version of libtorch, such as `2.13.0`.
+#[must_use]
+pub fn libtorch_version() -> String {
+    ffi::version()
+}
+
 /// A failure inside libtorch; `doing` is a gerund phrase ("copying to the device").
 pub(crate) fn torch_error(doing: &str, error: &tch::TchError) -> Error {
     // The lines after the first are a C++ backtrace.

@@ -106,7 +106,7 @@ impl TensorSink for TchSink {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.0.check(offset, bytes.len())?;
         match self.bytes_mut() {
-            Some(mut place) => place.write_at(offset, bytes),
+            Some(place) => place.write_at(offset, bytes),
             None => self.0.write(to_i64(offset), bytes),
         }
     }

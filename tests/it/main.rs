@@ -1,6 +1,8 @@
 //! The engine without libtorch, seen from outside: ranks are threads, storage is memory or a
 //! temporary directory. Every test with several ranks has a deadline.
 
+#![allow(unreachable_pub)]
+
 mod faults;
 
 mod harness;

@@ -122,6 +122,10 @@ impl Directory for MemoryDir {
     fn try_lock(&self, _: &str) -> Result<Option<Lock>> {
         unreachable!()
     }
+    fn try_lock_self(&self) -> Result<Option<Lock>> {
+        unreachable!("the shard layer takes no locks")
+    }
+
     fn create_link(&self, _: &str, _: &str) -> Result<()> {
         unreachable!()
     }

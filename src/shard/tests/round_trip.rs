@@ -41,7 +41,7 @@ fn a_small_state_in_two_files_reads_back() {
     let dir = Arc::new(MemoryDir::default());
     let receipt = save(&dir, &plan, &state).unwrap();
     let whole_sums = &dir.0.lock().files["sums.bin"].clone();
-    assert_eq!(receipt.sums_file.as_ref().unwrap().hash, hash16(whole_sums));
+    assert_eq!(receipt.sums_file.as_ref().unwrap().hash, crate::manifest::hash16(whole_sums));
     assert_reads_back(&dir, &plan, &state, &receipt);
     let operations = dir.0.lock().operations.clone();
     assert_eq!(operations.last().unwrap(), "sync .");

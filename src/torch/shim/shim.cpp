@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
+#include <torch/version.h>
 
 #include <cstdint>
 #include <cstring>
@@ -140,5 +141,8 @@ int tch_checkpoint_set_rng(int cuda_index, const uint8_t* bytes, size_t length, 
     generator.set_state(state);
   });
 }
+
+// The version of the libtorch that this was compiled against; never null.
+const char* tch_checkpoint_version() noexcept { return TORCH_VERSION; }
 
 }  // extern "C"
