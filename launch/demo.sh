@@ -58,6 +58,7 @@ train_undisturbed() {
   [ -n "$whole" ] || fail "the run printed no state hash"
   accuracy=$(last_accuracy "$dir/whole.log")
   tail -n 2 "$dir/whole.log"
+  awk -v a="$accuracy" 'BEGIN { exit !(a >= 0.97) }' || fail "validation accuracy $accuracy"
   row "2 ranks, undisturbed" "$epochs epochs, validation accuracy $accuracy"
 }
 
