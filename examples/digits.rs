@@ -9,6 +9,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
 use tch::{Device, Kind, Tensor, nn, nn::Module};
@@ -51,9 +52,9 @@ struct Flags {
     /// Where to save at the end.
     #[arg(long)]
     r#final: Option<PathBuf>,
-    /// `auto`, `cpu`, `cuda` or `cuda:N`.
-    #[arg(long, default_value = "auto", value_parser = parse_device)]
-    device: Option<Device>,
+    /// `auto` (each rank its own: CUDA where there is one), `cpu` or `cuda:N`.
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
     /// Optimizer of a new run.
     #[arg(long, value_enum, default_value_t = OptimizerName::AdamW)]
     optimizer: OptimizerName,
@@ -82,15 +83,19 @@ impl OptimizerName {
     }
 }
 
-/// The outer `None` cannot happen; the inner one is `auto`.
-fn parse_device(text: &str) -> std::result::Result<Option<Device>, String> {
-    match text {
-        "auto" => Ok(None),
-        "cpu" => Ok(Some(Device::Cpu)),
-        "cuda" => Ok(Some(Device::Cuda(0))),
-        _ => {
-            let index = text.strip_prefix("cuda:").and_then(|n| n.parse().ok());
-            index.map(|n| Some(Device::Cuda(n))).ok_or_else(|| "not a device".to_owned())
+/// A device, or none: then each rank takes its own.
+#[derive(Clone, Copy)]
+struct DeviceChoice(Option<Device>);
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let cuda = || text.strip_prefix("cuda:")?.parse().ok().map(Device::Cuda);
+        match text {
+            "auto" => Ok(Self(None)),
+            "cpu" => Ok(Self(Some(Device::Cpu))),
+            _ => cuda().map(|d| Self(Some(d))).ok_or_else(|| "not a device".to_owned()),
         }
     }
 }
@@ -162,7 +167,7 @@ fn handler(flags: &Flags, group: &ProcessGroup) -> Result<NNHandler<ConvNet>> {
         "none" => {
             let config = ConvNetConfig { channels: 16, hidden: 64, dropout: 0.2 };
             let mut builder = NNHandler::builder(config).process_group(group).seed(flags.seed);
-            if let Some(device) = flags.device {
+            if let Some(device) = flags.device.0 {
                 builder = builder.device(device);
             }
             let mut handler = builder.build()?;
@@ -173,7 +178,7 @@ fn handler(flags: &Flags, group: &ProcessGroup) -> Result<NNHandler<ConvNet>> {
         path => PathBuf::from(path),
     };
     let options =
-        LoadOptions { group: Some(group.clone()), device: flags.device, ..Default::default() };
+        LoadOptions { group: Some(group.clone()), device: flags.device.0, ..Default::default() };
     NNHandler::load(path, options)
 }
 

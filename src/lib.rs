@@ -8,6 +8,7 @@
 // Words
 pub mod error;
 pub mod rank;
+mod sabotage;
 pub mod slice;
 pub mod state;
 pub mod tensor;

@@ -15,6 +15,7 @@ use super::{Channel, ProcessGroup};
 use crate::codec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rank::Rank;
+use crate::sabotage;
 
 /// What a decision answers.
 pub(super) enum Answers<R> {
@@ -48,11 +49,15 @@ where
     };
     let turn = star.turn(channel, name);
     star.check(&turn)?;
-    let own = guarded(rank, name, local);
+    let own = guarded(rank, name, || {
+        sabotage::visit(rank, name, "enter")?;
+        local()
+    });
     if rank.is_coordinator() {
         return coordinate(star, &turn, own, |values| guarded(rank, name, || decide(values)));
     }
     star.vote(&turn, encode_vote(rank, name, own)?);
+    sabotage::visit(rank, name, "voted")?;
     codec::decode::<Result<R>>(&star.verdict(&turn)?)?
 }
 
@@ -71,10 +76,12 @@ where
     R: Serialize,
 {
     let mut gathered = star.gather(turn);
+    sabotage::visit(Rank::COORDINATOR, turn.name(), "voted")?;
     let decided = count(&mut gathered, turn, own)
         .and_then(decide)
         .and_then(|answers| encode_answers(answers, gathered.votes.len() + 1))
         .map_err(|error| turn.place(error));
+    sabotage::visit(Rank::COORDINATOR, turn.name(), "decided")?;
     match (decided, &gathered.broken) {
         (Ok((own, bodies)), _) => {
             star.answer(turn, &gathered.votes, |rank| bodies.of(rank));

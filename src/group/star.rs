@@ -74,6 +74,11 @@ impl Turn<'_> {
         vote.sequence == self.sequence && vote.phase == self.phase
     }
 
+    /// The name of the phase.
+    pub(super) fn name(&self) -> &str {
+        self.phase
+    }
+
     /// `error` with the name of this phase.
     pub(super) fn place(&self, error: Error) -> Error {
         error.in_phase(self.phase)

@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handler::ddp::{average_gradients, broadcast, device_error};
 use crate::handler::progress::EpochDisplay;
 use crate::handler::{Feed, Model, NNHandler, shard};
+use crate::sabotage;
 
 /// Sums over samples on this rank: count, loss, then each metric.
 struct Sums(Vec<f64>);
@@ -107,6 +108,7 @@ impl<M: Model> NNHandler<M> {
             let display = EpochDisplay::start(self, last, batches.len());
             let mut sums = Sums::new(self.metrics.len());
             for batch in &batches {
+                sabotage::visit(self.group.rank(), "train", "step")?;
                 self.train_batch(&feed, batch, &mut sums)?;
                 self.group.progress().add(1);
                 display.advance(sums.mean_loss());
