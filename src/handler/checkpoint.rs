@@ -99,6 +99,9 @@ impl<M: Model> NNHandler<M> {
             values.set("auto_saver", Value::json(&saver.state())?);
         }
         state.rank_values.set("rng.cpu", torch::cpu_rng_state()?);
+        if let Some(index) = cuda_index(self.device) {
+            state.rank_values.set("rng.cuda", torch::cuda_rng_state(index)?);
+        }
         Ok(state)
     }
 
@@ -201,7 +204,14 @@ impl<M: Model> NNHandler<M> {
             optimizer.load_values(OPTIMIZER, values, &Values::new())?;
         }
         match rank_values.filter(|_| manifest.world_size() == self.group.world_size()) {
-            Some(own) => torch::set_cpu_rng_state(&own.bytes("rng.cpu")?)?,
+            Some(own) => {
+                torch::set_cpu_rng_state(&own.bytes("rng.cpu")?)?;
+                // Saved without CUDA: there is no state to restore.
+                let saved = own.find("rng.cuda").and_then(|_| cuda_index(self.device));
+                if let Some(index) = saved {
+                    torch::set_cuda_rng_state(index, &own.bytes("rng.cuda")?)?;
+                }
+            }
             None => {
                 let seed = seed_of_rank(counters.seed, Some(self.group.rank()));
                 tch::manual_seed(seed.wrapping_add(i64::try_from(counters.step).unwrap_or(0)));
@@ -235,6 +245,13 @@ impl Counters {
 
 fn saver_state(values: &Values) -> Result<Option<AutoSaverState>> {
     values.find("auto_saver").map(|_| values.json("auto_saver")).transpose()
+}
+
+fn cuda_index(device: Device) -> Option<u16> {
+    match device {
+        Device::Cuda(index) => u16::try_from(index).ok(),
+        _ => None,
+    }
 }
 
 fn counter(count: u64) -> Result<i64> {
