@@ -52,7 +52,7 @@ fn tensors(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
     for (name, target) in found.manifest.aliases() {
         shown.add_row([name.to_string(), String::new(), String::new(), format!("= {target}")]);
     }
-    out.line(shown.to_string())
+    out.table(&shown)
 }
 
 fn files(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
@@ -63,7 +63,7 @@ fn files(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
     for (name, len) in data.chain(others) {
         shown.add_row([name.clone(), bytes(len)]);
     }
-    out.line(shown.to_string())
+    out.table(&shown)
 }
 
 fn values(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
@@ -76,7 +76,7 @@ fn values(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
             shown.add_row([format!("{name} (rank {rank})"), value(stored)]);
         }
     }
-    out.line(shown.to_string())
+    out.table(&shown)
 }
 
 fn as_json(found: &Found) -> serde_json::Value {
