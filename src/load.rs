@@ -181,10 +181,11 @@ fn load_once(
         return Err(Error::new(ErrorKind::Disagreement, "phase plan passed without a plan"));
     };
 
+    let gone = |e| explain_missing(storage, &resolved, session.manifest.save_id(), e);
     match atomicity {
         Atomicity::InPlace => {
             let read = || {
-                session.reading().direct(destination)?;
+                session.reading().direct(destination).map_err(gone)?;
                 session.give_values(group, destination)
             };
             group.phase_all(Channel::Save, "place", read, |_| Ok(()))?;
@@ -192,7 +193,7 @@ fn load_once(
         Atomicity::Atomic => {
             let mut staged = None;
             let read = || {
-                staged = Some(session.reading().staged()?);
+                staged = Some(session.reading().staged().map_err(gone)?);
                 session.check_values(group, destination)
             };
             group.phase_all(Channel::Save, "read", read, |_| Ok(()))?;

@@ -3,9 +3,13 @@
 
 #![allow(unreachable_pub)]
 
+mod commits;
 mod faults;
 
 mod harness;
+mod hooked;
+mod hostile;
 
+mod replaced;
 mod reshard;
 mod verdicts;
