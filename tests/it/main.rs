@@ -2,14 +2,15 @@
 //! temporary directory. Every test with several ranks has a deadline.
 
 #![allow(unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "helpers of tests")]
 
 mod commits;
 mod faults;
-
+mod golden;
 mod harness;
 mod hooked;
 mod hostile;
-
 mod replaced;
 mod reshard;
+mod stock;
 mod verdicts;
