@@ -175,6 +175,17 @@ fn verify_names_the_damaged_place() {
 }
 
 #[test]
+fn verify_notes_what_does_not_belong() {
+    let folder = Folder::new();
+    folder.saved("1");
+    let at = folder.at("step-00000001");
+    std::fs::write(Path::new(&at).join("notes\u{1b}[31m.txt"), "text").unwrap();
+    let ran = run(&["verify", &at]);
+    assert_code(&ran, 0);
+    assert!(ran.stdout.contains("note: `notes\\u{1b}[31m.txt`"), "{}", ran.stdout);
+}
+
+#[test]
 fn paths_and_arguments_that_cannot_work() {
     let folder = Folder::new();
     folder.saved("1");

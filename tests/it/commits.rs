@@ -246,6 +246,24 @@ fn what_was_to_be_replaced_is_removed_meanwhile() {
     assert_eq!(entries(&storage, "runs"), ["kept"]);
 }
 
+/// The name goes away between two looks at it, as while another job replaces it.
+#[test]
+fn a_name_that_goes_away_while_it_is_looked_at() {
+    let storage = MemoryStorage::new();
+    saved(storage.clone(), 2, "runs/a", &tensors(), 1);
+    let (inner, moved) = (storage.clone(), AtomicBool::new(false));
+    let hooked = Hooked::new(&storage, move |call| {
+        let looks = call.operation == "open_dir" && call.path == Path::new("runs/a");
+        if looks && !moved.swap(true, Ordering::Relaxed) {
+            runs(&inner).rename("a", "moved", Rename::NoReplace)?;
+        }
+        Ok(())
+    });
+    replaced(hooked, 2).into_iter().for_each(|verdict| drop(verdict.unwrap()));
+    assert_eq!(entries(&storage, "runs"), ["a", "moved"]);
+    assert_loads(&storage, "runs/a", 2);
+}
+
 #[test]
 fn a_lock_that_another_job_keeps() {
     let storage = MemoryStorage::new();

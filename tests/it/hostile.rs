@@ -306,27 +306,6 @@ fn sums_files_damaged() {
     }
 }
 
-/// No load reads it, but it was committed: `verify` says where.
-#[test]
-fn the_hugging_face_index_damaged() {
-    let storage = MemoryStorage::new();
-    saved(storage.clone(), 1, "runs/a", &tensors(), 1);
-    let index = Path::new("runs/a/model.safetensors.index.json");
-    let good = storage.read(index).unwrap();
-    let changes = [flipped(&good, 5, 1), good[1..].to_vec(), Vec::new()];
-    for changed in changes {
-        storage.write(index, &changed).unwrap();
-        let found = catalog::find(&storage, &wanted("runs/a")).unwrap();
-        let damage = tch_checkpoint::verify::verify(&found, &mut |_| {}).unwrap().damage;
-        let [error] = &damage[..] else { panic!("{damage:?}") };
-        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
-        assert_names(error, "model.safetensors.index.json", "index");
-        loaded(storage.clone(), 2, "runs/a", &tensors(), 1)
-            .into_iter()
-            .for_each(|v| drop(v.unwrap()));
-    }
-}
-
 /// What stands in the place of a file of a checkpoint in a real directory.
 type Impostor = fn(&Path, &Path);
 
@@ -371,6 +350,18 @@ fn impostors_in_the_place_of_files() {
         std::fs::rename(&copy, &place).unwrap();
     }
     assert_good(&local, &text);
+}
+
+/// A newest checkpoint that cannot be read does not hide the one before it.
+#[test]
+fn the_newest_is_the_newest_that_can_be_read() {
+    let victim = Victim::new();
+    saved(victim.storage.clone(), 1, "runs/z", &tensors(), 2);
+    victim.storage.corrupt(Path::new("runs/z/manifest.bin"), 40, 1).unwrap();
+    let newest = catalog::find(&victim.storage, &wanted("runs/latest")).unwrap();
+    assert_eq!(newest.name.as_str(), "a");
+    let error = catalog::find(&victim.storage, &wanted("runs/z")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "asked for by name it is refused: {error}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "helpers of tests")]
 
 mod commits;
+mod durable;
 mod faults;
 mod golden;
 mod harness;

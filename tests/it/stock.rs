@@ -131,6 +131,27 @@ fn the_hugging_face_index_of_whole_tensors() {
     assert_eq!(found.manifest.other_files()[0].name, INDEX);
 }
 
+/// No load reads it, but it was committed: `verify` says where it is damaged.
+#[test]
+fn the_hugging_face_index_damaged() {
+    let tensors = usual_tensors();
+    let disk = on_disk(1, &tensors);
+    let (at, index) = (disk.path.to_str().unwrap(), disk.path.join(INDEX));
+    let good = std::fs::read(&index).unwrap();
+    let mut flipped = good.clone();
+    flipped[5] ^= 2;
+    for changed in [flipped, good[1..].to_vec(), Vec::new()] {
+        std::fs::write(&index, &changed).unwrap();
+        let found = catalog::find(&LocalStorage::new(), &wanted(at)).unwrap();
+        let damage = tch_checkpoint::verify::verify(&found, &mut |_| {}).unwrap().damage;
+        let [error] = &damage[..] else { panic!("{damage:?}") };
+        assert_eq!(error.kind(), tch_checkpoint::ErrorKind::Corrupt, "{error}");
+        assert_eq!(error.path(), index.to_str(), "{error}");
+        let verdicts = loaded(LocalStorage::new(), 2, at, &tensors, 3);
+        verdicts.into_iter().for_each(|verdict| drop(verdict.unwrap()));
+    }
+}
+
 const READ_WITH_PYTHON: &str = r#"
 import sys, json
 import numpy
