@@ -286,14 +286,16 @@ fn the_directory_cannot_be_fsynced_after_the_rename() {
     for exchange in [true, false] {
         let storage = MemoryStorage::new();
         saved(storage.clone(), 2, "runs/a", &tensors(), 1);
-        let renamed = AtomicBool::new(false);
+        let (renamed, failed) = (AtomicBool::new(false), AtomicBool::new(false));
         let hooked = Hooked::new(&storage, move |call| {
             if call.mode == Some(Rename::Exchange) && !exchange {
                 return Err(unsupported());
             }
             renamed.fetch_or(call.operation == "rename", Ordering::Relaxed);
             let fsync = call.operation == "sync" && call.path == Path::new("runs");
-            if fsync && renamed.load(Ordering::Relaxed) {
+            // Once: a second fsync that succeeds proves nothing about the first.
+            let due = fsync && renamed.load(Ordering::Relaxed);
+            if due && !failed.swap(true, Ordering::Relaxed) {
                 return Err(Error::new(ErrorKind::Storage, "the disk is gone"));
             }
             Ok(())
@@ -310,6 +312,19 @@ fn the_directory_cannot_be_fsynced_after_the_rename() {
         assert_eq!(entries(&storage, "runs"), ["a"]);
         assert_loads(&storage, "runs/a", 3);
     }
+}
+
+/// A newest checkpoint that cannot be read does not hide the one before it; asked for by name it
+/// is refused.
+#[test]
+fn the_newest_is_the_newest_that_can_be_read() {
+    let storage = MemoryStorage::new();
+    saved(storage.clone(), 1, "runs/a", &tensors(), 1);
+    saved(storage.clone(), 1, "runs/z", &tensors(), 2);
+    storage.corrupt(Path::new("runs/z/manifest.bin"), 40, 1).unwrap();
+    assert_eq!(step_of(&storage, "runs/latest"), 1);
+    let error = catalog::find(&storage, &wanted("runs/z")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
 }
 
 /// Names that look like ours but are not, and all else, outlive saves and replacements.

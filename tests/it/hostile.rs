@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use tch_checkpoint::catalog::{self, Found};
+use tch_checkpoint::load::Atomicity;
 use tch_checkpoint::storage::{LocalStorage, MemoryStorage, Storage};
 use tch_checkpoint::tensor::Dtype;
 use tch_checkpoint::{Error, ErrorKind};
@@ -192,6 +193,21 @@ fn flips_in_the_data() {
     assert_good(&victim.storage, "runs/a");
 }
 
+/// Straight into the destination, which is then undefined: the error is the same.
+#[test]
+fn a_flip_under_an_in_place_load() {
+    let victim = Victim::new();
+    victim.storage.corrupt(&victim.file(&victim.data_file(1)), 4096, 1).unwrap();
+    let staged = victim.load_error("staged");
+    let storage = victim.storage.clone();
+    let verdicts = on_ranks(2, move |group| {
+        load_state(&group, &storage, "runs/a", &tensors(), 1, Atomicity::InPlace)
+    });
+    let direct = one_error(&verdicts, "in place");
+    assert_eq!((direct.kind(), direct.path()), (ErrorKind::Corrupt, staged.path()));
+    assert_eq!((direct.tensor(), direct.offset()), (staged.tensor(), Some(4096)));
+}
+
 #[test]
 fn flips_in_a_header() {
     let victim = Victim::new();
@@ -350,18 +366,6 @@ fn impostors_in_the_place_of_files() {
         std::fs::rename(&copy, &place).unwrap();
     }
     assert_good(&local, &text);
-}
-
-/// A newest checkpoint that cannot be read does not hide the one before it.
-#[test]
-fn the_newest_is_the_newest_that_can_be_read() {
-    let victim = Victim::new();
-    saved(victim.storage.clone(), 1, "runs/z", &tensors(), 2);
-    victim.storage.corrupt(Path::new("runs/z/manifest.bin"), 40, 1).unwrap();
-    let newest = catalog::find(&victim.storage, &wanted("runs/latest")).unwrap();
-    assert_eq!(newest.name.as_str(), "a");
-    let error = catalog::find(&victim.storage, &wanted("runs/z")).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Corrupt, "asked for by name it is refused: {error}");
 }
 
 #[test]
