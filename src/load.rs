@@ -181,12 +181,12 @@ fn load_once(
         return Err(Error::new(ErrorKind::Disagreement, "phase plan passed without a plan"));
     };
 
-    let missing = |e| explain_missing(storage, &resolved, session.manifest.save_id(), e);
+    let gone = |e| explain_missing(storage, &resolved, session.manifest.save_id(), e);
     let reading = session.reading(group.progress());
     match atomicity {
         Atomicity::InPlace => {
             let read = || {
-                reading.direct(destination).map_err(missing)?;
+                reading.direct(destination).map_err(gone)?;
                 session.give_values(group, destination)
             };
             group.phase_all(Channel::Save, "place", read, |_| Ok(()))?;
@@ -194,7 +194,7 @@ fn load_once(
         Atomicity::Atomic => {
             let mut staged = None;
             let read = || {
-                staged = Some(reading.staged().map_err(missing)?);
+                staged = Some(reading.staged().map_err(gone)?);
                 Ok(())
             };
             group.phase_all(Channel::Save, "read", read, |_| Ok(()))?;
