@@ -160,11 +160,9 @@ impl<'a> Wire<'a> {
         values: &mut [T],
         operation: SystemOperation,
     ) -> Result<()> {
-        let send = Loan::new(self.staging.send.take());
-        let receive = Loan::new(self.staging.receive.take());
-        let sent = send.slice::<T>(values.len());
+        let (send, sent) = Loan::new::<T>(self.staging.send.take(), values.len());
+        let (receive, received) = Loan::new::<T>(self.staging.receive.take(), values.len());
         sent.copy_from_slice(values);
-        let received = receive.slice::<T>(values.len());
         let request = self.comm.immediate_all_reduce_into(StaticScope, &*sent, received, operation);
         values.copy_from_slice(self.wait(request)?);
         // SAFETY: the request is complete, and no slice of either loan is used any more.
@@ -177,8 +175,7 @@ impl<'a> Wire<'a> {
     }
 
     fn broadcast(&mut self, bytes: &mut [u8]) -> Result<()> {
-        let loan = Loan::new(self.staging.receive.take());
-        let lent = loan.slice::<u8>(bytes.len());
+        let (loan, lent) = Loan::new::<u8>(self.staging.receive.take(), bytes.len());
         lent.copy_from_slice(bytes);
         let root = self.comm.process_at_rank(0);
         let request = root.immediate_broadcast_into(StaticScope, lent);
@@ -215,19 +212,17 @@ fn as_i64(number: u64) -> i64 {
 struct Loan(*mut [u64]);
 
 impl Loan {
-    fn new(at_hand: Option<Box<[u64]>>) -> Self {
+    /// With its first `count` elements, a piece at most.
+    fn new<T: Pod>(at_hand: Option<Box<[u64]>>, count: usize) -> (Self, &'static mut [T]) {
         let fresh = || vec![0; PIECE_WORDS].into_boxed_slice();
-        Self(Box::into_raw(at_hand.unwrap_or_else(fresh)))
-    }
-
-    /// The first `count` elements. To be called once.
-    fn slice<T: Pod>(&self, count: usize) -> &'static mut [T] {
-        // SAFETY: the memory is a live box, which is freed by nobody but `give_back`, whose
-        // caller promises that this slice is not used any more.
+        let memory = Box::into_raw(at_hand.unwrap_or_else(fresh));
+        // SAFETY: a live box, which is freed by nobody but `give_back`, whose caller promises
+        // that this slice, the only one, is not used any more.
         #[allow(unsafe_code)]
-        let words = unsafe { &mut *self.0 };
+        let words = unsafe { &mut *memory };
         let all: &'static mut [T] = bytemuck::cast_slice_mut(words);
-        all.split_at_mut(count.min(PIECE_BYTES / size_of::<T>())).0
+        let count = count.min(all.len());
+        (Self(memory), all.split_at_mut(count).0)
     }
 
     /// # Safety

@@ -8,7 +8,7 @@ mod place;
 mod wait;
 
 use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ::mpi::datatype::Equivalence;
 use ::mpi::environment::processor_name;
@@ -185,6 +185,3 @@ fn host_identity() -> [u8; 32] {
     let network = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
     *blake3::hash(format!("{name}\n{boot}\n{}", network.display()).as_bytes()).as_bytes()
 }
-
-/// How long `pause` lets a launcher see why a peer was lost before this rank ends as well.
-pub(super) const CAUSE_FIRST: Duration = Duration::from_millis(500);

@@ -17,7 +17,6 @@ use ::mpi::traits::Communicator;
 use crossbeam_channel::{RecvTimeoutError, Sender};
 use parking_lot::Mutex;
 
-use super::CAUSE_FIRST;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::phase;
 use crate::rank::Rank;
@@ -28,6 +27,8 @@ const LOST: u8 = 5;
 const PANICKED: u8 = 1;
 /// Time in which a process that has dropped its group must end by itself, with its own exit code.
 const DROPPED_GRACE: Duration = Duration::from_secs(2);
+/// Time for the launcher to see why a rank was lost, before those that miss it end as well.
+const CAUSE_FIRST: Duration = Duration::from_millis(500);
 
 static OWNER: OnceLock<Owner> = OnceLock::new();
 
@@ -152,8 +153,11 @@ impl Owner {
         );
         tracing::debug!("{text}");
         let end = move || end(&text, || self.abort(LOST));
-        // Runs until the process ends.
-        std::mem::forget(Watchdog::start(DROPPED_GRACE, end));
+        match Watchdog::start(DROPPED_GRACE, end) {
+            // Runs until the process ends.
+            Some(watchdog) => std::mem::forget(watchdog),
+            None => self.abort(LOST),
+        }
     }
 
     /// Ends all ranks. A thread that may not call MPI ends this one, which the launcher takes as
