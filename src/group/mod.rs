@@ -304,8 +304,8 @@ impl ProcessGroup {
         phase::run(self, channel, name, local, |values| decide(values).map(Answers::Same))
     }
 
-    /// Adds up `values` over all ranks, in rank order, so that all hold the same bits and a rerun
-    /// does too.
+    /// Adds up `values` over all ranks, so that all hold the same bits. In rank order, so that a
+    /// rerun gives them too; under MPI the order is the library's.
     ///
     /// # Errors
     /// [`ErrorKind::Disagreement`] if lengths or operations differ between ranks;

@@ -66,7 +66,9 @@ impl Job {
 
     fn new(mut command: Command, case: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        FOREIGN.iter().for_each(|name| drop(command.env_remove(name)));
+        for name in FOREIGN {
+            command.env_remove(name);
+        }
         command.env(CASE, case).env(DIR, dir.path()).current_dir(dir.path());
         let output = |name| Stdio::from(fs::File::create(dir.path().join(name)).unwrap());
         command.stdin(Stdio::null()).stdout(output("stdout")).stderr(output("stderr"));
@@ -89,9 +91,11 @@ impl Job {
         let settled = within(if ended { SETTLE } else { PAUSE }, || self.left_over().is_empty());
         let left = self.left_over();
         if !ended {
-            drop(kill_process_group(Pid::from_child(&child), Signal::KILL));
+            let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
         }
-        left.iter().for_each(|pid| drop(kill_process(*pid, Signal::KILL)));
+        for pid in &left {
+            let _ = kill_process(*pid, Signal::KILL);
+        }
         let read = |name| fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
         let (stdout, stderr) = (read("stdout"), read("stderr"));
         if !ended {

@@ -1,7 +1,9 @@
 //! Jobs under `mpirun`. Started plainly this program is the driver, which starts itself as the
 //! ranks of one job per case; every job has a hard deadline and must leave no process behind.
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+#![allow(unreachable_pub, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+#![allow(clippy::cast_possible_truncation)]
 
 mod driver;
 #[allow(dead_code, reason = "ranks are processes here, not threads")]
@@ -124,11 +126,11 @@ fn a_killed_rank() {
     assert_eq!(ended.code, Some(128 + 9), "{}", ended.stderr);
 }
 
+/// With recovery Open MPI leaves the survivors alone, and its own exit code says nothing.
 fn survivors_of_a_killed_rank() {
     for case in ["killed_in_phase", "killed_in_sum"] {
         let job = Job::mpi(3, case).env("VICTIM", "2").env("OMPI_MCA_orte_enable_recovery", "1");
         let ended = job.run();
-        assert_ne!(ended.code, Some(0), "{case}: {}", ended.stderr);
         let report = same_report(&ended, &[0, 1]);
         assert!(report.starts_with("PeerLost of rank 2: rank 2 is gone"), "{case}: {report}");
     }
@@ -138,9 +140,10 @@ fn survivors_of_a_killed_coordinator() {
     for case in ["killed_in_phase", "killed_in_sum"] {
         let job = Job::mpi(3, case).env("VICTIM", "0").env("OMPI_MCA_orte_enable_recovery", "1");
         let ended = job.run();
-        assert_ne!(ended.code, Some(0), "{case}: {}", ended.stderr);
-        let report = same_report(&ended, &[1, 2]);
-        assert!(report.starts_with("CoordinatorLost of rank 0"), "{case}: {report}");
+        for report in [ended.report(1), ended.report(2)] {
+            // How the connection ended, each sees for itself.
+            assert!(report.starts_with("CoordinatorLost of rank 0"), "{case}: {report}");
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Sums and broadcasts by MPI, in pieces, without ever waiting inside MPI.
 //!
-//! The MPI standard asks that a reduction gives all ranks the same bits. Before each operation a
+//! The MPI standard requires that a reduction gives all ranks the same bits. Before each operation a
 //! small one makes sure that all ranks are about to do the same: MPI would end the job, or worse,
 //! if they were not.
 
