@@ -235,7 +235,8 @@ fn main() -> ExitCode {
                 &mut std::io::stderr(),
                 format_args!("digits: {error}\n"),
             );
-            ExitCode::from(error.exit_code())
+            // Under MPI a rank that just ended would leave the others waiting.
+            ProcessGroup::leave_with(&error)
         }
     }
 }

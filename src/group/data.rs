@@ -297,21 +297,22 @@ fn is_pause(error: &io::Error) -> bool {
     matches!(error.kind(), WouldBlock | TimedOut | Interrupted)
 }
 
-fn gone(rank: Rank, why: &str) -> Error {
+/// The error that a rank which is gone means to the others.
+pub(super) fn gone(rank: Rank, why: &str) -> Error {
     let kind = if rank.is_coordinator() { ErrorKind::CoordinatorLost } else { ErrorKind::PeerLost };
     Error::new(kind, format!("rank {rank} is gone: {why}")).at_rank(rank)
 }
 
 /// What a rank is about to do; must be equal everywhere.
-struct Head<'a> {
-    name: &'a str,
-    code: u8,
-    sequence: u64,
-    bytes: u64,
+pub(super) struct Head<'a> {
+    pub(super) name: &'a str,
+    pub(super) code: u8,
+    pub(super) sequence: u64,
+    pub(super) bytes: u64,
 }
 
 impl Head<'_> {
-    fn to_bytes(&self) -> [u8; HEAD_BYTES] {
+    pub(super) fn to_bytes(&self) -> [u8; HEAD_BYTES] {
         let mut bytes = [0u8; HEAD_BYTES];
         bytes[0] = self.code;
         bytes[1..9].copy_from_slice(&self.sequence.to_le_bytes());
@@ -319,7 +320,8 @@ impl Head<'_> {
         bytes
     }
 
-    fn disagreement(&self, rank: Rank, theirs: &[u8; HEAD_BYTES]) -> Error {
+    /// The error of rank 0, which does this, with a rank that does something else.
+    pub(super) fn disagreement(&self, rank: Rank, theirs: &[u8; HEAD_BYTES]) -> Error {
         let [code, tail @ ..] = theirs;
         let both = u128::from_le_bytes(*tail);
         let (sequence, bytes) = (both & u128::from(u64::MAX), both >> 64);

@@ -8,27 +8,58 @@ use super::tcp::{self, DataPlaneChoice, Rendezvous};
 use super::{Deadlines, JobId, ProcessGroup};
 use crate::error::{Error, ErrorKind, Result};
 
-static GROUP: Mutex<Option<ProcessGroup>> = Mutex::new(None);
+static GROUP: Mutex<Option<Kept>> = Mutex::new(None);
+
+/// The group of this process, once it is made.
+enum Kept {
+    Here(ProcessGroup),
+    /// Of a group under MPI the last handle must be seen to go.
+    #[cfg(feature = "mpi")]
+    Elsewhere(std::sync::Weak<super::Inner>),
+}
+
+impl Kept {
+    fn group(&self) -> Result<ProcessGroup> {
+        match self {
+            Self::Here(group) => Ok(group.clone()),
+            #[cfg(feature = "mpi")]
+            Self::Elsewhere(inner) => inner.upgrade().map(ProcessGroup).ok_or_else(|| {
+                let text = "this process has dropped its group; an MPI job is joined once";
+                Error::new(ErrorKind::InvalidInput, text).with_help("keep the group")
+            }),
+        }
+    }
+}
 
 /// The group of this process; made by the first call that succeeds.
 pub(super) fn from_env() -> Result<ProcessGroup> {
     let mut made = GROUP.lock();
-    if let Some(group) = &*made {
-        return Ok(group.clone());
+    if let Some(kept) = &*made {
+        return kept.group();
     }
     let vars = |name: &str| std::env::var(name).ok();
     let deadlines = deadlines_from(vars)?;
-    let group = match launch_from(vars, cfg!(feature = "mpi"))? {
-        Launch::Solo => ProcessGroup::solo_with(deadlines),
-        Launch::Tcp(launch) => join(&launch, deadlines)?,
+    let (group, kept) = match launch_from(vars, cfg!(feature = "mpi"))? {
+        Launch::Solo => here(ProcessGroup::solo_with(deadlines)),
+        Launch::Tcp(launch) => here(join(&launch, deadlines)?),
+        #[cfg(feature = "mpi")]
         Launch::Mpi => {
-            let text = "joining through MPI is not part of this version";
-            return Err(Error::new(ErrorKind::Unsupported, text)
-                .with_help("start with torchrun or launch/torchrun.sh"));
+            let group = super::mpi::join(deadlines)?;
+            let kept = Kept::Elsewhere(std::sync::Arc::downgrade(&group.0));
+            (group, kept)
+        }
+        #[cfg(not(feature = "mpi"))]
+        Launch::Mpi => {
+            return Err(Error::new(ErrorKind::Unsupported, "this build has no MPI"));
         }
     };
     tracing::debug!(?group, "joined");
-    Ok(made.insert(group).clone())
+    *made = Some(kept);
+    Ok(group)
+}
+
+fn here(group: ProcessGroup) -> (ProcessGroup, Kept) {
+    (group.clone(), Kept::Here(group))
 }
 
 /// Joins as the variables say.

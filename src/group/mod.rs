@@ -20,6 +20,11 @@ mod frame;
 mod heartbeat;
 mod inbox;
 mod launch;
+mod leave;
+#[cfg(feature = "mpi")]
+mod mpi;
+#[cfg(feature = "mpi")]
+mod peers;
 mod phase;
 mod port_file;
 mod star;
@@ -157,6 +162,9 @@ struct Inner {
     /// Absent in a job of one rank.
     star: Option<Star>,
     data: Box<dyn DataPlane>,
+    /// Present if MPI has to be finalised.
+    #[cfg(feature = "mpi")]
+    mpi: Option<&'static mpi::Owner>,
 }
 
 impl ProcessGroup {
@@ -204,7 +212,8 @@ impl ProcessGroup {
 
     /// The group of this process, found by how it was started: `TCH_CHECKPOINT_LAUNCHER`, else
     /// `RANK` and `WORLD_SIZE`, else the variables of an MPI launcher, else those of a Slurm
-    /// step, else a job of one. The first call joins; later calls return the same group.
+    /// step, else a job of one. The first call joins; later calls return the same group. Under
+    /// MPI the calling thread owns MPI, and the group is kept only as long as the program does.
     ///
     /// # Errors
     /// As [`ProcessGroup::tcp`]; [`ErrorKind::InvalidInput`] for variables that contradict each
@@ -295,8 +304,8 @@ impl ProcessGroup {
         phase::run(self, channel, name, local, |values| decide(values).map(Answers::Same))
     }
 
-    /// Adds up `values` over all ranks, in rank order, so that all hold the same bits and a rerun
-    /// does too.
+    /// Adds up `values` over all ranks, so that all hold the same bits. In rank order, so that a
+    /// rerun gives them too; under MPI the order is the library's.
     ///
     /// # Errors
     /// [`ErrorKind::Disagreement`] if lengths or operations differ between ranks;
@@ -322,18 +331,6 @@ impl ProcessGroup {
         self.0.data.broadcast(bytes)
     }
 
-    /// Leaves the job in good order: peers do not report this rank as lost, unless they need it
-    /// again. Ends the membership for all clones.
-    ///
-    /// # Errors
-    /// None at present; a peer that can no longer be told is not waiting either.
-    pub fn finish(self) -> Result<()> {
-        if let Some(star) = &self.0.star {
-            star.finish();
-        }
-        Ok(())
-    }
-
     fn alone(member: Member, deadlines: Deadlines) -> Self {
         Self::assemble(member, deadlines, Progress::default(), None, Box::new(NoData))
     }
@@ -345,7 +342,15 @@ impl ProcessGroup {
         star: Option<Star>,
         data: Box<dyn DataPlane>,
     ) -> Self {
-        Self(Arc::new(Inner { member, deadlines, progress, star, data }))
+        Self(Arc::new(Inner {
+            member,
+            deadlines,
+            progress,
+            star,
+            data,
+            #[cfg(feature = "mpi")]
+            mpi: None,
+        }))
     }
 
     fn star(&self) -> Option<&Star> {

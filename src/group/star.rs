@@ -90,10 +90,9 @@ impl Star {
         member: Member,
         deadlines: Deadlines,
         inbox: Arc<Inbox>,
-        links: Links,
+        links: Arc<Links>,
         progress: Progress,
     ) -> Result<Self> {
-        let links = Arc::new(links);
         let heartbeat = Heartbeat::start(
             member.rank,
             deadlines.progress,

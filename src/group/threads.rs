@@ -57,7 +57,7 @@ fn group(
     let member = Member { rank, local_rank: LocalRank(rank.get()), world };
     let progress = Progress::default();
     let data = StarData::new(member, Arc::clone(&inbox), deadlines.progress, pipes);
-    let star = Star::new(member, deadlines.clone(), inbox, links, progress.clone())?;
+    let star = Star::new(member, deadlines.clone(), inbox, Arc::new(links), progress.clone())?;
     Ok(ProcessGroup::assemble(member, deadlines.clone(), progress, Some(star), Box::new(data)))
 }
 

@@ -11,9 +11,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::data::{DataPlane, Pipe, StarData};
+#[cfg(feature = "mpi")]
+use super::data::DataPlane;
+use super::data::{Pipe, StarData};
 use super::frame::{Frame, Kind};
 use super::inbox::Inbox;
+#[cfg(feature = "mpi")]
+use super::peers::Peers;
 use super::star::{Link, Links, Star};
 use super::{Deadlines, JobId, Member, ProcessGroup, Progress, check_member};
 use crate::error::{Error, ErrorKind, Result};
@@ -56,12 +60,12 @@ impl Rendezvous<'_> {
 }
 
 /// What carries gradients. The same on every rank.
-#[cfg_attr(not(feature = "mpi"), allow(dead_code))] // MPI brings its own
 pub(super) enum DataPlaneChoice {
     /// Connections of their own.
     Tcp,
-    /// Something that exists already; it must fail rather than wait for a lost peer.
-    Given(Box<dyn DataPlane>),
+    /// Something else, which must fail rather than wait for a lost peer.
+    #[cfg(feature = "mpi")]
+    Given(Box<dyn FnOnce(Peers) -> Box<dyn DataPlane>>),
 }
 
 /// Brings the ranks of `job` together.
@@ -88,13 +92,17 @@ pub(super) fn join(
             pipes.push((peer.rank, pipe(data, &deadlines)?));
         }
     }
+    let (links, progress) = (Arc::new(links), Progress::default());
     let data = match data {
-        DataPlaneChoice::Given(data) => data,
+        #[cfg(feature = "mpi")]
+        DataPlaneChoice::Given(make) => {
+            let (inbox, links) = (Arc::clone(&inbox), Arc::clone(&links));
+            make(Peers::new(member, inbox, links, progress.clone(), deadlines.progress))
+        }
         DataPlaneChoice::Tcp => {
             Box::new(StarData::new(member, Arc::clone(&inbox), deadlines.progress, pipes))
         }
     };
-    let progress = Progress::default();
     let star = Star::new(member, deadlines.clone(), inbox, links, progress.clone())?;
     Ok(ProcessGroup::assemble(member, deadlines, progress, Some(star), data))
 }

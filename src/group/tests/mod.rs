@@ -5,6 +5,8 @@ mod data;
 mod env;
 mod join;
 mod loss;
+#[cfg(feature = "mpi")]
+mod peers;
 mod phase;
 mod port_file;
 mod process;

@@ -1,0 +1,76 @@
+//! Leaving the job, in good order or not.
+
+use std::io::Write;
+
+use super::ProcessGroup;
+#[cfg(feature = "mpi")]
+use super::{Channel, Inner, mpi};
+use crate::error::{Error, Result};
+
+impl ProcessGroup {
+    /// Leaves the job in good order: peers do not report this rank as lost, unless they need it
+    /// again. Ends the membership for all clones.
+    ///
+    /// # Collective
+    /// Under MPI alone: waits for all ranks, then for `MPI_Finalize`, and must be called on the
+    /// thread that joined. Everywhere else a rank leaves when it likes.
+    ///
+    /// # Errors
+    /// Under MPI, as [`ProcessGroup::phase`], and [`ErrorKind::InvalidInput`] on another thread;
+    /// end with [`ProcessGroup::leave_with`] then. Elsewhere none: a peer that can no longer be
+    /// told is not waiting either.
+    ///
+    /// [`ErrorKind::InvalidInput`]: crate::ErrorKind::InvalidInput
+    pub fn finish(self) -> Result<()> {
+        #[cfg(feature = "mpi")]
+        if let Some(owner) = self.0.mpi.filter(|owner| owner.is_running()) {
+            owner.check_thread()?;
+            self.phase_all(Channel::Training, "finish", || Ok(()), |_| Ok(()))?;
+            self.leave_star();
+            owner.finalise(self.0.deadlines.progress);
+            return Ok(());
+        }
+        self.leave_star();
+        Ok(())
+    }
+
+    fn leave_star(&self) {
+        if let Some(star) = &self.0.star {
+            star.finish();
+        }
+    }
+
+    /// Ends this process with the exit code of `error` ([`Error::exit_code`]), and under MPI the
+    /// whole job. Prints nothing: say what happened first.
+    ///
+    /// For the end of `main`, however far joining has come. Under MPI an exit without
+    /// `MPI_Finalize` is left to the launcher; this is the way that all of them understand.
+    pub fn leave_with(error: &Error) -> ! {
+        // If nobody reads it, nothing can be done about it.
+        drop(std::io::stdout().flush());
+        #[cfg(feature = "mpi")]
+        mpi::leave(error);
+        std::process::exit(error.exit_code().into())
+    }
+
+    /// The same group, which owes MPI an end.
+    #[cfg(feature = "mpi")]
+    pub(super) fn under_mpi(mut self, owner: &'static mpi::Owner) -> Self {
+        if let Some(inner) = std::sync::Arc::get_mut(&mut self.0) {
+            inner.mpi = Some(owner);
+        }
+        self
+    }
+}
+
+#[cfg(feature = "mpi")]
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(owner) = self.mpi.filter(|owner| owner.is_running()) {
+            // Its connections stay until the process ends, so that what the launcher sees first
+            // is this rank's exit code, not how the others take its loss.
+            std::mem::forget(self.star.take());
+            owner.dropped(self.member.rank);
+        }
+    }
+}
