@@ -113,20 +113,22 @@ fn resumed_on_two_ranks_it_equals_the_uninterrupted_run() {
     }
 }
 
+/// What torchrun sets on two ranks of one host.
+fn torchrun(rank: u32, port: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("RANK", rank.to_string()),
+        ("LOCAL_RANK", rank.to_string()),
+        ("WORLD_SIZE", "2".to_owned()),
+        ("LOCAL_WORLD_SIZE", "2".to_owned()),
+        ("MASTER_ADDR", "localhost".to_owned()),
+        ("MASTER_PORT", port.to_owned()),
+    ]
+}
+
 #[test]
 fn variables_of_torchrun_with_a_port_of_its_own() {
     let port = free_port().to_string();
-    let hash = by_hand(|rank| {
-        vec![
-            ("RANK", rank.to_string()),
-            ("LOCAL_RANK", rank.to_string()),
-            ("WORLD_SIZE", "2".to_owned()),
-            ("LOCAL_WORLD_SIZE", "2".to_owned()),
-            ("MASTER_ADDR", "127.0.0.1".to_owned()),
-            ("MASTER_PORT", port.clone()),
-        ]
-    });
-    assert_eq!(hash, reference());
+    assert_eq!(by_hand(|rank| torchrun(rank, &port)), reference());
 }
 
 /// torchrun's agent listens on MASTER_PORT itself: binding it would fail.
@@ -135,17 +137,13 @@ fn variables_of_torchrun_whose_agent_owns_the_port() {
     let agent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = agent.local_addr().unwrap().port().to_string();
     let hash = by_hand(|rank| {
-        vec![
-            ("RANK", rank.to_string()),
-            ("LOCAL_RANK", rank.to_string()),
-            ("WORLD_SIZE", "2".to_owned()),
-            ("LOCAL_WORLD_SIZE", "2".to_owned()),
-            ("MASTER_ADDR", "localhost".to_owned()),
-            ("MASTER_PORT", port.clone()),
+        let mut variables = torchrun(rank, &port);
+        variables.extend([
             ("TORCHELASTIC_USE_AGENT_STORE", "True".to_owned()),
             ("TORCHELASTIC_RUN_ID", format!("test-{}", std::process::id())),
             ("TORCHELASTIC_RESTART_COUNT", "0".to_owned()),
-        ]
+        ]);
+        variables
     });
     assert_eq!(hash, reference());
 }

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// No job of two epochs may take longer, whatever happens to its ranks.
@@ -35,9 +36,21 @@ fn example() -> PathBuf {
     example
 }
 
+/// Without the feature the example would ignore every sabotage, and these tests would blame it.
+fn check_example_is_sabotaged() {
+    static CHECKED: OnceLock<bool> = OnceLock::new();
+    let sabotaged = *CHECKED.get_or_init(|| {
+        let mut run = Command::new(example());
+        run.args(["--epochs", "1"]).env("TCH_CHECKPOINT_SABOTAGE", "nonsense");
+        !run.output().unwrap().status.success()
+    });
+    assert!(sabotaged, "build the example anew: cargo build --examples --features sabotage");
+}
+
 /// Runs the digits example on two ranks that save to `dir`; panics if the job hangs, or if a
 /// process of it is left.
 fn digits(launcher: Launcher, dir: &Path, sabotage: &str, flags: &[&str]) -> Ended {
+    check_example_is_sabotaged();
     let log = dir.join("output.log");
     let output = File::create(&log).unwrap();
     let mut job = Command::new(root().join(launcher.0))

@@ -1,0 +1,80 @@
+//! Where tensor bytes come from and go to.
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Where the bytes of one box come from when saving: little-endian, row-major over the box.
+///
+/// Called from several threads; must give the same bytes every time until the save has staged
+/// them.
+pub trait TensorSource: Send + Sync {
+    /// The whole box, if it already lies contiguous in host memory.
+    fn bytes(&self) -> Option<&[u8]> {
+        None
+    }
+
+    /// Fills `out` with the bytes that begin `offset` bytes into the box.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] if a copy from the device fails.
+    fn read_into(&self, offset: u64, out: &mut [u8]) -> Result<()>;
+}
+
+impl<T: AsRef<[u8]> + Send + Sync> TensorSource for T {
+    fn bytes(&self) -> Option<&[u8]> {
+        Some(self.as_ref())
+    }
+
+    fn read_into(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let begin = usize::try_from(offset).unwrap_or(usize::MAX);
+        let part = begin.checked_add(out.len()).and_then(|end| self.as_ref().get(begin..end));
+        let Some(part) = part else {
+            let have = self.as_ref().len();
+            let message = format!("the source holds {have} bytes, not {offset} + {}", out.len());
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        };
+        out.copy_from_slice(part);
+        Ok(())
+    }
+}
+
+/// Where the bytes of one box go when loading: little-endian, row-major over the box.
+pub trait TensorSink: Send {
+    /// The whole box as host memory, if it is that; bytes are then placed without a copy.
+    fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        None
+    }
+
+    /// Places `bytes` that begin `offset` bytes into the box.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] if a copy to the device fails.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
+}
+
+impl<T: TensorSink + ?Sized> TensorSink for &mut T {
+    fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        (**self).bytes_mut()
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        (**self).write_at(offset, bytes)
+    }
+}
+
+impl TensorSink for [u8] {
+    fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        Some(self)
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let have = self.len();
+        let begin = usize::try_from(offset).unwrap_or(usize::MAX);
+        let end = begin.checked_add(bytes.len());
+        let Some(part) = end.and_then(|end| self.get_mut(begin..end)) else {
+            let message = format!("the sink holds {have} bytes, not {offset} + {}", bytes.len());
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        };
+        part.copy_from_slice(bytes);
+        Ok(())
+    }
+}
