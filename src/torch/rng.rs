@@ -21,6 +21,17 @@ pub fn set_cpu_rng_state(state: &[u8]) -> Result<()> {
     set(None, state)
 }
 
+/// Whether [`set_cpu_rng_state`] would take `state`. The generator is where it was afterwards.
+///
+/// # Errors
+/// As [`set_cpu_rng_state`].
+pub(crate) fn check_cpu_rng_state(state: &[u8]) -> Result<()> {
+    let now = cpu_rng_state()?;
+    let taken = set_cpu_rng_state(state);
+    set_cpu_rng_state(&now)?;
+    taken
+}
+
 /// State of the generator of a CUDA device.
 ///
 /// # Errors
@@ -80,6 +91,11 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Mismatch, "{error}");
         }
         assert_eq!(cpu_rng_state().unwrap(), state);
+        assert_eq!(check_cpu_rng_state(&garbage).unwrap_err().kind(), ErrorKind::Mismatch);
+        let _ = draw();
+        let later = cpu_rng_state().unwrap();
+        check_cpu_rng_state(&state).unwrap();
+        assert_eq!(cpu_rng_state().unwrap(), later);
     }
 
     #[test]

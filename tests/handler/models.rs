@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn, no_grad};
+use tch_checkpoint::Result;
 use tch_checkpoint::group::ProcessGroup;
 use tch_checkpoint::handler::{LoadOptions, Loader, Model, NNHandler, TensorDataset};
 use tch_checkpoint::storage::Storage;
 use tch_checkpoint::torch::{Adam, OptimizerConfig};
-use tch_checkpoint::Result;
 
 /// Values that need no random generator: ranks of a process share libtorch's.
 pub fn ramp(shape: &[i64], scale: f64) -> Tensor {

@@ -161,9 +161,8 @@ fn ranks_that_are_set_up_differently_are_told_so_before_training() {
         assert_eq!(error.kind(), ErrorKind::Disagreement, "{what}: {error}");
         assert_eq!(error.rank().map(tch_checkpoint::Rank::get), Some(1), "{what}: {error}");
     }
-    let results = on_ranks(2, |group| {
-        usual(&group, &memory().1).train(1 + u64::from(group.rank().get()))
-    });
+    let results =
+        on_ranks(2, |group| usual(&group, &memory().1).train(1 + u64::from(group.rank().get())));
     assert_eq!(one_error(&results).kind(), ErrorKind::Disagreement);
 }
 

@@ -22,7 +22,7 @@ struct Snapshot {
     epoch: u64,
     step: u64,
     losses: Vec<f64>,
-    random: Vec<u8>,
+    random: blake3::Hash,
 }
 
 fn losses(history: &History) -> Vec<f64> {
@@ -36,7 +36,7 @@ impl Snapshot {
             epoch: handler.epoch(),
             step: handler.step(),
             losses: losses(handler.history()),
-            random: cpu_rng_state().unwrap(),
+            random: blake3::hash(&cpu_rng_state().unwrap()),
         }
     }
 }
