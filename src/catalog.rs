@@ -1,5 +1,6 @@
 //! Finding and reading checkpoints: one directory handle, one manifest.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -172,12 +173,19 @@ fn find_named(parent: &dyn Directory, name: &CheckpointName) -> Result<Found> {
     for entry in parent.list()? {
         match Debris::parse(&entry.name) {
             Some(Debris::Old { name: old, .. }) if old == *name => {
-                return open_entry(parent, name, &entry.name);
+                match open_entry(parent, name, &entry.name) {
+                    Err(e) if e.kind() == ErrorKind::NotFound => {}
+                    found => return found,
+                }
             }
             _ => {}
         }
     }
-    Err(missing)
+    // Its successor may have taken the name between the two looks.
+    match open_entry(parent, name, name.as_str()) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Err(missing),
+        found => found,
+    }
 }
 
 fn newest(parent: &dyn Directory) -> Result<Found> {
@@ -189,15 +197,21 @@ fn newest(parent: &dyn Directory) -> Result<Found> {
     newest.ok_or_else(|| Error::new(ErrorKind::NotFound, "no checkpoint"))
 }
 
-/// Every checkpoint of a directory, in no particular order. What is none, or is damaged, is
-/// passed over with a log line.
+/// Every checkpoint of a directory, in no particular order; interrupted replacements are looked
+/// through. What is none, or is damaged, is passed over with a log line.
 ///
 /// # Errors
 /// [`ErrorKind::Storage`] if the directory cannot be listed.
 pub fn list(parent: &dyn Directory) -> Result<Vec<Found>> {
     let mut all = Vec::new();
-    for entry in parent.list()?.into_iter().filter(|e| e.kind == EntryKind::Directory) {
-        let Ok(name) = CheckpointName::new(&entry.name) else { continue };
+    let entries = parent.list()?;
+    let taken: BTreeSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+    for entry in entries.iter().filter(|e| e.kind == EntryKind::Directory) {
+        let name = match (CheckpointName::new(&entry.name), Debris::parse(&entry.name)) {
+            (Ok(name), _) => name,
+            (_, Some(Debris::Old { name, .. })) if !taken.contains(name.as_str()) => name,
+            _ => continue,
+        };
         match open_entry(parent, &name, &entry.name) {
             Ok(found) => all.push(found),
             Err(e) if e.kind() == ErrorKind::NotFound => {}

@@ -282,7 +282,11 @@ pub(crate) fn sweep(parent: &dyn Directory, patience: Duration) {
 
 fn sweep_one(parent: &dyn Directory, entry: &str, debris: &Debris) -> Result<()> {
     match debris {
-        Debris::Trash { .. } => remove_tree(parent, entry),
+        Debris::Trash { .. } => {
+            // Whoever renamed it may have died before its fsync.
+            parent.sync()?;
+            remove_tree(parent, entry)
+        }
         Debris::Old { name, .. } => {
             if existing(parent, name.as_str())? == Existing::Absent {
                 parent.rename(entry, name.as_str(), Rename::NoReplace)?;
@@ -331,7 +335,11 @@ fn existing(parent: &dyn Directory, name: &str) -> Result<Existing> {
     if entry.kind != EntryKind::Directory {
         return Ok(Existing::Foreign);
     }
-    match crate::catalog::read_manifest(parent.open_dir(name)?.as_ref()) {
+    let dir = match parent.open_dir(name) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Existing::Absent),
+        opened => opened?,
+    };
+    match crate::catalog::read_manifest(dir.as_ref()) {
         Ok(manifest) => Ok(Existing::Checkpoint(manifest.save_id())),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(Existing::Foreign),
         Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Incompatible) => {

@@ -1,4 +1,9 @@
-#![doc = include_str!("../README.md")]
+#![cfg_attr(feature = "torch", doc = include_str!("../README.md"))]
+#![cfg_attr(
+    not(feature = "torch"),
+    doc = "Distributed, crash-safe checkpoints: the core, without libtorch. The front page of the\n\
+           documentation, with an example, comes with feature `torch`."
+)]
 
 // Words
 pub mod error;

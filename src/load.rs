@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::catalog::{self, Wanted};
 use crate::error::{Error, ErrorKind, Result};
-use crate::group::{Channel, ProcessGroup};
+use crate::group::{Channel, ProcessGroup, Progress};
 use crate::layout::SaveId;
 use crate::manifest::Manifest;
 use crate::plan::load::{LoadPlan, LoadReport, LoadRules, WantedBox, plan_load};
@@ -55,7 +55,8 @@ pub trait Destination {
         Ok(())
     }
 
-    /// The tensors to fill on this rank.
+    /// The tensors to fill on this rank. Asked for twice after each [`Destination::prepare`]: to
+    /// plan, and when the first of them is about to be filled.
     ///
     /// # Errors
     /// Any; the load then fails on every rank and nothing was changed.
@@ -181,10 +182,12 @@ fn load_once(
         return Err(Error::new(ErrorKind::Disagreement, "phase plan passed without a plan"));
     };
 
+    let gone = |e| explain_missing(storage, &resolved, session.manifest.save_id(), e);
+    let reading = session.reading(group.progress());
     match atomicity {
         Atomicity::InPlace => {
             let read = || {
-                session.reading().direct(destination)?;
+                reading.direct(destination).map_err(gone)?;
                 session.give_values(group, destination)
             };
             group.phase_all(Channel::Save, "place", read, |_| Ok(()))?;
@@ -192,8 +195,8 @@ fn load_once(
         Atomicity::Atomic => {
             let mut staged = None;
             let read = || {
-                staged = Some(session.reading().staged()?);
-                session.check_values(group, destination)
+                staged = Some(reading.staged().map_err(gone)?);
+                Ok(())
             };
             group.phase_all(Channel::Save, "read", read, |_| Ok(()))?;
             let place = || {
@@ -270,8 +273,8 @@ impl Session {
         Ok(session)
     }
 
-    fn reading(&self) -> Reading<'_> {
-        Reading { reader: &self.reader, plan: &self.plan, wanted: &self.wanted }
+    fn reading(&self, progress: Progress) -> Reading<'_> {
+        Reading { reader: &self.reader, plan: &self.plan, wanted: &self.wanted, progress }
     }
 
     fn rank_values(&self, group: &ProcessGroup) -> Option<&Values> {

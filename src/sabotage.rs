@@ -80,7 +80,9 @@ mod active {
     /// With the act `fail`, or for a variable that cannot be read.
     pub(crate) fn visit(rank: Rank, phase: &str, point: &str) -> Result<()> {
         static PLAN: OnceLock<Option<Result<Plan, ()>>> = OnceLock::new();
-        let plan = match PLAN.get_or_init(|| std::env::var(VARIABLE).ok().map(|v| v.parse())) {
+        let plan = match PLAN.get_or_init(|| {
+            std::env::var(VARIABLE).ok().filter(|v| !v.is_empty()).map(|v| v.parse())
+        }) {
             None => return Ok(()),
             Some(Err(())) => {
                 let message = format!("{VARIABLE} is not ACT@PLACE@RANK[@N]");

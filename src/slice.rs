@@ -283,8 +283,7 @@ mod tests {
     }
 
     fn box_in(shape: Vec<u64>) -> impl Strategy<Value = Slice> {
-        let ranges: Vec<_> =
-            shape.into_iter().map(|n| (0..n, 1..=n)).map(|(o, l)| (o, l)).collect();
+        let ranges: Vec<_> = shape.into_iter().map(|n| (0..n, 1..=n)).collect();
         ranges.prop_flat_map(|pairs| {
             let (offsets, lengths): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
             Just(Slice::new(offsets, lengths).unwrap())
@@ -301,11 +300,12 @@ mod tests {
             let value = |index: &[u64]| index.iter().fold(0u64, |v, i| v * 100 + i + 1);
             let fill = |s: &Slice| -> Vec<u64> { indices(s).iter().map(|i| value(i)).collect() };
             let source = fill(&a);
+            let at = |element| usize::try_from(element).unwrap();
             let mut target = vec![0u64; usize::try_from(b.elements()).unwrap()];
             if let Some(common) = a.intersect(&b) {
                 for run in a.runs_into(&b, &common) {
                     for k in 0..run.elements {
-                        target[(run.to + k) as usize] = source[(run.from + k) as usize];
+                        target[at(run.to + k)] = source[at(run.from + k)];
                     }
                 }
                 for (element, index) in target.iter().zip(indices(&b)) {

@@ -1,6 +1,6 @@
 //! How numbers, values and tables look.
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 
 use crate::error::printable;
@@ -24,7 +24,7 @@ pub(super) fn bytes(count: u64) -> String {
 /// A table as wide as the terminal, or as its content where there is none.
 pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY);
+    table.load_style(NOTHING);
     table.set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(header.iter().copied());
     table

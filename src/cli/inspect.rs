@@ -29,7 +29,7 @@ fn summary(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
     out.line(format!("save id     {}", m.save_id()))?;
     out.line(format!("step        {}   epoch {}", m.step(), m.epoch()))?;
     out.line(format!("saved by    {} ranks", m.world_size()))?;
-    out.line(format!("tensors     {}   {}", m.tensors().len(), bytes(m.total_bytes())))?;
+    out.line(format!("tensors     {}   {}", m.tensors().len(), bytes(m.tensor_bytes())))?;
     let libtorch = match m.libtorch_version() {
         "" => String::new(),
         version => format!(", libtorch {version}"),
@@ -52,7 +52,7 @@ fn tensors(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
     for (name, target) in found.manifest.aliases() {
         shown.add_row([name.to_string(), String::new(), String::new(), format!("= {target}")]);
     }
-    out.line(shown.to_string())
+    out.table(&shown)
 }
 
 fn files(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
@@ -63,7 +63,7 @@ fn files(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
     for (name, len) in data.chain(others) {
         shown.add_row([name.clone(), bytes(len)]);
     }
-    out.line(shown.to_string())
+    out.table(&shown)
 }
 
 fn values(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
@@ -76,7 +76,7 @@ fn values(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
             shown.add_row([format!("{name} (rank {rank})"), value(stored)]);
         }
     }
-    out.line(shown.to_string())
+    out.table(&shown)
 }
 
 fn as_json(found: &Found) -> serde_json::Value {
@@ -101,7 +101,7 @@ fn as_json(found: &Found) -> serde_json::Value {
     json!({
         "path": found.dir.path().display().to_string(), "save_id": m.save_id().to_string(),
         "step": m.step(), "epoch": m.epoch(), "world_size": m.world_size().get(),
-        "created_unix_ms": m.created_unix_ms(), "tensor_bytes": m.total_bytes(),
+        "created_unix_ms": m.created_unix_ms(), "tensor_bytes": m.tensor_bytes(),
         "library_version": m.library_version(), "libtorch_version": m.libtorch_version(),
         "tensors": tensors, "files": files, "values": values,
         "aliases": m.aliases().iter().map(|(a, b)| (a.as_str(), b.as_str()))

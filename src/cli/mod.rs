@@ -89,6 +89,12 @@ impl Output<'_> {
         writeln!(self.0, "{}", crate::error::printable(text.as_ref())).map_err(stop)
     }
 
+    /// A table with an empty line before it.
+    fn table(&mut self, table: &comfy_table::Table) -> Result<(), Stop> {
+        self.line("")?;
+        table.lines().try_for_each(|line| self.line(line.trim_end()))
+    }
+
     fn flush(&mut self) -> Result<(), Stop> {
         self.0.flush().map_err(stop)
     }

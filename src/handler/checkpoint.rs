@@ -188,18 +188,15 @@ impl<M: Model> NNHandler<M> {
         let wanted = Wanted::parse(path)?;
         let (group, storage) = (self.group.clone(), self.storage.clone());
         let rules = rules(false, self.optimizer.is_none());
-        let restored = load(&group, &*storage, &wanted, &mut Live(self), &rules, atomicity);
+        let mut live = Live::new(self);
+        let restored = load(&group, &*storage, &wanted, &mut live, &rules, atomicity);
+        let touched = live.is_touched();
         match &restored {
             Ok(loaded) => {
                 self.poisoned = false;
                 self.adopt(loaded);
             }
-            // Nothing changes before phase "place". A load starts again (`Superseded`) only out of
-            // phase "plan", so the phase of the last error tells.
-            Err(error) => {
-                let unchanged = matches!(error.phase(), Some("manifest" | "plan" | "read"));
-                self.poisoned |= !unchanged;
-            }
+            Err(_) => self.poisoned |= touched,
         }
         restored
     }

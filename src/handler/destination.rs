@@ -85,10 +85,11 @@ impl<M: Model> NNHandler<M> {
         if let Some(optimizer) = &self.optimizer {
             of_a_handler(optimizer.check_values(OPTIMIZER, values))?;
         }
-        match self.own_random(manifest, rank_values) {
-            Some(own) => torch::rng::check_cpu_rng_state(&of_a_handler(own.bytes("rng.cpu"))?),
-            None => Ok(()),
+        let Some(own) = self.own_random(manifest, rank_values) else { return Ok(()) };
+        if let (Device::Cuda(index), Some(_)) = (self.device, own.find("rng.cuda")) {
+            torch::rng::check_cuda_rng_state(cuda_index(index)?, &own.bytes("rng.cuda")?)?;
         }
+        torch::rng::check_cpu_rng_state(&of_a_handler(own.bytes("rng.cpu"))?)
     }
 
     fn take_values(&mut self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
@@ -175,18 +176,42 @@ impl<M: Model> Destination for Fresh<'_, M> {
 }
 
 /// A handler that exists and is to become what the checkpoint holds.
-pub(super) struct Live<'h, M: Model>(pub(super) &'h mut NNHandler<M>);
+pub(super) struct Live<'h, M: Model> {
+    handler: &'h mut NNHandler<M>,
+    /// Whether the targets were asked for in this attempt: the second time is to fill them.
+    is_planned: bool,
+    is_touched: bool,
+}
+
+impl<'h, M: Model> Live<'h, M> {
+    pub(super) fn new(handler: &'h mut NNHandler<M>) -> Self {
+        Self { handler, is_planned: false, is_touched: false }
+    }
+
+    /// Whether any attempt began to change the handler.
+    pub(super) fn is_touched(&self) -> bool {
+        self.is_touched
+    }
+}
 
 impl<M: Model> Destination for Live<'_, M> {
+    fn prepare(&mut self, _: &Manifest) -> Result<()> {
+        self.is_planned = false;
+        Ok(())
+    }
+
     fn targets(&mut self) -> Result<LoadTargets<'_>> {
-        self.0.targets()
+        self.is_touched |= self.is_planned;
+        self.is_planned = true;
+        self.handler.targets()
     }
 
     fn check_values(&self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
-        self.0.check_values(manifest, rank_values)
+        self.handler.check_values(manifest, rank_values)
     }
 
     fn take_values(&mut self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
-        self.0.take_values(manifest, rank_values)
+        self.is_touched = true;
+        self.handler.take_values(manifest, rank_values)
     }
 }

@@ -16,7 +16,7 @@ impl EpochDisplay {
             return Self(ProgressBar::hidden());
         }
         let bar = ProgressBar::new(batches as u64);
-        let form = "epoch {prefix} [{bar:30}] {pos}/{len} loss {msg} {per_sec} {eta}";
+        let form = "epoch {prefix} [{bar:30}] {pos}/{len} loss {msg}, {eta} left";
         if let Ok(style) = ProgressStyle::with_template(form) {
             bar.set_style(style.progress_chars("=> "));
         }

@@ -2,6 +2,7 @@
 
 use crate::catalog::zeroed;
 use crate::error::{Error, ErrorKind, Result};
+use crate::group::Progress;
 use crate::load::Destination;
 use crate::plan::load::{LoadPlan, ReadItem, WantedBox};
 use crate::shard::{PieceAt, ShardReader};
@@ -12,6 +13,8 @@ pub(super) struct Reading<'a> {
     pub(super) reader: &'a ShardReader,
     pub(super) plan: &'a LoadPlan,
     pub(super) wanted: &'a [WantedBox],
+    /// Tells peers that this rank is alive while it reads.
+    pub(super) progress: Progress,
 }
 
 /// This rank's bytes, verified and on the host: one buffer per wanted box.
@@ -70,6 +73,7 @@ impl Reading<'_> {
                 };
                 self.read(index, item, wanted, *sink, &mut scratch)
                     .map_err(|e| e.with_tensor(wanted.name().as_str()))?;
+                self.progress.add(item.bytes.end - item.bytes.start);
             }
         }
         Ok(())

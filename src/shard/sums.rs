@@ -115,8 +115,8 @@ mod tests {
             }
             content.end_piece();
             let expected: Vec<u8> = piece.chunks(BLOCK).flat_map(sum).collect();
-            prop_assert_eq!(&content.bytes()[28..], expected);
-            prop_assert_eq!(content.len(), 28 + 16 * block_count(len as u64));
+            prop_assert_eq!(&content.bytes()[HEADER_BYTES..], expected);
+            prop_assert_eq!(content.len(), SUMS_HEADER_BYTES + 16 * block_count(len as u64));
         }
     }
 }

@@ -183,11 +183,7 @@ pub(super) fn rng_state(cuda_index: Option<u16>) -> Result<Vec<u8>> {
 }
 
 /// Sets what [`rng_state`] gave; or, if `only_check`, finds out whether that would work.
-pub(super) fn set_rng_state(
-    cuda_index: Option<u16>,
-    bytes: &[u8],
-    only_check: bool,
-) -> Result<()> {
+pub(super) fn set_rng_state(cuda_index: Option<u16>, bytes: &[u8], only_check: bool) -> Result<()> {
     let device = cuda_index.map_or(-1, c_int::from);
     let (data, length) = (bytes.as_ptr(), bytes.len());
     // SAFETY: the shim reads exactly `length` bytes, and libtorch validates them.

@@ -14,7 +14,7 @@ use tch_checkpoint::slice::Slice;
 use tch_checkpoint::state::{LoadTargets, StateDict};
 use tch_checkpoint::storage::Storage;
 use tch_checkpoint::tensor::{Component, Dtype, TensorName, TensorSpec};
-use tch_checkpoint::{OnExisting, Result, WorldSize};
+use tch_checkpoint::{Error, OnExisting, Result, WorldSize};
 
 /// A hang is a failure: no body of a test may take longer.
 const HANG: Duration = Duration::from_secs(60);
@@ -211,4 +211,41 @@ pub fn assert_good(storage: &dyn Storage, at: &str) {
     let verified = tch_checkpoint::verify::verify(&found, &mut |_| {}).unwrap();
     assert_eq!(verified.damage, [], "{at}");
     assert_eq!(verified.foreign, [""; 0], "{at}");
+}
+
+/// The error that every rank got; a rank that succeeded, or got another one, is a failure.
+pub fn one_error<T>(verdicts: &[Result<T>], what: &str) -> Error {
+    let errors: Vec<Option<&Error>> = verdicts.iter().map(|v| v.as_ref().err()).collect();
+    let first = errors[0].unwrap_or_else(|| panic!("{what}: rank 0 succeeded"));
+    for error in &errors {
+        assert_eq!(*error, Some(first), "{what}: ranks disagree");
+    }
+    first.clone()
+}
+
+/// Saves generation `generation` of `tensors` as checkpoint `at` from `ranks` ranks.
+pub fn saved(
+    storage: impl Storage + Clone + 'static,
+    ranks: u32,
+    at: &str,
+    tensors: &[TestTensor],
+    generation: u64,
+) -> Checkpoint {
+    let (at, tensors) = (at.to_owned(), tensors.to_vec());
+    let save = move |group| save_state(&group, &storage, &at, &tensors, generation).unwrap();
+    on_ranks(ranks, save).remove(0)
+}
+
+/// Loads `tensors` of generation `generation` on `ranks` ranks, all or nothing.
+pub fn loaded(
+    storage: impl Storage + Clone + 'static,
+    ranks: u32,
+    at: &str,
+    tensors: &[TestTensor],
+    generation: u64,
+) -> Vec<Result<Loaded>> {
+    let (at, tensors) = (at.to_owned(), tensors.to_vec());
+    on_ranks(ranks, move |group| {
+        load_state(&group, &storage, &at, &tensors, generation, Atomicity::Atomic)
+    })
 }

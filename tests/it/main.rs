@@ -2,10 +2,16 @@
 //! temporary directory. Every test with several ranks has a deadline.
 
 #![allow(unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "helpers of tests")]
 
+mod commits;
+mod durable;
 mod faults;
-
+mod golden;
 mod harness;
-
+mod hooked;
+mod hostile;
+mod replaced;
 mod reshard;
+mod stock;
 mod verdicts;

@@ -220,7 +220,7 @@ fn every_mismatch_is_listed() {
     ];
     let s = storage.clone();
     on_ranks(1, move |group| save_state(&group, &s, "runs/a", &saved, 1).unwrap());
-    let wanted = vec![
+    let wanted = [
         TestTensor::new("same", Dtype::F32, &[2], None),
         TestTensor::new("shape", Dtype::F32, &[1], None),
         TestTensor::new("scalar", Dtype::F32, &[], None),

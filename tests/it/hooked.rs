@@ -1,0 +1,152 @@
+//! A storage that asks a hook before each operation: the hook may look, act, or refuse.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tch_checkpoint::storage::{
+    DirEntry, Directory, Lock, MemoryStorage, ReadFile, Rename, Storage, WriteFile,
+};
+use tch_checkpoint::{Error, ErrorKind, Result};
+
+/// An operation about to happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// Name of the method.
+    pub operation: &'static str,
+    /// The directory itself, or the entry concerned.
+    pub path: PathBuf,
+    /// The mode of a rename.
+    pub mode: Option<Rename>,
+}
+
+type Hook = dyn Fn(&Call) -> Result<()> + Send + Sync;
+
+/// A [`MemoryStorage`] behind a hook.
+#[derive(Clone)]
+pub struct Hooked {
+    inner: MemoryStorage,
+    hook: Arc<Hook>,
+}
+
+impl Hooked {
+    pub fn new(
+        inner: &MemoryStorage,
+        hook: impl Fn(&Call) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self { inner: inner.clone(), hook: Arc::new(hook) }
+    }
+
+    fn ask(&self, operation: &'static str, path: &Path, mode: Option<Rename>) -> Result<()> {
+        (self.hook)(&Call { operation, path: path.to_owned(), mode })
+    }
+
+    fn wrap(&self, inner: Arc<dyn Directory>) -> Arc<dyn Directory> {
+        Arc::new(HookedDir { inner, storage: self.clone() })
+    }
+}
+
+/// What a storage says that lacks a feature.
+pub fn unsupported() -> Error {
+    Error::new(ErrorKind::Unsupported, "this storage cannot do that")
+}
+
+impl std::fmt::Debug for Hooked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hooked")
+    }
+}
+
+impl Storage for Hooked {
+    fn open_dir(&self, path: &Path) -> Result<Arc<dyn Directory>> {
+        self.ask("open_dir", path, None)?;
+        Ok(self.wrap(self.inner.open_dir(path)?))
+    }
+
+    fn create_dir_all(&self, path: &Path) -> Result<Arc<dyn Directory>> {
+        self.ask("create_dir_all", path, None)?;
+        Ok(self.wrap(self.inner.create_dir_all(path)?))
+    }
+}
+
+#[derive(Debug)]
+struct HookedDir {
+    inner: Arc<dyn Directory>,
+    storage: Hooked,
+}
+
+impl HookedDir {
+    fn ask(&self, operation: &'static str, name: &str) -> Result<()> {
+        self.storage.ask(operation, &self.inner.path().join(name), None)
+    }
+}
+
+impl Directory for HookedDir {
+    fn path(&self) -> &Path {
+        self.inner.path()
+    }
+
+    fn create_dir(&self, name: &str) -> Result<Arc<dyn Directory>> {
+        self.ask("create_dir", name)?;
+        Ok(self.storage.wrap(self.inner.create_dir(name)?))
+    }
+
+    fn open_dir(&self, name: &str) -> Result<Arc<dyn Directory>> {
+        self.ask("open_dir", name)?;
+        Ok(self.storage.wrap(self.inner.open_dir(name)?))
+    }
+
+    fn create_file(&self, name: &str) -> Result<Box<dyn WriteFile>> {
+        self.ask("create_file", name)?;
+        self.inner.create_file(name)
+    }
+
+    fn open_file(&self, name: &str) -> Result<Arc<dyn ReadFile>> {
+        self.ask("open_file", name)?;
+        self.inner.open_file(name)
+    }
+
+    fn list(&self) -> Result<Vec<DirEntry>> {
+        self.storage.ask("list", self.path(), None)?;
+        self.inner.list()
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.storage.ask("sync", self.path(), None)?;
+        self.inner.sync()
+    }
+
+    fn rename(&self, from: &str, to: &str, mode: Rename) -> Result<()> {
+        self.storage.ask("rename", &self.path().join(to), Some(mode))?;
+        self.inner.rename(from, to, mode)
+    }
+
+    fn remove_file(&self, name: &str) -> Result<()> {
+        self.ask("remove_file", name)?;
+        self.inner.remove_file(name)
+    }
+
+    fn remove_dir(&self, name: &str) -> Result<()> {
+        self.ask("remove_dir", name)?;
+        self.inner.remove_dir(name)
+    }
+
+    fn try_lock(&self, name: &str) -> Result<Option<Lock>> {
+        self.ask("try_lock", name)?;
+        self.inner.try_lock(name)
+    }
+
+    fn try_lock_self(&self) -> Result<Option<Lock>> {
+        self.storage.ask("try_lock_self", self.path(), None)?;
+        self.inner.try_lock_self()
+    }
+
+    fn create_link(&self, name: &str, target: &str) -> Result<()> {
+        self.ask("create_link", name)?;
+        self.inner.create_link(name, target)
+    }
+
+    fn read_link(&self, name: &str) -> Result<String> {
+        self.ask("read_link", name)?;
+        self.inner.read_link(name)
+    }
+}
