@@ -104,7 +104,6 @@ pub struct NNHandler<M: Model> {
 
 impl<M: Model> NNHandler<M> {
     /// Starts building a handler for a new model.
-    #[must_use]
     pub fn builder(config: M::Config) -> HandlerBuilder<M> {
         HandlerBuilder::new(config)
     }

@@ -69,7 +69,7 @@ fn what_one_rank_cannot_store_is_every_ranks_error() {
             let handler = bag::<Bag>(&group, &storage, &[item("fine", &[2], "f32")]).unwrap();
             if group.rank().get() == rank {
                 let odd = Tensor::zeros([2], (Kind::ComplexDouble, Device::Cpu));
-                handler.vars().root().add("odd", odd, false);
+                let _ = handler.vars().root().add("odd", odd, false);
             }
             handler.save("runs/a").map(drop)
         });

@@ -1,5 +1,7 @@
 //! Training, saving and loading through `NNHandler`, on ranks that are threads.
 #![cfg(feature = "torch")]
+#![allow(unreachable_pub)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod auto_save;
 mod harness;

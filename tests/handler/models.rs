@@ -148,12 +148,12 @@ fn add(path: &nn::Path<'_>, (name, shape, kind): &BagItem) {
         "u8" => Kind::Uint8,
         "c128" => Kind::ComplexDouble,
         "quantised" => {
-            path.add(name, values.quantize_per_tensor(0.1, 0, Kind::QInt8), false);
+            let _ = path.add(name, values.quantize_per_tensor(0.1, 0, Kind::QInt8), false);
             return;
         }
         _ => Kind::Float,
     };
-    path.add(name, values.to_kind(kind), false);
+    let _ = path.add(name, values.to_kind(kind), false);
 }
 
 /// Whatever variables the configuration lists.
@@ -202,7 +202,7 @@ impl Model for ChangedBag {
         }
         // Another value on each rank, as with a generator that ranks do not share.
         let value = BUILT.fetch_add(1, Ordering::Relaxed);
-        path.add("added", Tensor::from(value), false);
+        let _ = path.add("added", Tensor::from(value), false);
         Self
     }
 

@@ -59,11 +59,11 @@ fn bad_templates_and_intervals_are_refused_at_once() {
         let mut handler = usual(&group, &storage);
         for template in ["", "{accuracy}", "{epoch:q}", "a/b", "a..b", "{loss:.99f}", "{", "latest"]
         {
-            let error = handler.auto_save(1, "runs", template).err().expect(template);
+            let error = handler.auto_save(1, "runs", template).expect_err(template);
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{template}: {error}");
         }
         for interval in [-2, i64::MIN] {
-            let error = handler.auto_save(interval, "runs", "e{epoch}").err().expect("an error");
+            let error = handler.auto_save(interval, "runs", "e{epoch}").expect_err("an error");
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
         }
         assert!(handler.auto_saver().is_none(), "a refused one was set");
@@ -78,7 +78,7 @@ fn a_template_that_no_longer_fits_the_metrics_is_refused_before_training() {
     on_ranks(1, |group| {
         let (_, storage) = memory();
         let mut handler = usual(&group, &storage);
-        let unknown = handler.auto_save(1, "runs", "e{epoch}_{half}").err().expect("an error");
+        let unknown = handler.auto_save(1, "runs", "e{epoch}_{half}").expect_err("an error");
         assert!(unknown.to_string().contains("half"), "{unknown}");
         handler.add_metric("half", |_, _| 0.5);
         handler.auto_save(1, "runs", "e{epoch}_{half}").unwrap();

@@ -138,10 +138,34 @@ fn data_sets_refuse_what_does_not_fit() {
     let scalar = || Tensor::from(1.0);
     assert_eq!(kind(TensorDataset::new(scalar(), scalar())), ErrorKind::InvalidInput);
     let whole = TensorDataset::new(rows(3), rows(3)).unwrap();
-    for range in [0..4, 2..1, -2..0, -1..2, i64::MIN..i64::MAX] {
+    let backwards = std::ops::Range { start: 2, end: 1 };
+    for range in [0..4, backwards, -2..0, -1..2, i64::MIN..i64::MAX] {
         assert_eq!(kind(whole.range(range.clone())), ErrorKind::InvalidInput, "{range:?}");
     }
     assert!(whole.range(3..3).is_ok());
+}
+
+/// An epoch counts once everything of it is done, so that each has its numbers in history.
+#[test]
+fn an_epoch_whose_validation_fails_does_not_count() {
+    on_ranks(1, |group| {
+        let (_, storage) = memory();
+        let mut handler = usual(&group, &storage);
+        handler.set_val_loader(data(9), Loader::default());
+        // Backwards it is never asked for; a loss that is no scalar has no value.
+        handler.set_loss_fn(|output, target| match target.size()[0] {
+            9 => (output - target).square(),
+            _ => squared_error(output, target),
+        });
+        let error = handler.train(1).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Device, "{error}");
+        assert_eq!((handler.epoch(), handler.history().epochs()), (0, 0));
+        handler.set_loss_fn(squared_error);
+        handler.train(2).unwrap();
+        assert_eq!((handler.epoch(), handler.history().epochs()), (2, 2));
+        handler.save("runs/a").unwrap();
+        assert_eq!(loaded(&group, &storage, "runs/a").unwrap().epoch(), 2);
+    });
 }
 
 /// Parameters of double precision are averaged in double precision.
