@@ -55,7 +55,8 @@ pub trait Destination {
         Ok(())
     }
 
-    /// The tensors to fill on this rank.
+    /// The tensors to fill on this rank. Asked for twice after each [`Destination::prepare`]: to
+    /// plan, and when the first of them is about to be filled.
     ///
     /// # Errors
     /// Any; the load then fails on every rank and nothing was changed.

@@ -15,6 +15,7 @@ use crate::layout::{CheckpointName, SaveId};
 use crate::load::Loaded;
 use crate::plan::OnExisting;
 use crate::save::Checkpoint;
+use crate::torch::Optimizer;
 
 /// How long a removal waits for the lock of the directory.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
@@ -39,8 +40,9 @@ pub(super) struct AutoSaverState {
     /// Checkpoints saved by itself before, which overwriting removes: the last one, and the one
     /// before it where a crash came between commit and removal.
     previous: Vec<(CheckpointName, SaveId)>,
-    /// Whether the checkpoint that holds this state was itself saved automatically.
-    automatic: bool,
+    /// The name that was asked for when the checkpoint that holds this state was saved
+    /// automatically; none if it was saved by hand.
+    automatic: Option<CheckpointName>,
 }
 
 impl AutoSaver {
@@ -58,7 +60,7 @@ impl AutoSaver {
             overwrite: false,
             save_on_last_epoch: true,
             previous: Vec::new(),
-            automatic: false,
+            automatic: None,
         })
     }
 
@@ -74,12 +76,20 @@ impl AutoSaver {
     /// Takes note of the checkpoint out of which it was loaded: if it was an automatic one,
     /// overwriting removes it later.
     pub(super) fn adopt(&mut self, loaded: &Loaded) {
-        let in_place = loaded.path.parent() == Some(self.state.directory.as_path());
+        let Some(asked) = self.state.automatic.take() else { return };
         let name = loaded.path.file_name().and_then(|n| CheckpointName::new(n.to_str()?).ok());
-        if let Some(name) = name.filter(|_| self.state.automatic && in_place) {
+        // A copy under a name of the user's has the same save id, and is the user's. In which
+        // directory it was found does not matter: removal looks for name and save id in its own.
+        if let Some(name) = name.filter(|name| is_version_of(name.as_str(), asked.as_str())) {
             self.state.previous.push((name, loaded.save_id));
         }
-        self.state.automatic = false;
+    }
+
+    /// Takes over from another auto-saver what it saved in the same directory.
+    pub(super) fn inherit(&mut self, before: &Self) {
+        if self.state.directory == before.state.directory {
+            self.state.previous.clone_from(&before.state.previous);
+        }
     }
 
     /// Keep one: after a new checkpoint is committed, the one that was saved automatically before
@@ -132,19 +142,20 @@ impl<M: Model> NNHandler<M> {
             logs.iter().map(|(name, value)| (name.clone(), Number::Float(*value))).collect();
         numbers.insert("epoch".to_owned(), Number::Int(count(self.epoch)));
         numbers.insert("step".to_owned(), Number::Int(count(self.step)));
-        let lr = logs.get("lr").copied().unwrap_or(f64::NAN);
-        numbers.insert("lr_group_0".to_owned(), Number::Float(lr));
+        for (group, index) in self.optimizer.iter().flat_map(Optimizer::groups).zip(0..) {
+            numbers.insert(format!("lr_group_{index}"), Number::Float(group.lr));
+        }
         let Some(path) = saver.due(self.epoch, last, &numbers)? else { return Ok(()) };
         let overwrite = saver.state.overwrite;
         let on_existing = if overwrite { OnExisting::Replace } else { OnExisting::Number };
-        self.mark_automatic(true);
+        self.mark_automatic(Some(path.name().clone()));
         let committed = self.save_as(&path, on_existing);
-        self.mark_automatic(false);
+        self.mark_automatic(None);
         self.remember(&committed?, overwrite);
         Ok(())
     }
 
-    fn mark_automatic(&mut self, automatic: bool) {
+    fn mark_automatic(&mut self, automatic: Option<CheckpointName>) {
         if let Some(saver) = &mut self.auto_saver {
             saver.state.automatic = automatic;
         }
@@ -170,6 +181,12 @@ impl<M: Model> NNHandler<M> {
             }
         }
     }
+}
+
+/// Whether `name` is `asked`, or `asked-v<N>` as it is numbered where the name is taken.
+fn is_version_of(name: &str, asked: &str) -> bool {
+    let number = name.strip_prefix(asked).and_then(|rest| rest.strip_prefix("-v"));
+    name == asked || number.is_some_and(|n| n.parse::<u32>().is_ok())
 }
 
 fn count(value: u64) -> i64 {

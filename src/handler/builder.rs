@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tch::{Device, nn};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::handler::{History, Model, NNHandler, ddp};
 use crate::rank::Rank;
@@ -59,7 +59,9 @@ impl<M: Model> HandlerBuilder<M> {
     /// Every rank.
     ///
     /// # Errors
-    /// From joining the process group, and from the broadcast.
+    /// From joining the process group, and from the broadcast; [`ErrorKind::InvalidInput`] for a
+    /// CUDA device beyond those that there are; [`ErrorKind::Unsupported`] for variables that cannot
+    /// be sent to other ranks.
     pub fn build(self) -> Result<NNHandler<M>> {
         let handler = self.build_local()?;
         ddp::broadcast(&handler.group, &handler.variables(|_| true))?;
@@ -72,7 +74,7 @@ impl<M: Model> HandlerBuilder<M> {
             Some(group) => group,
             None => ProcessGroup::from_env()?,
         };
-        let device = device_of_rank(self.device, group.local_rank().0);
+        let device = device_of_rank(self.device, group.local_rank().0)?;
         tch::manual_seed(seed_of_rank(self.seed, None));
         let vars = nn::VarStore::new(device);
         let model = M::new(&vars.root(), &self.config);
@@ -101,20 +103,24 @@ impl<M: Model> HandlerBuilder<M> {
     }
 }
 
-/// The explicit device if it exists, else this rank's CUDA device, else the CPU.
-fn device_of_rank(explicit: Option<Device>, local_rank: u32) -> Device {
+/// The explicit device, else this rank's CUDA device; the CPU where there is no CUDA at all.
+fn device_of_rank(explicit: Option<Device>, local_rank: u32) -> Result<Device> {
     let visible = if tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
-    match explicit {
+    Ok(match explicit {
         Some(Device::Cuda(index)) if visible == 0 => {
             tracing::warn!(index, "no CUDA device here; using the CPU");
             Device::Cpu
+        }
+        Some(Device::Cuda(index)) if i64::try_from(index).map_or(true, |i| i >= visible) => {
+            let message = format!("CUDA device {index} of {visible}");
+            return Err(Error::new(ErrorKind::InvalidInput, message));
         }
         Some(device) => device,
         None if visible > 0 => {
             Device::Cuda(usize::try_from(i64::from(local_rank) % visible).unwrap_or(0))
         }
         None => Device::Cpu,
-    }
+    })
 }
 
 /// Seeds for libtorch: one for building the model (`None`, equal on every rank), one per rank for

@@ -8,22 +8,20 @@ use tch::Device;
 
 use crate::catalog::{CheckpointPath, Wanted};
 use crate::error::{Error, ErrorKind, Result};
-use crate::group::ProcessGroup;
-use crate::handler::auto_save::AutoSaverState;
-use crate::handler::builder::seed_of_rank;
-use crate::handler::{AutoSaver, HandlerBuilder, History, Model, NNHandler};
-use crate::load::{Atomicity, Destination, Loaded, load};
-use crate::manifest::Manifest;
+use crate::group::{Channel, ProcessGroup};
+use crate::handler::destination::{Fresh, Live, cuda_index};
+use crate::handler::{Model, NNHandler, ddp};
+use crate::load::{Atomicity, Loaded, load};
 use crate::plan::OnExisting;
 use crate::plan::load::LoadRules;
 use crate::save::{Checkpoint, SaveOptions, save};
-use crate::state::{LoadTargets, StateDict, Stateful, Value, Values};
+use crate::state::{StateDict, Stateful, Value};
 use crate::storage::Storage;
 use crate::tensor::Component;
-use crate::torch::{self, Optimizer, OptimizerConfig};
+use crate::torch;
 
 /// Prefix of the names of optimizer tensors and values.
-const OPTIMIZER: &str = "optimizer";
+pub(super) const OPTIMIZER: &str = "optimizer";
 
 /// How a checkpoint is loaded. `Default` is a strict load of everything, on the device of each
 /// rank, by the ranks of this process's launcher.
@@ -54,8 +52,8 @@ impl<M: Model> NNHandler<M> {
     /// On `Ok` the checkpoint survives a power cut. The replaced one is removed only then.
     ///
     /// # Errors
-    /// As [`save`](fn@crate::save::save); [`ErrorKind::Poisoned`]; [`ErrorKind::Unsupported`] for
-    /// tensors that cannot be stored, before anything is written.
+    /// As [`save`](fn@crate::save::save); on every rank if on any, before anything is written:
+    /// [`ErrorKind::Poisoned`], [`ErrorKind::Unsupported`] for tensors that cannot be stored.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<Checkpoint> {
         let path = CheckpointPath::parse(path)?;
         self.save_as(&path, OnExisting::Replace)
@@ -66,14 +64,29 @@ impl<M: Model> NNHandler<M> {
         path: &CheckpointPath,
         on_existing: OnExisting,
     ) -> Result<Checkpoint> {
-        self.refuse_if_poisoned()?;
+        let state = self.agreed_state()?;
         let options = SaveOptions {
             step: self.step,
             epoch: self.epoch,
             on_existing,
             libtorch_version: torch::libtorch_version(),
         };
-        save(&self.group, self.storage.as_ref(), path, &self.state_dict()?, &options)
+        save(&self.group, self.storage.as_ref(), path, &state, &options)
+    }
+
+    /// The state, if every rank has one: a rank that cannot say what it holds must not leave the
+    /// others waiting in the save.
+    fn agreed_state(&self) -> Result<StateDict> {
+        let mut state = None;
+        let take = || {
+            self.refuse_if_poisoned()?;
+            state = Some(self.state_dict()?);
+            Ok(())
+        };
+        self.group.phase_all(Channel::Save, "state", take, |_| Ok(()))?;
+        state.ok_or_else(|| {
+            Error::new(ErrorKind::Disagreement, "phase state passed without a state")
+        })
     }
 
     /// Model, optimizer, counters, history, auto-saver, and this rank's random state. No tensor
@@ -99,14 +112,15 @@ impl<M: Model> NNHandler<M> {
             values.set("auto_saver", Value::json(&saver.state())?);
         }
         state.rank_values.set("rng.cpu", torch::cpu_rng_state()?);
-        if let Some(index) = cuda_index(self.device) {
-            state.rank_values.set("rng.cuda", torch::cuda_rng_state(index)?);
+        if let Device::Cuda(index) = self.device {
+            state.rank_values.set("rng.cuda", torch::cuda_rng_state(cuda_index(index)?)?);
         }
         Ok(state)
     }
 
-    /// BLAKE3 over parameters, buffers, optimizer state and counters: equal exactly if training
-    /// would go on equally, bit for bit, up to random state. Reads every tensor.
+    /// BLAKE3 over parameters, buffers, optimizer state and settings, seed and counters: equal
+    /// exactly if training on the same data would go on equally, bit for bit, up to random state.
+    /// Reads every tensor.
     ///
     /// # Errors
     /// [`ErrorKind::Device`] if a copy from the device fails.
@@ -122,7 +136,10 @@ impl<M: Model> NNHandler<M> {
                 hasher.update(&bytes);
             }
         }
-        hasher.update(&self.epoch.to_le_bytes()).update(&self.step.to_le_bytes());
+        let counts = |name: &str| name.starts_with("trainer.") || name.starts_with("optimizer.");
+        for (name, value) in state.values.iter().filter(|(name, _)| counts(name)) {
+            hasher.update(&crate::codec::encode(&(name, value))?);
+        }
         Ok(hasher.finalize().to_hex().to_string())
     }
 
@@ -149,13 +166,18 @@ impl<M: Model> NNHandler<M> {
         let mut handler = fresh.handler.ok_or_else(|| {
             Error::new(ErrorKind::Mismatch, "the load passed without building a handler")
         })?;
+        if options.lenient {
+            // What the checkpoint lacks has each rank's own initial values.
+            ddp::broadcast(&group, &handler.variables(|_| true))?;
+        }
         handler.adopt(&loaded);
         Ok(handler)
     }
 
-    /// Loads a checkpoint of the same model into this handler. On an error up to the last vote
-    /// the handler is unchanged; should placing itself fail, or with [`Atomicity::InPlace`], the
-    /// handler is poisoned: it refuses to train or save until a load succeeds.
+    /// Loads a checkpoint of the same model into this handler. With [`Atomicity::Atomic`] an error
+    /// leaves the handler unchanged, unless placing the verified bytes itself fails; with
+    /// [`Atomicity::InPlace`] unless reading had begun. Else the handler is poisoned: it refuses to
+    /// train or save until a load succeeds.
     ///
     /// # Collective
     /// Every rank.
@@ -166,16 +188,15 @@ impl<M: Model> NNHandler<M> {
         let wanted = Wanted::parse(path)?;
         let (group, storage) = (self.group.clone(), self.storage.clone());
         let rules = rules(false, self.optimizer.is_none());
-        let restored = load(&group, &*storage, &wanted, &mut Live(self), &rules, atomicity);
+        let mut live = Live::new(self);
+        let restored = load(&group, &*storage, &wanted, &mut live, &rules, atomicity);
+        let touched = live.is_touched();
         match &restored {
             Ok(loaded) => {
                 self.poisoned = false;
                 self.adopt(loaded);
             }
-            Err(error) => {
-                let changed = atomicity == Atomicity::InPlace || error.phase() == Some("place");
-                self.poisoned |= changed;
-            }
+            Err(_) => self.poisoned |= touched,
         }
         restored
     }
@@ -185,81 +206,10 @@ impl<M: Model> NNHandler<M> {
             saver.adopt(loaded);
         }
     }
-
-    fn targets(&mut self) -> Result<LoadTargets<'_>> {
-        let mut targets = LoadTargets::new();
-        torch::var_store_targets(&mut targets, "", &self.vars)?;
-        if let Some(optimizer) = &mut self.optimizer {
-            optimizer.load_targets(OPTIMIZER, &mut targets)?;
-        }
-        Ok(targets)
-    }
-
-    fn take_values(&mut self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
-        let values = manifest.values();
-        let counters = Counters::parse(values)?;
-        let saver = saver_state(values)?.map(AutoSaver::from_state).transpose()?;
-        let history = History::load(values, usize::try_from(counters.epoch).unwrap_or(0))?;
-        if let Some(optimizer) = &mut self.optimizer {
-            optimizer.load_values(OPTIMIZER, values, &Values::new())?;
-        }
-        match rank_values.filter(|_| manifest.world_size() == self.group.world_size()) {
-            Some(own) => {
-                torch::set_cpu_rng_state(&own.bytes("rng.cpu")?)?;
-                // Saved without CUDA: there is no state to restore.
-                let saved = own.find("rng.cuda").and_then(|_| cuda_index(self.device));
-                if let Some(index) = saved {
-                    torch::set_cuda_rng_state(index, &own.bytes("rng.cuda")?)?;
-                }
-            }
-            None => {
-                let seed = seed_of_rank(counters.seed, Some(self.group.rank()));
-                tch::manual_seed(seed.wrapping_add(i64::try_from(counters.step).unwrap_or(0)));
-            }
-        }
-        (self.epoch, self.step, self.seed) = (counters.epoch, counters.step, counters.seed);
-        self.history = history;
-        self.auto_saver = saver.or(self.auto_saver.take());
-        Ok(())
-    }
-}
-
-/// What a checkpoint of a handler must state; parsed before anything changes.
-struct Counters {
-    epoch: u64,
-    step: u64,
-    seed: u64,
-}
-
-impl Counters {
-    fn parse(values: &Values) -> Result<Self> {
-        let count = |name: &str| -> Result<u64> {
-            u64::try_from(values.int(name)?).map_err(|_| unfit(name, "is negative"))
-        };
-        let seed = values.text("trainer.seed")?;
-        let seed =
-            u64::from_str_radix(&seed, 16).map_err(|_| unfit("trainer.seed", "is no seed"))?;
-        Ok(Self { epoch: count("trainer.epoch")?, step: count("trainer.step")?, seed })
-    }
-}
-
-fn saver_state(values: &Values) -> Result<Option<AutoSaverState>> {
-    values.find("auto_saver").map(|_| values.json("auto_saver")).transpose()
-}
-
-fn cuda_index(device: Device) -> Option<u16> {
-    match device {
-        Device::Cuda(index) => u16::try_from(index).ok(),
-        _ => None,
-    }
 }
 
 fn counter(count: u64) -> Result<i64> {
-    i64::try_from(count).map_err(|_| unfit("trainer", "counts beyond 63 bits"))
-}
-
-fn unfit(name: &str, fault: &str) -> Error {
-    Error::new(ErrorKind::Mismatch, format!("value `{name}` {fault}"))
+    i64::try_from(count).map_err(|_| Error::new(ErrorKind::InvalidInput, "a count beyond 63 bits"))
 }
 
 /// Which names count, and how strictly.
@@ -273,79 +223,5 @@ fn report(loaded: &Loaded) {
     if !report.missing.is_empty() || !report.unexpected.is_empty() {
         tracing::warn!(missing = ?report.missing, unexpected = ?report.unexpected,
             "loaded with names on one side only");
-    }
-}
-
-/// What can be checked of a checkpoint's values before a handler changes.
-fn check_values(manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
-    Counters::parse(manifest.values())?;
-    saver_state(manifest.values())?.map(AutoSaver::from_state).transpose()?;
-    if let Some(own) = rank_values {
-        own.bytes("rng.cpu")?;
-    }
-    Ok(())
-}
-
-/// A handler that does not exist until the checkpoint's configuration is known.
-struct Fresh<'o, M: Model> {
-    group: ProcessGroup,
-    options: &'o LoadOptions,
-    handler: Option<NNHandler<M>>,
-}
-
-impl<M: Model> Destination for Fresh<'_, M> {
-    fn prepare(&mut self, manifest: &Manifest) -> Result<()> {
-        let values = manifest.values();
-        let seed = Counters::parse(values)?.seed;
-        let config: M::Config = values.json("model.config")?;
-        let mut builder = HandlerBuilder::<M>::new(config).process_group(&self.group).seed(seed);
-        if let Some(device) = self.options.device {
-            builder = builder.device(device);
-        }
-        if let Some(storage) = &self.options.storage {
-            builder = builder.storage(storage.clone());
-        }
-        let mut handler = builder.build_local()?;
-        if !self.options.skip_optimizer && values.find("optimizer.config").is_some() {
-            let config: OptimizerConfig = values.json("optimizer.config")?;
-            handler.optimizer = Some(Optimizer::new(config, &handler.vars)?);
-        }
-        self.handler = Some(handler);
-        Ok(())
-    }
-
-    fn targets(&mut self) -> Result<LoadTargets<'_>> {
-        match &mut self.handler {
-            Some(handler) => handler.targets(),
-            None => Ok(LoadTargets::new()),
-        }
-    }
-
-    fn check_values(&self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
-        check_values(manifest, rank_values)
-    }
-
-    fn take_values(&mut self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
-        match &mut self.handler {
-            Some(handler) => handler.take_values(manifest, rank_values),
-            None => Ok(()),
-        }
-    }
-}
-
-/// A handler that exists and is to become what the checkpoint holds.
-struct Live<'h, M: Model>(&'h mut NNHandler<M>);
-
-impl<M: Model> Destination for Live<'_, M> {
-    fn targets(&mut self) -> Result<LoadTargets<'_>> {
-        self.0.targets()
-    }
-
-    fn check_values(&self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
-        check_values(manifest, rank_values)
-    }
-
-    fn take_values(&mut self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
-        self.0.take_values(manifest, rank_values)
     }
 }

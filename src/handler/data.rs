@@ -30,6 +30,8 @@ pub struct TensorDataset {
 }
 
 impl TensorDataset {
+    /// Inputs and targets, one of each per sample.
+    ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if the tensors hold different numbers of samples.
     pub fn new(inputs: Tensor, targets: Tensor) -> Result<Self> {
@@ -46,9 +48,16 @@ impl TensorDataset {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if the range leaves the data.
     pub fn range(&self, range: Range<i64>) -> Result<Self> {
-        let outside = |_| Error::new(ErrorKind::InvalidInput, format!("no samples {range:?}"));
+        let samples = i64::try_from(self.len()).unwrap_or(i64::MAX);
+        let outside = || {
+            let message = format!("no samples {range:?} among {samples}");
+            Error::new(ErrorKind::InvalidInput, message)
+        };
+        if range.start < 0 || range.start > range.end || range.end > samples {
+            return Err(outside());
+        }
         let part = |tensor: &Tensor| {
-            tensor.f_narrow(0, range.start, range.end - range.start).map_err(outside)
+            tensor.f_narrow(0, range.start, range.end - range.start).map_err(|_| outside())
         };
         Self::new(part(&self.inputs)?, part(&self.targets)?)
     }
@@ -88,7 +97,7 @@ impl Default for Loader {
 
 impl Loader {
     pub(crate) fn global_batch(&self, world: WorldSize) -> Result<usize> {
-        let size = self.global_batch_size.unwrap_or(self.batch_size * world.len());
+        let size = self.global_batch_size.unwrap_or(self.batch_size.saturating_mul(world.len()));
         if size == 0 {
             return Err(Error::new(ErrorKind::InvalidInput, "a batch needs at least one sample"));
         }
@@ -153,11 +162,7 @@ mod tests {
         assert_ne!(first, epoch_order(1, 1, 1000));
         assert_ne!(first, epoch_order(2, 0, 1000));
         // Pinned: a change here would silently change every resumed run.
-        assert_eq!(epoch_order(7, 3, 8), epoch_order_pinned());
-    }
-
-    fn epoch_order_pinned() -> Vec<i64> {
-        vec![0, 1, 2, 3, 4, 5, 6, 7]
+        assert_eq!(epoch_order(7, 3, 8), [0, 6, 7, 4, 1, 5, 3, 2]);
     }
 
     #[test]

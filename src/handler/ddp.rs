@@ -1,5 +1,6 @@
 //! Keeping replicas equal: one broadcast at the start, averaged gradients at every step.
 
+use tch::kind::Element;
 use tch::{Kind, Tensor, no_grad};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -46,46 +47,86 @@ pub(super) fn average_gradients(
     if group.world_size().get() == 1 {
         return Ok(());
     }
-    let mut begin = 0;
-    while begin < parameters.len() {
+    let complex = |p: &&Tensor| matches!(p.kind(), Kind::ComplexFloat | Kind::ComplexDouble);
+    if let Some(parameter) = parameters.iter().find(complex) {
+        let message = format!("gradients of kind {:?} over several ranks", parameter.kind());
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    }
+    // Double precision keeps its own: one bucket after the other, the same on every rank.
+    let (double, single): (Vec<&Tensor>, Vec<&Tensor>) =
+        parameters.iter().partition(|p| p.kind() == Kind::Double);
+    average_in_buckets::<f32>(group, &single, weight)?;
+    average_in_buckets::<f64>(group, &double, weight)
+}
+
+/// An element type in which gradients are summed.
+trait Summed: Element + Copy + From<f32> + PartialOrd {
+    fn all_reduce(group: &ProcessGroup, values: &mut [Self]) -> Result<()>;
+}
+
+impl Summed for f32 {
+    fn all_reduce(group: &ProcessGroup, values: &mut [Self]) -> Result<()> {
+        group.all_reduce_sum(values)
+    }
+}
+
+impl Summed for f64 {
+    fn all_reduce(group: &ProcessGroup, values: &mut [Self]) -> Result<()> {
+        group.all_reduce_sum_f64(values)
+    }
+}
+
+fn average_in_buckets<T: Summed>(
+    group: &ProcessGroup,
+    parameters: &[&Tensor],
+    weight: f64,
+) -> Result<()> {
+    let mut rest = parameters;
+    while !rest.is_empty() {
         let mut elements = 0;
-        let fits = |p: &&Tensor| {
+        let fits = |p: &&&Tensor| {
             elements += p.numel();
             elements <= BUCKET_ELEMENTS
         };
-        let count = parameters[begin..].iter().take_while(fits).count().max(1);
-        average_bucket(group, &parameters[begin..begin + count], weight)?;
-        begin += count;
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (bucket, later) = rest.split_at(count);
+        average_bucket::<T>(group, bucket, weight)?;
+        rest = later;
     }
     Ok(())
 }
 
 /// The flat bucket: per parameter one flag (has a gradient), then its elements.
-fn average_bucket(group: &ProcessGroup, parameters: &[Tensor], weight: f64) -> Result<()> {
-    let mut bucket: Vec<f32> = Vec::new();
+fn average_bucket<T: Summed>(
+    group: &ProcessGroup,
+    parameters: &[&Tensor],
+    weight: f64,
+) -> Result<()> {
+    let zero = T::from(0.0);
+    let mut bucket: Vec<T> = Vec::new();
     for parameter in parameters {
         let (gradient, elements) = (parameter.grad(), parameter.numel());
-        bucket.push(if gradient.defined() { 1.0 } else { 0.0 });
+        bucket.push(T::from(if gradient.defined() { 1.0 } else { 0.0 }));
         let begin = bucket.len();
-        bucket.resize(begin + elements, 0.0);
+        bucket.resize(begin + elements, zero);
         if gradient.defined() {
-            let flat = (gradient.to_kind(Kind::Float) * weight).to_device(tch::Device::Cpu);
+            let flat = (gradient.to_kind(T::KIND) * weight).to_device(tch::Device::Cpu);
             flat.f_copy_data(&mut bucket[begin..], elements).map_err(|e| device_error(&e))?;
         }
     }
-    group.all_reduce_sum(&mut bucket)?;
+    T::all_reduce(group, &mut bucket)?;
     let mut rest = bucket.as_slice();
     for parameter in parameters {
         let (own, others) = rest.split_at(1 + parameter.numel());
         rest = others;
-        if own[0] > 0.0 {
+        if own[0] > zero {
             set_gradient(parameter, &own[1..])?;
         }
     }
     Ok(())
 }
 
-fn set_gradient(parameter: &Tensor, values: &[f32]) -> Result<()> {
+fn set_gradient<T: Summed>(parameter: &Tensor, values: &[T]) -> Result<()> {
     if !parameter.grad().defined() {
         // tch cannot assign a gradient; a zero gradient of the right form can be made.
         (parameter * 0.0).sum(parameter.kind()).backward();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::state::{Value, Values};
 
 /// Prefix of the stored series.
@@ -52,18 +52,26 @@ impl History {
         }
     }
 
-    /// Series of different lengths are refused by the caller's epoch counter; here the shorter
-    /// ones are filled up with NaN, as they would have been while training.
-    pub(super) fn load(values: &Values, epochs: usize) -> Result<Self> {
-        let mut history = Self { series: BTreeMap::new(), epochs };
-        for (name, value) in values.iter() {
-            if let (Some(name), Value::Floats(series)) = (name.strip_prefix(PREFIX), value) {
-                let mut series = series.clone();
-                series.resize(epochs, f64::NAN);
-                history.series.insert(name.to_owned(), series);
+    /// # Errors
+    /// [`ErrorKind::Mismatch`] unless every series has one number per epoch.
+    pub(super) fn load(values: &Values, epochs: u64) -> Result<Self> {
+        let mut series = BTreeMap::new();
+        for (stored, value) in values.iter() {
+            let Some(name) = stored.strip_prefix(PREFIX) else { continue };
+            match value {
+                Value::Floats(numbers) if numbers.len() as u64 == epochs => {
+                    series.insert(name.to_owned(), numbers.clone());
+                }
+                _ => {
+                    let message = format!("value `{stored}` is not one number for each epoch");
+                    return Err(Error::new(ErrorKind::Mismatch, message));
+                }
             }
         }
-        Ok(history)
+        if series.is_empty() && epochs > 0 {
+            return Err(Error::new(ErrorKind::Mismatch, "epochs without a history"));
+        }
+        Ok(Self { series, epochs: usize::try_from(epochs).unwrap_or(usize::MAX) })
     }
 }
 
@@ -84,5 +92,9 @@ mod tests {
         let loaded = History::load(&values, 2).unwrap();
         assert_eq!(loaded.series("loss"), history.series("loss"));
         assert_eq!(loaded.epochs(), 2);
+        for epochs in [0, 1, 3, u64::MAX] {
+            assert_eq!(History::load(&values, epochs).unwrap_err().kind(), ErrorKind::Mismatch);
+            assert_eq!(History::load(&Values::new(), epochs).is_ok(), epochs == 0);
+        }
     }
 }

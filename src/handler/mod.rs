@@ -16,9 +16,11 @@ mod builder;
 mod checkpoint;
 mod data;
 mod ddp;
+mod destination;
 mod history;
 mod model;
 mod progress;
+mod setup;
 mod train;
 
 pub use auto_save::AutoSaver;
@@ -102,7 +104,6 @@ pub struct NNHandler<M: Model> {
 
 impl<M: Model> NNHandler<M> {
     /// Starts building a handler for a new model.
-    #[must_use]
     pub fn builder(config: M::Config) -> HandlerBuilder<M> {
         HandlerBuilder::new(config)
     }
@@ -122,7 +123,8 @@ impl<M: Model> NNHandler<M> {
     }
 
     /// Adds a metric, a mean over the samples of a batch; it appears in logs, history and names
-    /// of checkpoints as `name` and `val_name`. A second metric of the name replaces the first.
+    /// of checkpoints as `name` and `val_name`, which no other number may have ([`Self::train`]
+    /// refuses it). A second metric of the name replaces the first.
     pub fn add_metric(
         &mut self,
         name: impl Into<String>,
@@ -171,7 +173,10 @@ impl<M: Model> NNHandler<M> {
         name: &str,
     ) -> Result<&mut AutoSaver> {
         let interval = Interval::from_epochs(interval)?;
-        let saver = AutoSaver::new(interval, path.as_ref(), name, &self.metric_names())?;
+        let mut saver = AutoSaver::new(interval, path.as_ref(), name, &self.metric_names())?;
+        if let Some(before) = &self.auto_saver {
+            saver.inherit(before);
+        }
         Ok(self.auto_saver.insert(saver))
     }
 

@@ -42,48 +42,38 @@ impl<M: Model> NNHandler<M> {
     /// Every rank.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if optimizer, loss or training data is missing, or the name
-    /// template does not fit the metrics; errors of an automatic save (what was saved before is
-    /// untouched); [`ErrorKind::PeerLost`] or [`ErrorKind::Deadline`] if a rank is lost.
+    /// Before anything is trained, on every rank: [`ErrorKind::InvalidInput`] if optimizer, loss or
+    /// training data is missing, data makes no batch, a metric has the name of another number, or
+    /// the name template does not fit the metrics; [`ErrorKind::Disagreement`] if ranks are set up
+    /// differently; [`ErrorKind::Poisoned`].
+    ///
+    /// Later: errors of an automatic save (what was saved before is untouched, and training may go
+    /// on); [`ErrorKind::PeerLost`], [`ErrorKind::CoordinatorLost`] or [`ErrorKind::Deadline`] if a
+    /// rank is lost, also by an error or panic of its own, such as [`ErrorKind::Device`].
     pub fn train(&mut self, epochs: u64) -> Result<()> {
-        self.refuse_if_poisoned()?;
-        self.check_ready()?;
-        let last = self.epoch + epochs;
+        self.agree_to_train(epochs)?;
+        let last = self.epoch.saturating_add(epochs);
         while self.epoch < last {
             self.train_epoch(last)?;
         }
         Ok(())
     }
 
-    fn check_ready(&self) -> Result<()> {
-        let missing = [
-            (self.optimizer.is_none(), "set_optimizer"),
-            (self.loss_fn.is_none(), "set_loss_fn"),
-            (self.train_feed.is_none(), "set_train_loader"),
-        ];
-        if let Some((_, call)) = missing.into_iter().find(|(absent, _)| *absent) {
-            let message = format!("`{call}` was not called before training");
-            return Err(Error::new(ErrorKind::InvalidInput, message));
-        }
-        match &self.auto_saver {
-            Some(saver) => saver.check(&self.metric_names()),
-            None => Ok(()),
-        }
-    }
-
     fn train_epoch(&mut self, last: u64) -> Result<()> {
         let started = Instant::now();
         let mut logs = self.train_batches(last)?;
         broadcast(&self.group, &self.buffers())?;
-        self.epoch += 1;
-        let due = self.validate_every > 0
-            && (self.epoch.is_multiple_of(self.validate_every) || self.epoch == last);
+        let epoch = self.epoch + 1;
+        let due =
+            self.validate_every > 0 && (epoch.is_multiple_of(self.validate_every) || epoch == last);
         logs.extend(match &self.val_feed {
             Some(feed) if due => self.validate(feed)?,
             _ => BTreeMap::from([("val_loss".to_owned(), f64::NAN)]),
         });
         logs.insert("lr".to_owned(), self.optimizer.as_ref().map_or(f64::NAN, |o| o.lr()));
         logs.insert("epoch_time".to_owned(), self.coordinators(started.elapsed().as_secs_f64())?);
+        // Together, so that history has one number per epoch whatever fails before or after.
+        self.epoch = epoch;
         self.history.push(&logs);
         tracing::info!(
             rank = self.group.rank().get(),
@@ -99,26 +89,27 @@ impl<M: Model> NNHandler<M> {
 
     /// One pass over the training data; the logs `loss` and each metric, equal on every rank.
     fn train_batches(&mut self, last: u64) -> Result<BTreeMap<String, f64>> {
-        let world = self.group.world_size();
+        // Out of the handler for as long as its batches change the rest of it.
         let Some(feed) = self.train_feed.take() else {
             return Err(Error::new(ErrorKind::InvalidInput, "no training data"));
         };
-        let trained = || -> Result<Sums> {
-            let batches = feed.loader.batches(world, feed.dataset.len(), self.seed, self.epoch)?;
-            let display = EpochDisplay::start(self, last, batches.len());
-            let mut sums = Sums::new(self.metrics.len());
-            for batch in &batches {
-                sabotage::visit(self.group.rank(), "train", "step")?;
-                self.train_batch(&feed, batch, &mut sums)?;
-                self.group.progress().add(1);
-                display.advance(sums.mean_loss());
-            }
-            Ok(sums)
-        };
-        let mut trained = trained;
-        let sums = trained();
+        let sums = self.train_feed(&feed, last);
         self.train_feed = Some(feed);
         self.aggregate("", sums?)
+    }
+
+    fn train_feed(&mut self, feed: &Feed, last: u64) -> Result<Sums> {
+        let world = self.group.world_size();
+        let batches = feed.loader.batches(world, feed.dataset.len(), self.seed, self.epoch)?;
+        let display = EpochDisplay::start(self, last, batches.len());
+        let mut sums = Sums::new(self.metrics.len());
+        for batch in &batches {
+            sabotage::visit(self.group.rank(), "train", "step")?;
+            self.train_batch(feed, batch, &mut sums)?;
+            self.group.progress().add(1);
+            display.advance(sums.mean_loss());
+        }
+        Ok(sums)
     }
 
     /// One step: forward and backward on this rank's shard, average, update.
@@ -156,6 +147,7 @@ impl<M: Model> NNHandler<M> {
                 let loss = self.loss(&output, &target)?;
                 sums.add(own.len(), scalar(&loss)?, self.measure(&output, &target));
             }
+            self.group.progress().add(1);
         }
         self.aggregate("val_", sums)
     }

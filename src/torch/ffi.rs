@@ -89,6 +89,7 @@ unsafe extern "C" {
         cuda_index: c_int,
         bytes: *const u8,
         length: usize,
+        only_check: bool,
         message: *mut c_char,
         message_size: usize,
     ) -> c_int;
@@ -181,11 +182,12 @@ pub(super) fn rng_state(cuda_index: Option<u16>) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Sets what [`rng_state`] gave.
-pub(super) fn set_rng_state(cuda_index: Option<u16>, bytes: &[u8]) -> Result<()> {
+/// Sets what [`rng_state`] gave; or, if `only_check`, finds out whether that would work.
+pub(super) fn set_rng_state(cuda_index: Option<u16>, bytes: &[u8], only_check: bool) -> Result<()> {
     let device = cuda_index.map_or(-1, c_int::from);
-    // SAFETY: the shim reads exactly `bytes.len()` bytes, and libtorch validates them.
+    let (data, length) = (bytes.as_ptr(), bytes.len());
+    // SAFETY: the shim reads exactly `length` bytes, and libtorch validates them.
     call("setting the random state", |message, size| unsafe {
-        tch_checkpoint_set_rng(device, bytes.as_ptr(), bytes.len(), message, size)
+        tch_checkpoint_set_rng(device, data, length, only_check, message, size)
     })
 }

@@ -18,7 +18,23 @@ pub fn cpu_rng_state() -> Result<Vec<u8>> {
 /// [`ErrorKind::Mismatch`] if `state` has another length or is none; the generator then stays as
 /// it was.
 pub fn set_cpu_rng_state(state: &[u8]) -> Result<()> {
-    set(None, state)
+    set(None, state, false)
+}
+
+/// Whether [`set_cpu_rng_state`] would take `state`; the generator is not touched.
+///
+/// # Errors
+/// As [`set_cpu_rng_state`].
+pub(crate) fn check_cpu_rng_state(state: &[u8]) -> Result<()> {
+    set(None, state, true)
+}
+
+/// Whether [`set_cuda_rng_state`] would take `state`; the generator is not touched.
+///
+/// # Errors
+/// As [`set_cuda_rng_state`].
+pub(crate) fn check_cuda_rng_state(index: u16, state: &[u8]) -> Result<()> {
+    set(Some(index), state, true)
 }
 
 /// State of the generator of a CUDA device.
@@ -35,17 +51,17 @@ pub fn cuda_rng_state(index: u16) -> Result<Vec<u8>> {
 /// [`ErrorKind::Mismatch`] as in [`set_cpu_rng_state`]; [`ErrorKind::Device`] if there is no such
 /// device, or libtorch has no CUDA.
 pub fn set_cuda_rng_state(index: u16, state: &[u8]) -> Result<()> {
-    set(Some(index), state)
+    set(Some(index), state, false)
 }
 
-fn set(cuda_index: Option<u16>, state: &[u8]) -> Result<()> {
+fn set(cuda_index: Option<u16>, state: &[u8], only_check: bool) -> Result<()> {
     let length = ffi::rng_state(cuda_index)?.len();
     if state.len() != length {
         let message = format!("a random state has {length} bytes here, not {}", state.len());
         return Err(Error::new(ErrorKind::Mismatch, message)
             .with_help("it may be of another device or version of libtorch"));
     }
-    ffi::set_rng_state(cuda_index, state).map_err(|e| e.with_kind(ErrorKind::Mismatch))
+    ffi::set_rng_state(cuda_index, state, only_check).map_err(|e| e.with_kind(ErrorKind::Mismatch))
 }
 
 #[cfg(test)]
@@ -80,6 +96,11 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Mismatch, "{error}");
         }
         assert_eq!(cpu_rng_state().unwrap(), state);
+        assert_eq!(check_cpu_rng_state(&garbage).unwrap_err().kind(), ErrorKind::Mismatch);
+        let _ = draw();
+        let later = cpu_rng_state().unwrap();
+        check_cpu_rng_state(&state).unwrap();
+        assert_eq!(cpu_rng_state().unwrap(), later);
     }
 
     #[test]

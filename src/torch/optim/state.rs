@@ -44,6 +44,29 @@ impl Stateful for Optimizer {
 
     /// Settings, learning rates and weight decays become those of the checkpoint, as in PyTorch.
     fn load_values(&mut self, prefix: &str, values: &Values, _rank_values: &Values) -> Result<()> {
+        let Settings { config, lr, weight_decay } = self.settings(prefix, values)?;
+        self.config = config;
+        for (group, (lr, weight_decay)) in self.groups.iter_mut().zip(lr.iter().zip(weight_decay)) {
+            (group.lr, group.weight_decay) = (*lr, weight_decay);
+        }
+        Ok(())
+    }
+}
+
+/// What an optimizer stores besides its tensors.
+struct Settings {
+    config: OptimizerConfig,
+    lr: Vec<f64>,
+    weight_decay: Vec<f64>,
+}
+
+impl Optimizer {
+    /// Whether [`Stateful::load_values`] would take these values; changes nothing.
+    pub(crate) fn check_values(&self, prefix: &str, values: &Values) -> Result<()> {
+        self.settings(prefix, values).map(drop)
+    }
+
+    fn settings(&self, prefix: &str, values: &Values) -> Result<Settings> {
         let config: OptimizerConfig = values.json(&join(prefix, "config"))?;
         let lr = values.floats(&join(prefix, "lr"))?;
         let weight_decay = values.floats(&join(prefix, "weight_decay"))?;
@@ -60,15 +83,9 @@ impl Stateful for Optimizer {
             return mismatch(format!("{saved} parameter groups in the checkpoint, {groups} here"));
         }
         config.validate().map_err(|e| e.with_kind(ErrorKind::Mismatch))?;
-        self.config = config;
-        for (group, (lr, weight_decay)) in self.groups.iter_mut().zip(lr.iter().zip(weight_decay)) {
-            (group.lr, group.weight_decay) = (*lr, weight_decay);
-        }
-        Ok(())
+        Ok(Settings { config, lr, weight_decay })
     }
-}
 
-impl Optimizer {
     /// The state of a parameter by PyTorch's names. Plain SGD has none.
     fn tensors_of<'a>(&self, parameter: &'a Parameter) -> Vec<(&'static str, &'a Tensor)> {
         let mut tensors: Vec<_> = self.config.slots().into_iter().zip(&parameter.slots).collect();

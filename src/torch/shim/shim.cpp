@@ -131,14 +131,17 @@ int tch_checkpoint_get_rng(int cuda_index, uint8_t* out, size_t capacity, size_t
   });
 }
 
-int tch_checkpoint_set_rng(int cuda_index, const uint8_t* bytes, size_t length, char* message,
-                           size_t message_size) noexcept {
+// Sets the state of that generator; if `only_check`, that of a copy which is thrown away, so that
+// the generator itself is not touched.
+int tch_checkpoint_set_rng(int cuda_index, const uint8_t* bytes, size_t length, bool only_check,
+                           char* message, size_t message_size) noexcept {
   return guarded(message, message_size, [&] {
     auto state = at::empty({static_cast<int64_t>(length)}, at::TensorOptions().dtype(at::kByte));
     std::memcpy(state.mutable_data_ptr(), bytes, length);
     auto generator = generator_of(cuda_index);
     std::lock_guard<std::mutex> lock(generator.mutex());
-    generator.set_state(state);
+    auto target = only_check ? generator.clone() : generator;
+    target.set_state(state);
   });
 }
 

@@ -1,0 +1,217 @@
+//! A handler as what a load fills: one that is built from the checkpoint, or a live one.
+//!
+//! Whatever [`NNHandler::take_values`] may refuse is checked by [`NNHandler::check_values`] first,
+//! while nothing has changed yet.
+
+use tch::Device;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::ProcessGroup;
+use crate::handler::auto_save::AutoSaverState;
+use crate::handler::builder::seed_of_rank;
+use crate::handler::checkpoint::OPTIMIZER;
+use crate::handler::{AutoSaver, HandlerBuilder, History, LoadOptions, Model, NNHandler};
+use crate::load::Destination;
+use crate::manifest::Manifest;
+use crate::state::{LoadTargets, Stateful, Values};
+use crate::torch::{self, Optimizer, OptimizerConfig};
+
+/// What a checkpoint of a handler must state besides tensors.
+struct Stored {
+    epoch: u64,
+    step: u64,
+    seed: u64,
+    history: History,
+    auto_saver: Option<AutoSaver>,
+}
+
+impl Stored {
+    fn parse(values: &Values) -> Result<Self> {
+        let count = |name: &str| -> Result<u64> {
+            u64::try_from(values.int(name)?).map_err(|_| unfit(name, "is negative"))
+        };
+        let epoch = count("trainer.epoch")?;
+        let saver = values.find("auto_saver").map(|_| values.json::<AutoSaverState>("auto_saver"));
+        let auto_saver = saver.transpose()?.map(AutoSaver::from_state).transpose();
+        Ok(Self {
+            epoch,
+            step: count("trainer.step")?,
+            seed: seed_of(values)?,
+            history: History::load(values, epoch)?,
+            auto_saver: auto_saver.map_err(|e| e.with_kind(ErrorKind::Mismatch))?,
+        })
+    }
+}
+
+fn seed_of(values: &Values) -> Result<u64> {
+    let seed = values.text("trainer.seed")?;
+    u64::from_str_radix(&seed, 16).map_err(|_| unfit("trainer.seed", "is no seed"))
+}
+
+fn unfit(name: &str, fault: &str) -> Error {
+    Error::new(ErrorKind::Mismatch, format!("value `{name}` {fault}"))
+}
+
+/// A value that is not there means that something else was saved than a handler like this one.
+fn of_a_handler<T>(parsed: Result<T>) -> Result<T> {
+    parsed.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => error.with_kind(ErrorKind::Mismatch).with_help(
+            "was it saved by a handler, with model and optimizer as here? \
+             `tch_checkpoint::load` takes any checkpoint",
+        ),
+        _ => error,
+    })
+}
+
+/// The index of a CUDA device as the generators know it.
+pub(super) fn cuda_index(index: usize) -> Result<u16> {
+    let beyond = |_| Error::new(ErrorKind::Device, format!("no CUDA device {index}"));
+    u16::try_from(index).map_err(beyond)
+}
+
+impl<M: Model> NNHandler<M> {
+    fn targets(&mut self) -> Result<LoadTargets<'_>> {
+        let mut targets = LoadTargets::new();
+        torch::var_store_targets(&mut targets, "", &self.vars)?;
+        if let Some(optimizer) = &mut self.optimizer {
+            optimizer.load_targets(OPTIMIZER, &mut targets)?;
+        }
+        Ok(targets)
+    }
+
+    fn check_values(&self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
+        let values = manifest.values();
+        of_a_handler(Stored::parse(values))?;
+        if let Some(optimizer) = &self.optimizer {
+            of_a_handler(optimizer.check_values(OPTIMIZER, values))?;
+        }
+        let Some(own) = self.own_random(manifest, rank_values) else { return Ok(()) };
+        if let (Device::Cuda(index), Some(_)) = (self.device, own.find("rng.cuda")) {
+            torch::rng::check_cuda_rng_state(cuda_index(index)?, &own.bytes("rng.cuda")?)?;
+        }
+        torch::rng::check_cpu_rng_state(&of_a_handler(own.bytes("rng.cpu"))?)
+    }
+
+    fn take_values(&mut self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
+        let stored = Stored::parse(manifest.values())?;
+        if let Some(optimizer) = &mut self.optimizer {
+            optimizer.load_values(OPTIMIZER, manifest.values(), &Values::new())?;
+        }
+        self.continue_random(&stored, self.own_random(manifest, rank_values))?;
+        (self.epoch, self.step, self.seed) = (stored.epoch, stored.step, stored.seed);
+        self.history = stored.history;
+        self.auto_saver = stored.auto_saver.or(self.auto_saver.take());
+        Ok(())
+    }
+
+    /// Random state goes on only where each rank finds its own, and none is left over.
+    fn own_random<'v>(
+        &self,
+        manifest: &Manifest,
+        rank_values: Option<&'v Values>,
+    ) -> Option<&'v Values> {
+        rank_values.filter(|_| manifest.world_size() == self.group.world_size())
+    }
+
+    fn continue_random(&self, stored: &Stored, own: Option<&Values>) -> Result<()> {
+        // Seeds every generator; states that were saved then replace it.
+        let seed = seed_of_rank(stored.seed, Some(self.group.rank()));
+        tch::manual_seed(seed.wrapping_add_unsigned(stored.step));
+        let Some(own) = own else { return Ok(()) };
+        if let (Device::Cuda(index), Some(_)) = (self.device, own.find("rng.cuda")) {
+            torch::set_cuda_rng_state(cuda_index(index)?, &own.bytes("rng.cuda")?)?;
+        }
+        torch::set_cpu_rng_state(&own.bytes("rng.cpu")?)
+    }
+}
+
+/// A handler that does not exist until the checkpoint's configuration is known.
+pub(super) struct Fresh<'o, M: Model> {
+    pub(super) group: ProcessGroup,
+    pub(super) options: &'o LoadOptions,
+    pub(super) handler: Option<NNHandler<M>>,
+}
+
+impl<M: Model> Fresh<'_, M> {
+    fn build(&self, values: &Values) -> Result<NNHandler<M>> {
+        let config: M::Config = values.json("model.config")?;
+        let seed = seed_of(values)?;
+        let mut builder = HandlerBuilder::<M>::new(config).process_group(&self.group).seed(seed);
+        if let Some(device) = self.options.device {
+            builder = builder.device(device);
+        }
+        if let Some(storage) = &self.options.storage {
+            builder = builder.storage(storage.clone());
+        }
+        let mut handler = builder.build_local()?;
+        if !self.options.skip_optimizer && values.find("optimizer.config").is_some() {
+            let config: OptimizerConfig = values.json("optimizer.config")?;
+            handler.optimizer = Some(Optimizer::new(config, &handler.vars)?);
+        }
+        Ok(handler)
+    }
+}
+
+fn not_built() -> Error {
+    Error::new(ErrorKind::Mismatch, "no handler was built from the checkpoint")
+}
+
+impl<M: Model> Destination for Fresh<'_, M> {
+    fn prepare(&mut self, manifest: &Manifest) -> Result<()> {
+        self.handler = Some(of_a_handler(self.build(manifest.values()))?);
+        Ok(())
+    }
+
+    fn targets(&mut self) -> Result<LoadTargets<'_>> {
+        self.handler.as_mut().ok_or_else(not_built)?.targets()
+    }
+
+    fn check_values(&self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
+        self.handler.as_ref().ok_or_else(not_built)?.check_values(manifest, rank_values)
+    }
+
+    fn take_values(&mut self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
+        self.handler.as_mut().ok_or_else(not_built)?.take_values(manifest, rank_values)
+    }
+}
+
+/// A handler that exists and is to become what the checkpoint holds.
+pub(super) struct Live<'h, M: Model> {
+    handler: &'h mut NNHandler<M>,
+    /// Whether the targets were asked for in this attempt: the second time is to fill them.
+    is_planned: bool,
+    is_touched: bool,
+}
+
+impl<'h, M: Model> Live<'h, M> {
+    pub(super) fn new(handler: &'h mut NNHandler<M>) -> Self {
+        Self { handler, is_planned: false, is_touched: false }
+    }
+
+    /// Whether any attempt began to change the handler.
+    pub(super) fn is_touched(&self) -> bool {
+        self.is_touched
+    }
+}
+
+impl<M: Model> Destination for Live<'_, M> {
+    fn prepare(&mut self, _: &Manifest) -> Result<()> {
+        self.is_planned = false;
+        Ok(())
+    }
+
+    fn targets(&mut self) -> Result<LoadTargets<'_>> {
+        self.is_touched |= self.is_planned;
+        self.is_planned = true;
+        self.handler.targets()
+    }
+
+    fn check_values(&self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
+        self.handler.check_values(manifest, rank_values)
+    }
+
+    fn take_values(&mut self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
+        self.is_touched = true;
+        self.handler.take_values(manifest, rank_values)
+    }
+}

@@ -1,0 +1,229 @@
+//! When automatic checkpoints are saved, and which of them stay.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tch_checkpoint::group::ProcessGroup;
+use tch_checkpoint::handler::NNHandler;
+use tch_checkpoint::storage::{Fault, MemoryStorage, Storage};
+use tch_checkpoint::{Error, ErrorKind};
+
+use crate::harness::*;
+use crate::models::*;
+
+const ENOSPC: i32 = 28;
+const NAME: &str = "e{epoch:02d}";
+
+/// What is saved by `train(epochs)` for each of `runs`, one after the other.
+fn saved(interval: i64, on_last: bool, runs: &'static [u64]) -> Vec<String> {
+    on_ranks(1, move |group| {
+        let (memory, storage) = memory();
+        let mut handler = usual(&group, &storage);
+        handler.auto_save(interval, "runs", NAME).unwrap().save_on_last_epoch(on_last);
+        for epochs in runs {
+            handler.train(*epochs).unwrap();
+        }
+        entries(&memory, "runs")
+    })
+    .remove(0)
+}
+
+#[test]
+fn intervals_count_over_calls_and_the_last_epoch_is_saved() {
+    assert_eq!(saved(5, true, &[7]), ["e05", "e07"]);
+    assert_eq!(saved(5, true, &[7, 4]), ["e05", "e07", "e10", "e11"]);
+    assert_eq!(saved(5, false, &[7]), ["e05"]);
+    assert_eq!(saved(-1, true, &[3]), ["e03"]);
+    assert_eq!(saved(-1, false, &[3, 2]), ["e03", "e05"]);
+    assert_eq!(saved(0, true, &[3]), [""; 0]);
+    assert_eq!(saved(1, true, &[0]), [""; 0]);
+}
+
+#[test]
+fn the_auto_saver_goes_on_where_it_was_after_a_load() {
+    on_ranks(1, |group| {
+        let (memory, storage) = memory();
+        let mut handler = usual(&group, &storage);
+        handler.auto_save(5, "runs", NAME).unwrap();
+        handler.train(7).unwrap();
+        let mut again = loaded(&group, &storage, "runs/latest").unwrap();
+        assert_eq!(again.epoch(), 7);
+        again.train(4).unwrap();
+        assert_eq!(entries(&memory, "runs"), ["e05", "e07", "e10", "e11"]);
+        assert_eq!(again.history().series("loss").len(), 11);
+    });
+}
+
+#[test]
+fn a_name_that_is_taken_is_numbered_unless_it_is_to_be_overwritten() {
+    for (overwrite, names) in [(false, &["model", "model-v1", "model-v2"][..]), (true, &["model"])]
+    {
+        let found = on_ranks(1, move |group| {
+            let (memory, storage) = memory();
+            let mut handler = usual(&group, &storage);
+            handler.auto_save(1, "runs", "model").unwrap().overwrite(overwrite);
+            handler.train(3).unwrap();
+            entries(&memory, "runs")
+        });
+        assert_eq!(found, [names]);
+    }
+}
+
+/// A user's own files and checkpoints beside the automatic ones.
+fn add_others(storage: &MemoryStorage, handler: &NNHandler<Net>) {
+    storage.create_dir_all(Path::new("runs/e00_notes")).unwrap();
+    storage.write(Path::new("runs/e00_notes/a.txt"), b"mine").unwrap();
+    storage.write(Path::new("runs/notes.txt"), b"mine").unwrap();
+    handler.save("runs/by_hand").unwrap();
+}
+
+const OTHERS: [&str; 3] = ["by_hand", "e00_notes", "notes.txt"];
+
+fn with_others(name: &str) -> Vec<String> {
+    let mut names: Vec<String> = OTHERS.iter().map(|n| (*n).to_owned()).collect();
+    names.push(name.to_owned());
+    names.sort();
+    names
+}
+
+#[test]
+fn overwriting_keeps_one_automatic_checkpoint_and_everything_else() {
+    let (memory, _) = memory();
+    let inner = memory.clone();
+    on_ranks(2, move |group| {
+        let storage: Arc<dyn Storage> = Arc::new(inner.clone());
+        let mut handler = usual(&group, &storage);
+        if group.is_coordinator() {
+            inner.create_dir_all(Path::new("runs/e00_notes")).unwrap();
+            inner.write(Path::new("runs/e00_notes/a.txt"), b"mine").unwrap();
+            inner.write(Path::new("runs/notes.txt"), b"mine").unwrap();
+        }
+        handler.save("runs/by_hand").unwrap();
+        handler.auto_save(1, "runs", NAME).unwrap().overwrite(true);
+        handler.train(3).unwrap();
+    });
+    assert_eq!(entries(&memory, "runs"), with_others("e03"));
+
+    // A fresh handler, on another world size, takes over what the first one left.
+    for n in [1u32, 3] {
+        let inner = memory.clone();
+        on_ranks(n, move |group| {
+            let storage: Arc<dyn Storage> = Arc::new(inner.clone());
+            loaded(&group, &storage, "runs/latest").unwrap().train(2).unwrap();
+        });
+        let last = format!("e{:02}", if n == 1 { 5 } else { 7 });
+        assert_eq!(entries(&memory, "runs"), with_others(&last));
+    }
+    assert_eq!(memory.read(Path::new("runs/e00_notes/a.txt")).unwrap(), b"mine");
+}
+
+/// As a program does that sets everything up anew after each load.
+#[test]
+fn setting_auto_save_again_after_a_load_still_keeps_one() {
+    on_ranks(1, |group| {
+        let (memory, storage) = memory();
+        let mut handler = usual(&group, &storage);
+        add_others(&memory, &handler);
+        handler.auto_save(1, "runs", NAME).unwrap().overwrite(true);
+        handler.train(2).unwrap();
+        let mut again = loaded(&group, &storage, "runs/latest").unwrap();
+        again.auto_save(1, "runs", "epoch{epoch}").unwrap().overwrite(true);
+        again.train(2).unwrap();
+        assert_eq!(entries(&memory, "runs"), with_others("epoch4"));
+
+        // In another directory nothing is its own yet.
+        again.auto_save(1, "elsewhere", NAME).unwrap().overwrite(true);
+        again.train(1).unwrap();
+        assert_eq!(entries(&memory, "elsewhere"), ["e05"]);
+        assert_eq!(entries(&memory, "runs"), with_others("epoch4"));
+    });
+}
+
+/// A copy of an automatic checkpoint under a name of the user's has the same save id.
+#[test]
+fn a_copy_that_the_user_made_is_no_automatic_checkpoint() {
+    on_ranks(1, |group| {
+        let (memory, storage) = memory();
+        let mut handler = usual(&group, &storage);
+        handler.auto_save(1, "runs", NAME).unwrap().overwrite(true);
+        handler.train(1).unwrap();
+        let from = memory.open_dir(Path::new("runs/e01")).unwrap();
+        memory.create_dir_all(Path::new("runs/keep")).unwrap();
+        for entry in from.list().unwrap() {
+            let bytes = memory.read(&Path::new("runs/e01").join(&entry.name)).unwrap();
+            memory.write(&Path::new("runs/keep").join(&entry.name), &bytes).unwrap();
+        }
+        loaded(&group, &storage, "runs/keep").unwrap().train(1).unwrap();
+        let names = entries(&memory, "runs");
+        assert!(names.contains(&"keep".to_owned()), "{names:?}");
+        assert!(names.contains(&"e02".to_owned()), "{names:?}");
+    });
+}
+
+/// A checkpoint saved by hand is never removed, though it holds the state of the auto-saver.
+#[test]
+fn loading_one_saved_by_hand_does_not_make_it_automatic() {
+    on_ranks(1, |group| {
+        let (memory, storage) = memory();
+        let mut handler = usual(&group, &storage);
+        handler.auto_save(1, "runs", NAME).unwrap().overwrite(true);
+        handler.train(1).unwrap();
+        handler.save("runs/by_hand").unwrap();
+        loaded(&group, &storage, "runs/by_hand").unwrap().train(1).unwrap();
+        assert_eq!(entries(&memory, "runs"), ["by_hand", "e02"]);
+    });
+}
+
+/// Rank `failing` has a full disk in epoch 2, from its `nth` operation on.
+fn train_with_a_full_disk(group: &ProcessGroup, stage: &Stage, nth: u64) -> Result<(), Error> {
+    let mut handler = usual(group, &stage.storage(group));
+    handler.auto_save(1, "runs", NAME).unwrap().overwrite(true);
+    handler.train(1).unwrap();
+    if stage.is_failing(group) {
+        let operation = stage.faulty.operations() + nth;
+        stage.faulty.fail_at(operation, Fault::Error(ENOSPC), true);
+    }
+    let failed = handler.train(1);
+    if failed.is_err() {
+        assert_eq!(handler.epoch(), 2, "the epoch itself was trained");
+        assert_eq!(visible(&stage.memory, "runs"), ["e01"], "operation {nth}");
+        loaded(group, &(Arc::new(stage.memory.clone()) as Arc<dyn Storage>), "runs/e01").unwrap();
+    }
+    if stage.is_failing(group) {
+        stage.faulty.reset();
+    }
+    handler.train(1).unwrap();
+    assert_eq!(handler.epoch(), 3);
+    failed
+}
+
+#[test]
+fn a_save_that_fails_leaves_the_previous_one_and_training_goes_on() {
+    for rank in [0, 1] {
+        for nth in 1..=6 {
+            let stage = Stage::new(rank);
+            let inner = stage.clone();
+            let failed = on_ranks(2, move |group| train_with_a_full_disk(&group, &inner, nth));
+            let error = one_error(&failed);
+            assert_eq!(error.kind(), ErrorKind::Storage, "{error}");
+            assert_eq!(error.os_code(), Some(ENOSPC), "{error}");
+            assert_eq!(error.rank().map(tch_checkpoint::Rank::get), Some(rank), "{error}");
+            assert_eq!(entries(&stage.memory, "runs"), ["e03"], "rank {rank}, operation {nth}");
+        }
+    }
+}
+
+#[test]
+fn a_save_that_another_name_blocks_is_refused_and_the_other_thing_stays() {
+    on_ranks(1, |group| {
+        let (memory, storage) = memory();
+        memory.create_dir_all(Path::new("runs/model")).unwrap();
+        let mut handler = usual(&group, &storage);
+        handler.auto_save(1, "runs", "model").unwrap().overwrite(true);
+        let error = handler.train(1).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
+        handler.auto_save(1, "runs", "model").unwrap().overwrite(false);
+        handler.train(1).unwrap();
+        assert_eq!(entries(&memory, "runs"), ["model", "model-v1"]);
+    });
+}

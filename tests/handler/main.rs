@@ -1,0 +1,15 @@
+//! Training, saving and loading through `NNHandler`, on ranks that are threads.
+#![cfg(feature = "torch")]
+#![allow(unreachable_pub)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod auto_save;
+mod harness;
+mod kinds;
+mod loading;
+mod models;
+mod names;
+mod ranks;
+mod restore;
+mod resume;
+mod training;
