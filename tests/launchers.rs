@@ -2,6 +2,8 @@
 //! with the variables of torchrun (agent-owned port included) and of Slurm, and by the real
 //! torchrun where there is a Python with torch.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

@@ -2,6 +2,8 @@
 //! protocol, under each launcher: the job ends, nothing is left running, and every visible
 //! checkpoint is whole.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
