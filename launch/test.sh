@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-all=mpi,nccl,cli,sabotage
+all=mpi,cli,sabotage
 run() {
   printf '\n== %s\n' "$*"
   local began=$SECONDS
