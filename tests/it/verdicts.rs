@@ -76,7 +76,7 @@ fn a_rank_that_panics_while_writing() {
 #[test]
 fn a_rank_that_stalls_is_named() {
     let verdicts = save_with_bad_source(|| {
-        std::thread::sleep(Duration::from_secs(12));
+        std::thread::sleep(Duration::from_secs(5));
         Ok(())
     });
     let survivors: Vec<_> = verdicts[..2].iter().collect();
