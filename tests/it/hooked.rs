@@ -102,7 +102,8 @@ impl Directory for HookedDir {
 
     fn open_file(&self, name: &str) -> Result<Arc<dyn ReadFile>> {
         self.ask("open_file", name)?;
-        self.inner.open_file(name)
+        let inner = self.inner.open_file(name)?;
+        Ok(Arc::new(HookedRead { inner, path: self.path().join(name), storage: self.storage.clone() }))
     }
 
     fn list(&self) -> Result<Vec<DirEntry>> {
@@ -148,5 +149,22 @@ impl Directory for HookedDir {
     fn read_link(&self, name: &str) -> Result<String> {
         self.ask("read_link", name)?;
         self.inner.read_link(name)
+    }
+}
+
+struct HookedRead {
+    inner: Arc<dyn ReadFile>,
+    path: PathBuf,
+    storage: Hooked,
+}
+
+impl ReadFile for HookedRead {
+    fn len(&self) -> u64 {
+        self.inner.len()
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.storage.ask("read_at", &self.path, None)?;
+        self.inner.read_at(offset, out)
     }
 }

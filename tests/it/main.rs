@@ -15,3 +15,5 @@ mod replaced;
 mod reshard;
 mod stock;
 mod verdicts;
+
+mod review;
