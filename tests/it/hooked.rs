@@ -103,7 +103,11 @@ impl Directory for HookedDir {
     fn open_file(&self, name: &str) -> Result<Arc<dyn ReadFile>> {
         self.ask("open_file", name)?;
         let inner = self.inner.open_file(name)?;
-        Ok(Arc::new(HookedRead { inner, path: self.path().join(name), storage: self.storage.clone() }))
+        Ok(Arc::new(HookedRead {
+            inner,
+            path: self.path().join(name),
+            storage: self.storage.clone(),
+        }))
     }
 
     fn list(&self) -> Result<Vec<DirEntry>> {

@@ -16,4 +16,4 @@ mod reshard;
 mod stock;
 mod verdicts;
 
-mod review;
+mod regressions;

@@ -62,10 +62,16 @@ fn t01_reading_one_large_tensor_steadily_is_progress() {
     let out = ranks_with(2, 500, move |g| {
         let mut buf = vec![0u8; n];
         let mut t = LoadTargets::new();
-        t.add_slice(name("w"), spec.clone(), Slice::full(spec.shape()), Box::new(buf.as_mut_slice()))
-            .unwrap();
+        t.add_slice(
+            name("w"),
+            spec.clone(),
+            Slice::full(spec.shape()),
+            Box::new(buf.as_mut_slice()),
+        )
+        .unwrap();
         let st: &dyn Storage = if g.rank().get() == 1 { &slow } else { &memory };
-        load(&g, st, &wanted("runs/a"), &mut t, &LoadRules::default(), Atomicity::Atomic).map(|_| ())
+        load(&g, st, &wanted("runs/a"), &mut t, &LoadRules::default(), Atomicity::Atomic)
+            .map(|_| ())
     });
     assert_eq!(out, vec![Ok(()); 2]);
 }
@@ -215,7 +221,8 @@ fn t08_a_fresh_attempt_is_not_swept_before_it_is_locked() {
 fn t09_slow_unlinking_of_debris_does_not_fail_another_jobs_commit() {
     let memory = MemoryStorage::new();
     saved(memory.clone(), 1, "runs/a", &small(), 1);
-    let d = memory.create_dir_all(Path::new("runs/.trash-00000000000000000000000000000000")).unwrap();
+    let d =
+        memory.create_dir_all(Path::new("runs/.trash-00000000000000000000000000000000")).unwrap();
     d.create_file("x").unwrap().finish().unwrap();
     let verdict = Arc::new(parking(None));
     let (inner, v) = (memory.clone(), verdict.clone());
@@ -247,10 +254,15 @@ fn t10_a_loss_seen_on_another_channel_does_not_forge_a_verdict() {
                 std::thread::sleep(Duration::from_millis(600));
                 other.phase_all(Channel::Training, "step", || Ok(0u8), |_| Ok(0u8))
             });
-            let r = g.phase_all(Channel::Save, "commit", || Ok(0u8), |_| {
-                std::thread::sleep(Duration::from_millis(1500));
-                Ok(1u8)
-            });
+            let r = g.phase_all(
+                Channel::Save,
+                "commit",
+                || Ok(0u8),
+                |_| {
+                    std::thread::sleep(Duration::from_millis(1500));
+                    Ok(1u8)
+                },
+            );
             let _ = t.join();
             Some(r)
         }
