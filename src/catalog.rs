@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, CheckpointName, Debris};
 use crate::manifest::Manifest;
+use crate::memory::zeroed;
 use crate::storage::{Directory, EntryKind, Storage};
 
 /// Where a checkpoint is: a directory that holds checkpoints, and a name in it.
@@ -147,8 +148,18 @@ pub struct Found {
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`], listing what there is; [`ErrorKind::Corrupt`] or
-/// [`ErrorKind::Incompatible`] from the manifest; [`ErrorKind::Storage`].
+/// [`ErrorKind::Incompatible`] from the manifest, for the newest one only if all are damaged;
+/// [`ErrorKind::Storage`].
 pub fn find(storage: &dyn Storage, wanted: &Wanted) -> Result<Found> {
+    find_counting(storage, wanted, &mut || {})
+}
+
+/// As [`find`]; `looked` is called after each checkpoint that was looked at.
+pub(crate) fn find_counting(
+    storage: &dyn Storage,
+    wanted: &Wanted,
+    looked: &mut dyn FnMut(),
+) -> Result<Found> {
     let parent = storage.open_dir(wanted.directory()).map_err(|e| match e.kind() {
         ErrorKind::NotFound => Error::new(ErrorKind::NotFound, "no directory of checkpoints here")
             .with_path(wanted.directory())
@@ -157,7 +168,7 @@ pub fn find(storage: &dyn Storage, wanted: &Wanted) -> Result<Found> {
     })?;
     let found = match wanted.which() {
         Which::Named(name) => find_named(parent.as_ref(), name),
-        Which::Latest => newest(parent.as_ref()),
+        Which::Latest => newest(parent.as_ref(), looked),
     };
     found.map_err(|e| match e.kind() {
         ErrorKind::NotFound => not_a_checkpoint(parent.as_ref(), wanted),
@@ -170,7 +181,7 @@ fn find_named(parent: &dyn Directory, name: &CheckpointName) -> Result<Found> {
         Err(e) if e.kind() == ErrorKind::NotFound => e,
         found => return found,
     };
-    for entry in parent.list()? {
+    for entry in parent.list()?.into_iter().filter(|e| e.kind == EntryKind::Directory) {
         match Debris::parse(&entry.name) {
             Some(Debris::Old { name: old, .. }) if old == *name => {
                 match open_entry(parent, name, &entry.name) {
@@ -188,22 +199,42 @@ fn find_named(parent: &dyn Directory, name: &CheckpointName) -> Result<Found> {
     }
 }
 
-fn newest(parent: &dyn Directory) -> Result<Found> {
+/// The newest good one. A damaged one is passed over, but if there is no good one its damage is
+/// the error: "nothing here" would invite a fresh start over it.
+fn newest(parent: &dyn Directory, looked: &mut dyn FnMut()) -> Result<Found> {
     let order = |found: &Found| {
         let m = &found.manifest;
         (m.step(), m.epoch(), m.created_unix_ms(), found.name.clone())
     };
-    let newest = list(parent)?.into_iter().max_by_key(order);
-    newest.ok_or_else(|| Error::new(ErrorKind::NotFound, "no checkpoint"))
+    let mut best: Option<Found> = None;
+    let mut damage = None;
+    visit(parent, &mut |_, opened| {
+        looked();
+        match opened {
+            Ok(found) if best.as_ref().is_none_or(|b| order(b) < order(&found)) => {
+                best = Some(found);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "a damaged checkpoint is passed over");
+                damage.get_or_insert(error);
+            }
+        }
+    })?;
+    let none = || damage.unwrap_or_else(|| Error::new(ErrorKind::NotFound, "no checkpoint"));
+    best.ok_or_else(none)
 }
 
-/// Every checkpoint of a directory, in no particular order; interrupted replacements are looked
-/// through. What is none, or is damaged, is passed over with a log line.
+/// Opens every checkpoint of a directory, one at a time, in no particular order; interrupted
+/// replacements are looked through, and what is no checkpoint is passed over. `each` gets the
+/// damage ([`ErrorKind::Corrupt`], [`ErrorKind::Incompatible`]) of those that cannot be read.
 ///
 /// # Errors
-/// [`ErrorKind::Storage`] if the directory cannot be listed.
-pub fn list(parent: &dyn Directory) -> Result<Vec<Found>> {
-    let mut all = Vec::new();
+/// [`ErrorKind::Storage`] if the storage fails: what it hides might be the newest.
+pub fn visit(
+    parent: &dyn Directory,
+    each: &mut dyn FnMut(&CheckpointName, Result<Found>),
+) -> Result<()> {
     let entries = parent.list()?;
     let taken: BTreeSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
     for entry in entries.iter().filter(|e| e.kind == EntryKind::Directory) {
@@ -213,12 +244,14 @@ pub fn list(parent: &dyn Directory) -> Result<Vec<Found>> {
             _ => continue,
         };
         match open_entry(parent, &name, &entry.name) {
-            Ok(found) => all.push(found),
             Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(%error, "passed over"),
+            Err(e) if !matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Incompatible) => {
+                return Err(e);
+            }
+            opened => each(&name, opened),
         }
     }
-    Ok(all)
+    Ok(())
 }
 
 /// Reads and parses `manifest.bin` of an open checkpoint.
@@ -234,23 +267,12 @@ pub fn read_manifest(dir: &dyn Directory) -> Result<Manifest> {
 fn read_manifest_bytes(dir: &dyn Directory) -> Result<Vec<u8>> {
     let path = dir.path().join(layout::MANIFEST);
     let file = dir.open_file(layout::MANIFEST)?;
-    let len = usize::try_from(file.len()).unwrap_or(usize::MAX);
-    if len > crate::codec::ENCODED_BYTES_MAX {
-        let message = format!("the manifest claims {len} bytes");
+    if file.len() > crate::manifest::MANIFEST_BYTES_MAX {
+        let message = format!("the manifest claims {} bytes", file.len());
         return Err(Error::new(ErrorKind::Corrupt, message).with_path(path));
     }
-    let mut bytes = zeroed(len).map_err(|e| e.with_path(&path))?;
+    let mut bytes = zeroed(file.len()).map_err(|e| e.with_path(&path))?;
     file.read_at(0, &mut bytes)?;
-    Ok(bytes)
-}
-
-/// A zeroed buffer, or an error where memory is short.
-pub(crate) fn zeroed(len: usize) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    bytes.try_reserve_exact(len).map_err(|_| {
-        Error::new(ErrorKind::Storage, format!("no memory for a buffer of {len} bytes"))
-    })?;
-    bytes.resize(len, 0);
     Ok(bytes)
 }
 
@@ -261,16 +283,24 @@ fn open_entry(parent: &dyn Directory, name: &CheckpointName, entry: &str) -> Res
 }
 
 fn not_a_checkpoint(parent: &dyn Directory, wanted: &Wanted) -> Error {
-    let mut names: Vec<String> =
-        list(parent).unwrap_or_default().iter().map(|f| f.name.to_string()).collect();
+    let (mut names, mut damaged) = (Vec::new(), 0usize);
+    let listed = visit(parent, &mut |name, opened| match opened {
+        Ok(_) => names.push(name.to_string()),
+        Err(_) => damaged += 1,
+    });
     names.sort();
     let more = names.len().saturating_sub(10);
     names.truncate(10);
-    let have = match (names.is_empty(), more) {
-        (true, _) => "the directory holds no checkpoint".to_owned(),
-        (_, 0) => format!("the directory holds: {}", names.join(", ")),
-        _ => format!("the directory holds: {} and {more} more", names.join(", ")),
+    let mut have = match (listed, names.is_empty()) {
+        (Err(_), _) => "the directory cannot be listed".to_owned(),
+        (_, true) => "the directory holds no checkpoint".to_owned(),
+        _ => format!("the directory holds: {}", names.join(", ")),
     };
+    for (count, what) in [(more, "more"), (damaged, "damaged")] {
+        if count > 0 {
+            have.push_str(&format!(" and {count} {what}"));
+        }
+    }
     Error::new(ErrorKind::NotFound, "no checkpoint here")
         .with_path(wanted.to_string())
         .with_help(have)

@@ -1,4 +1,4 @@
-//! What the coordinator alone does on disk: make the attempt, publish it, replace, sweep.
+//! What the coordinator alone does on disk: make the attempt, publish it, replace.
 //!
 //! An attempt is a directory whose name begins with a dot; it becomes a checkpoint by one rename.
 //! Every line below says, by its order, what a crash leaves behind: until the rename, debris that
@@ -6,28 +6,19 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::layout::{self, CheckpointName, Debris, SaveId};
-use crate::manifest::{Manifest, hash16};
+use crate::layout::{self, CheckpointName, SaveId};
+use crate::manifest::{HEADER_BYTES_MAX, Manifest, hash16};
+use crate::memory::zeroed;
 use crate::plan::{FileReceipt, OnExisting, Receipt};
 use crate::rank::Rank;
-use crate::storage::{Directory, EntryKind, Lock, Rename};
-
-/// How often a lock that another job holds, or a file that is not visible yet, is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_millis(20);
-
-/// What is under the name of a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Existing {
-    Absent,
-    Checkpoint(SaveId),
-    /// A directory with a manifest that does not parse; it may be replaced, not read.
-    Damaged,
-    /// Something of the user's: never touched.
-    Foreign,
-}
+use crate::storage::{Directory, Lock, ReadFile, Rename};
+use crate::sweep::{
+    Existing, Pace, RETRY_INTERVAL, When, discard, existing, holds_another_save, lock_parent,
+    log_failure, restore_interrupted, sweep,
+};
 
 /// One attempt to save, in the hands of the coordinator.
 pub(crate) struct Attempt {
@@ -53,43 +44,30 @@ enum Stage {
 }
 
 impl Attempt {
-    /// Chooses the final name and makes the directory of the attempt.
+    /// Chooses the final name and makes the directory of the attempt. Under the lock of the
+    /// parent, so that no sweep sees the attempt before its owner has locked it.
     pub(crate) fn begin(
         parent: Arc<dyn Directory>,
         name: &CheckpointName,
         save_id: SaveId,
         on_existing: OnExisting,
+        pace: &Pace,
     ) -> Result<Self> {
+        sweep(parent.as_ref(), When::BeforeSave, pace);
+        let _lock = lock_parent(parent.as_ref(), pace.patience)?;
+        restore_interrupted(parent.as_ref(), name)?;
         let name = match on_existing {
             OnExisting::Number => free_name(parent.as_ref(), name)?,
             OnExisting::Refuse | OnExisting::Replace => name.clone(),
         };
         let replaces = existing(parent.as_ref(), name.as_str())?;
-        let path = parent.path().join(name.as_str());
-        match (replaces, on_existing) {
-            (Existing::Absent, _) => {}
-            (Existing::Foreign, _) => {
-                return Err(Error::new(
-                    ErrorKind::AlreadyExists,
-                    "the name is taken by something that is no checkpoint",
-                )
-                .with_path(path)
-                .with_help("nothing was written; choose another name"));
-            }
-            (_, OnExisting::Replace) => {}
-            _ => {
-                return Err(Error::new(
-                    ErrorKind::AlreadyExists,
-                    "a checkpoint of this name exists",
-                )
-                .with_path(path)
-                .with_help(
-                    "nothing was written; ask for it to be replaced, or choose another name",
-                ));
-            }
-        }
+        refuse_taken(replaces, on_existing)
+            .map_err(|e| e.with_path(parent.path().join(name.as_str())))?;
         let dir = parent.create_dir(&layout::partial_dir(&name, &save_id))?;
-        let owner = dir.try_lock_self().unwrap_or(None);
+        let owner = match dir.try_lock_self() {
+            Err(e) if e.kind() == ErrorKind::Unsupported => None,
+            locked => locked?,
+        };
         Ok(Self { parent, dir, _owner: owner, name, save_id, replaces, stage: Stage::Hidden })
     }
 
@@ -100,13 +78,14 @@ impl Attempt {
 
     /// Opens every file that a rank says it wrote, by name, from here: a directory that ranks do
     /// not share is found now and not at the next load. Network file systems may take a moment to
-    /// show a file of another host, hence `patience`.
-    pub(crate) fn check_visible(&self, receipts: &[Receipt], patience: Duration) -> Result<()> {
-        let until = Instant::now() + patience;
+    /// show a file of another host, hence the patience.
+    pub(crate) fn check_visible(&self, receipts: &[Receipt], pace: &Pace) -> Result<()> {
+        let until = Instant::now() + pace.patience;
         for (rank, receipt) in receipts.iter().enumerate() {
             let check = || -> Result<()> {
                 for file in &receipt.files {
                     check_data_file(self.dir.as_ref(), file, until)?;
+                    pace.progress.add(1);
                 }
                 if let Some(sums) = &receipt.sums_file {
                     check_length(self.dir.as_ref(), &sums.name, sums.len, until)?;
@@ -131,22 +110,25 @@ impl Attempt {
 
     /// The commit: manifest, fsync, rename, fsync. On success the checkpoint is durable under its
     /// name; whatever it replaced is already out of sight.
-    pub(crate) fn publish(&mut self, manifest: &Manifest, patience: Duration) -> Result<()> {
+    pub(crate) fn publish(&mut self, manifest: &Manifest, pace: &Pace) -> Result<()> {
         self.write_file(layout::MANIFEST, &manifest.encode()?)?;
         self.dir.sync()?;
-        let _lock = lock_parent(self.parent.as_ref(), patience)?;
-        let now = existing(self.parent.as_ref(), self.name.as_str())?;
-        if now != self.replaces {
-            let message = "another job has written under this name meanwhile";
-            return Err(Error::new(ErrorKind::Superseded, message)
-                .with_path(self.parent.path().join(self.name.as_str()))
-                .with_help("its checkpoint is untouched; this one was not committed"));
+        let lock = lock_parent(self.parent.as_ref(), pace.patience)?;
+        match existing(self.parent.as_ref(), self.name.as_str())? {
+            now if now == self.replaces => {}
+            // Nothing stands in the way any more.
+            Existing::Absent => self.replaces = Existing::Absent,
+            _ => return Err(self.superseded()),
         }
         self.rename_into_place().or_else(|error| self.renamed_all_the_same(error))?;
+        if lock.is_none() {
+            self.undo_if_superseded()?;
+        }
         self.stage = Stage::Visible;
         // Even a panic must not turn a visible checkpoint into one that was "not committed".
+        let panicked = |_| Err(Error::new(ErrorKind::Panic, "the storage panicked"));
         let synced = catch_unwind(AssertUnwindSafe(|| self.parent.sync()));
-        synced.unwrap_or_else(|_| Err(panicked())).map_err(|e| {
+        synced.unwrap_or_else(panicked).map_err(|e| {
             e.with_kind(ErrorKind::DurabilityUncertain).with_help(
                 "the checkpoint is complete and visible, but a power cut could still take it \
                  back; save again",
@@ -156,11 +138,38 @@ impl Attempt {
         Ok(())
     }
 
+    fn superseded(&self) -> Error {
+        Error::new(ErrorKind::Superseded, "another job has written under this name meanwhile")
+            .with_path(self.parent.path().join(self.name.as_str()))
+            .with_help("its checkpoint is untouched; this one was not committed")
+    }
+
     /// A network file system may carry out a rename and lose the answer.
-    fn renamed_all_the_same(&self, error: Error) -> Result<()> {
+    fn renamed_all_the_same(&mut self, error: Error) -> Result<()> {
         match existing(self.parent.as_ref(), self.name.as_str()) {
             Ok(Existing::Checkpoint(found)) if found == self.save_id => Ok(()),
-            _ => Err(error),
+            Ok(_) => Err(error),
+            Err(_) => {
+                // It may be visible: then what it replaced is all that is known to be durable.
+                self.stage = Stage::Visible;
+                Err(error.with_kind(ErrorKind::OutcomeUnknown).with_help(format!(
+                    "if the name holds save {}, it was committed; nothing was removed",
+                    self.save_id
+                )))
+            }
+        }
+    }
+
+    /// Without locks another job may have come between the last look and the exchange.
+    fn undo_if_superseded(&self) -> Result<()> {
+        let Existing::Checkpoint(expected) = self.replaces else { return Ok(()) };
+        let partial = layout::partial_dir(&self.name, &self.save_id);
+        match existing(self.parent.as_ref(), &partial)? {
+            Existing::Checkpoint(found) if found != expected && found != self.save_id => {
+                self.parent.rename(&partial, self.name.as_str(), Rename::Exchange)?;
+                Err(self.superseded())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -185,168 +194,42 @@ impl Attempt {
 
     /// Ends the attempt: removes what it replaced, or, if it was not committed, what it left.
     /// Failures are logged; a later sweep finishes the work.
-    pub(crate) fn close(self) {
+    pub(crate) fn close(self, pace: &Pace) {
         // After an exchange the partial name holds what was replaced.
         let partial = layout::partial_dir(&self.name, &self.save_id);
         let old = layout::old_dir(&self.name, &self.save_id);
-        let stale: &[&str] = match self.stage {
-            Stage::Hidden => &[&partial],
-            Stage::Visible => &[],
-            Stage::Durable => &[&partial, &old],
-        };
-        for name in stale {
-            log_failure("removing what this save left behind", || {
-                discard(self.parent.as_ref(), name)
-            });
-        }
-    }
-}
-
-/// Tidying up may fail, even panic, but never changes the outcome of a save.
-fn log_failure(doing: &str, tidy: impl FnOnce() -> Result<()>) {
-    let tidied = catch_unwind(AssertUnwindSafe(tidy)).unwrap_or_else(|_| Err(panicked()));
-    if let Err(error) = tidied {
-        tracing::warn!(%error, doing, "left for a later save to finish");
-    }
-}
-
-fn panicked() -> Error {
-    Error::new(ErrorKind::Panic, "the storage panicked")
-}
-
-/// Removes a checkpoint if it is still the one meant: out of sight first, durably, then unlinked.
-/// Freed blocks may be reused before an unlink is durable, so the order matters.
-///
-/// # Errors
-/// [`ErrorKind::Superseded`] if another save has replaced it; [`ErrorKind::Storage`].
-pub fn remove(
-    parent: &dyn Directory,
-    name: &CheckpointName,
-    save_id: &SaveId,
-    patience: Duration,
-) -> Result<()> {
-    let _lock = lock_parent(parent, patience)?;
-    match existing(parent, name.as_str())? {
-        Existing::Absent => Ok(()),
-        Existing::Checkpoint(found) if found == *save_id => discard(parent, name.as_str()),
-        _ => Err(Error::new(ErrorKind::Superseded, "another save is under this name now")
-            .with_path(parent.path().join(name.as_str()))),
-    }
-}
-
-/// Renames an entry to trash, makes that durable, then unlinks it. A missing entry is fine.
-fn discard(parent: &dyn Directory, name: &str) -> Result<()> {
-    let trash = layout::trash_dir(&SaveId::random()?);
-    match parent.rename(name, &trash, Rename::NoReplace) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        renamed => renamed?,
-    }
-    parent.sync()?;
-    remove_tree(parent, &trash)
-}
-
-/// Removes a directory and everything in it, following no link.
-fn remove_tree(parent: &dyn Directory, name: &str) -> Result<()> {
-    let dir = parent.open_dir(name)?;
-    for entry in dir.list()? {
-        match entry.kind {
-            EntryKind::Directory => remove_tree(dir.as_ref(), &entry.name)?,
-            _ => dir.remove_file(&entry.name)?,
-        }
-    }
-    drop(dir);
-    parent.remove_dir(name)
-}
-
-/// Finishes what crashed jobs left: interrupted deletions and replacements, abandoned attempts.
-/// An attempt whose owner still lives (its lock is held, or locks do not work) is left alone.
-/// Failures are logged: a sweep never fails a save.
-pub(crate) fn sweep(parent: &dyn Directory, patience: Duration) {
-    log_failure("looking for debris", || {
-        let debris: Vec<_> = parent
-            .list()?
-            .into_iter()
-            .filter(|entry| entry.kind == EntryKind::Directory)
-            .filter_map(|entry| Debris::parse(&entry.name).map(|debris| (entry.name, debris)))
-            .collect();
-        if debris.is_empty() {
-            return Ok(());
-        }
-        let _lock = lock_parent(parent, patience)?;
-        for (entry, debris) in debris {
-            log_failure("sweeping", || sweep_one(parent, &entry, &debris));
-        }
-        Ok(())
-    });
-}
-
-fn sweep_one(parent: &dyn Directory, entry: &str, debris: &Debris) -> Result<()> {
-    match debris {
-        Debris::Trash { .. } => {
-            // Whoever renamed it may have died before its fsync.
-            parent.sync()?;
-            remove_tree(parent, entry)
-        }
-        Debris::Old { name, .. } => {
-            if existing(parent, name.as_str())? == Existing::Absent {
-                parent.rename(entry, name.as_str(), Rename::NoReplace)?;
-                return parent.sync();
-            }
-            discard(parent, entry)
-        }
-        Debris::Partial { .. } => {
-            let dir = match parent.open_dir(entry) {
-                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-                opened => opened?,
-            };
-            match dir.try_lock_self() {
-                Ok(Some(_owner)) => {
-                    tracing::info!(entry, "removing an attempt that was never committed");
-                    discard(parent, entry)
-                }
-                Ok(None) | Err(_) => Ok(()),
+        let parent = self.parent.as_ref();
+        let tidy = |name: &str| log_failure("tidying up", || discard(parent, name, pace));
+        match self.stage {
+            Stage::Hidden => match parent.open_dir(&partial) {
+                Ok(dir) if holds_another_save(dir.as_ref(), self.save_id) => {}
+                _ => tidy(&partial),
+            },
+            Stage::Visible => {}
+            Stage::Durable => {
+                tidy(&partial);
+                tidy(&old);
+                sweep(parent, When::AfterCommit, pace);
             }
         }
     }
 }
 
-/// The lock of the directory of checkpoints, or `None` where locks do not work.
-fn lock_parent(parent: &dyn Directory, patience: Duration) -> Result<Option<Lock>> {
-    let until = Instant::now() + patience;
-    loop {
-        match parent.try_lock(layout::LOCK) {
-            Ok(Some(lock)) => return Ok(Some(lock)),
-            Ok(None) if Instant::now() < until => std::thread::sleep(RETRY_INTERVAL),
-            Ok(None) => {
-                return Err(Error::new(ErrorKind::Deadline, "another job holds the lock")
-                    .with_path(parent.path().join(layout::LOCK)));
-            }
-            Err(e) if e.kind() == ErrorKind::Unsupported => return Ok(None),
-            Err(e) => return Err(e),
-        }
-    }
-}
-
-/// What is under `name` now.
-fn existing(parent: &dyn Directory, name: &str) -> Result<Existing> {
-    let Some(entry) = parent.list()?.into_iter().find(|entry| entry.name == name) else {
-        return Ok(Existing::Absent);
+/// Whether a save may go on with what is under its name.
+fn refuse_taken(found: Existing, on_existing: OnExisting) -> Result<()> {
+    let (message, help) = match (found, on_existing) {
+        (Existing::Absent, _) => return Ok(()),
+        (Existing::Foreign, _) => (
+            "the name is taken by something that is no checkpoint",
+            "nothing was written; choose another name",
+        ),
+        (_, OnExisting::Replace) => return Ok(()),
+        _ => (
+            "a checkpoint of this name exists",
+            "nothing was written; ask for it to be replaced, or choose another name",
+        ),
     };
-    if entry.kind != EntryKind::Directory {
-        return Ok(Existing::Foreign);
-    }
-    let dir = match parent.open_dir(name) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Existing::Absent),
-        opened => opened?,
-    };
-    match crate::catalog::read_manifest(dir.as_ref()) {
-        Ok(manifest) => Ok(Existing::Checkpoint(manifest.save_id())),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Existing::Foreign),
-        Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Incompatible) => {
-            Ok(Existing::Damaged)
-        }
-        Err(e) => Err(e),
-    }
+    Err(Error::new(ErrorKind::AlreadyExists, message).with_help(help))
 }
 
 fn free_name(parent: &dyn Directory, name: &CheckpointName) -> Result<CheckpointName> {
@@ -357,7 +240,11 @@ fn free_name(parent: &dyn Directory, name: &CheckpointName) -> Result<Checkpoint
 
 fn check_data_file(dir: &dyn Directory, file: &FileReceipt, until: Instant) -> Result<()> {
     let read = check_length(dir, &file.name, file.len, until)?;
-    let mut header = vec![0; usize::try_from(file.data_start).unwrap_or(usize::MAX)];
+    if file.data_start > file.len.min(HEADER_BYTES_MAX + 8) {
+        let message = format!("a header of {} bytes was reported", file.data_start);
+        return Err(Error::new(ErrorKind::Disagreement, message).with_path(&file.name));
+    }
+    let mut header = zeroed(file.data_start)?;
     read.read_at(0, &mut header)?;
     if hash16(&header) == file.header_hash {
         return Ok(());
@@ -370,7 +257,7 @@ fn check_length(
     name: &str,
     len: u64,
     until: Instant,
-) -> Result<Arc<dyn crate::storage::ReadFile>> {
+) -> Result<Arc<dyn ReadFile>> {
     loop {
         let fault = match dir.open_file(name) {
             Ok(file) if file.len() == len => return Ok(file),

@@ -7,6 +7,7 @@
 
 // Words
 pub mod error;
+mod memory;
 pub mod rank;
 mod sabotage;
 pub mod slice;
@@ -21,10 +22,11 @@ pub mod manifest;
 pub mod plan;
 // Effects
 pub mod catalog;
-pub mod commit;
+mod commit;
 pub mod group;
 pub mod shard;
 pub mod storage;
+pub mod sweep;
 // The two paths
 pub mod load;
 pub mod save;

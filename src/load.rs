@@ -145,13 +145,19 @@ pub fn load(
     loop {
         // The verdict is the same on every rank, so all of them start again, or none.
         match load_once(group, storage, wanted, destination, rules, atomicity) {
-            Err(e) if e.kind() == ErrorKind::Superseded && restarts < RESTARTS_MAX => {
+            Err(e) if is_restartable(&e) && restarts < RESTARTS_MAX => {
                 restarts += 1;
                 tracing::info!(restarts, "the checkpoint was replaced while loading; again");
             }
             done => return done,
         }
     }
+}
+
+/// A rank that sees no directory at all may look at another file system, or the checkpoint has
+/// just been removed: the coordinator's next look tells.
+fn is_restartable(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Superseded | ErrorKind::NotShared)
 }
 
 fn load_once(
@@ -166,7 +172,7 @@ fn load_once(
         Channel::Save,
         "manifest",
         || Ok((wanted.clone(), atomicity)),
-        |asked| resolve(storage, wanted, &asked),
+        |asked| resolve(group, storage, wanted, &asked),
     )?;
 
     let mut session = None;
@@ -182,7 +188,7 @@ fn load_once(
         return Err(Error::new(ErrorKind::Disagreement, "phase plan passed without a plan"));
     };
 
-    let gone = |e| explain_missing(storage, &resolved, session.manifest.save_id(), e);
+    let gone = |e| explain_missing(group, storage, &resolved, session.manifest.save_id(), e);
     let reading = session.reading(group.progress());
     match atomicity {
         Atomicity::InPlace => {
@@ -200,7 +206,7 @@ fn load_once(
             };
             group.phase_all(Channel::Save, "read", read, |_| Ok(()))?;
             let place = || {
-                staged.take().unwrap_or_default().place(destination)?;
+                reading.place(staged.take().unwrap_or_default(), destination)?;
                 session.give_values(group, destination)
             };
             group.phase_all(Channel::Save, "place", place, |_| Ok(()))?;
@@ -211,6 +217,7 @@ fn load_once(
 
 /// Phase "manifest", coordinator: which checkpoint, and its manifest.
 fn resolve(
+    group: &ProcessGroup,
     storage: &dyn Storage,
     wanted: &Wanted,
     asked: &[(Wanted, Atomicity)],
@@ -221,7 +228,8 @@ fn resolve(
         return Err(Error::new(ErrorKind::Disagreement, message)
             .at_rank(crate::rank::Rank::new(u32::try_from(rank).unwrap_or(u32::MAX))));
     }
-    let found = catalog::find(storage, wanted)?;
+    let progress = group.progress();
+    let found = catalog::find_counting(storage, wanted, &mut || progress.add(1))?;
     Ok(Resolved {
         directory: wanted.directory().to_path_buf(),
         entry: found.entry,
@@ -266,8 +274,8 @@ impl Session {
         if own_fault {
             report.check(rules)?;
         }
-        let reader = open_reader(storage, resolved, &manifest)
-            .map_err(|e| explain_missing(storage, resolved, manifest.save_id(), e))?;
+        let reader = open_reader(storage, resolved, &manifest, group.progress())
+            .map_err(|e| explain_missing(group, storage, resolved, manifest.save_id(), e))?;
         let session = Self { manifest, reader, wanted, plan, report };
         session.check_values(group, destination)?;
         Ok(session)
@@ -311,9 +319,11 @@ fn open_reader(
     storage: &dyn Storage,
     resolved: &Resolved,
     manifest: &Manifest,
+    progress: Progress,
 ) -> Result<ShardReader> {
     let dir = open_entry(storage, resolved)?;
-    let reader = ShardReader::new(dir, manifest.data_files(), manifest.sums_files());
+    let reader = ShardReader::new(dir, manifest.data_files(), manifest.sums_files())
+        .on_read(move |bytes| progress.add(bytes));
     reader.check_lengths()?;
     Ok(reader)
 }
@@ -325,6 +335,7 @@ fn open_entry(storage: &dyn Storage, resolved: &Resolved) -> Result<Arc<dyn Dire
 /// A file that a parsed manifest names and that is gone was replaced meanwhile, if another save is
 /// under the name now; else it is lost.
 fn explain_missing(
+    group: &ProcessGroup,
     storage: &dyn Storage,
     resolved: &Resolved,
     save_id: SaveId,
@@ -338,6 +349,14 @@ fn explain_missing(
         Ok(manifest) if manifest.save_id() == save_id => error
             .with_kind(ErrorKind::Corrupt)
             .with_help("a file of this checkpoint is gone; load another one"),
+        Err(e) if e.kind() == ErrorKind::NotFound && !group.is_coordinator() => {
+            let place = std::path::absolute(&resolved.directory);
+            error.with_kind(ErrorKind::NotShared).with_help(format!(
+                "the coordinator sees this checkpoint, this rank does not: is `{}` on a file \
+                 system that all ranks share?",
+                place.unwrap_or_else(|_| resolved.directory.clone()).display()
+            ))
+        }
         _ => error.with_kind(ErrorKind::Superseded).with_help(
             "the checkpoint was replaced or removed while it was being loaded; load again",
         ),

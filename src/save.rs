@@ -2,19 +2,19 @@
 //!
 //! ```text
 //! state (all, no I/O) → local_plan (all, pure)
-//! phase "plan":   gather plans ─(coordinator) merge, balance, make the attempt─ scatter
+//! phase "plan":   gather plans ─(coordinator) merge, balance, sweep, make the attempt─ scatter
 //! phase "commit": write (all): piece → block sums → file → fsync → receipt
 //!                 gather receipts ─(coordinator) check, seal, publish, rename─ one verdict
-//! after:          (coordinator) remove what was replaced, sweep; failures are only logged
+//! after:          (coordinator) remove what was replaced; failures are only logged
 //! ```
 //! Nothing returns between the two phases: a rank that fails or panics brings that to the vote.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use crate::catalog::CheckpointPath;
-use crate::commit::{Attempt, sweep};
+use crate::commit::Attempt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::layout::{self, CheckpointName, SaveId};
@@ -24,6 +24,7 @@ use crate::plan::{OnExisting, Receipt, SavePlan, SaveTarget};
 use crate::shard::write_shards;
 use crate::state::StateDict;
 use crate::storage::{Directory, Storage};
+use crate::sweep::{Pace, RETRY_INTERVAL};
 
 /// How a save is to be done. The same on every rank.
 #[derive(Debug, Clone, Default)]
@@ -99,7 +100,7 @@ pub fn save(
     let assignment = match assignment {
         Ok(assignment) => assignment,
         Err(error) => {
-            close(coordinator);
+            close(group, coordinator);
             return Err(help_uncommitted(error));
         }
     };
@@ -114,7 +115,7 @@ pub fn save(
         },
     );
 
-    close(coordinator);
+    close(group, coordinator);
     match verdict {
         Ok(tensor_bytes) => Ok(Checkpoint {
             path: path.directory().join(assignment.name.as_str()),
@@ -135,8 +136,7 @@ fn begin(
     options: &SaveOptions,
 ) -> Result<Attempt> {
     let parent = storage.create_dir_all(path.directory())?;
-    sweep(parent.as_ref(), patience(group));
-    Attempt::begin(parent, path.name(), save_id, options.on_existing)
+    Attempt::begin(parent, path.name(), save_id, options.on_existing, &Pace::of(group))
 }
 
 fn assignments(attempt: &Attempt, merged: &MergedPlan) -> Vec<Assignment> {
@@ -168,12 +168,12 @@ fn open_attempt(
     assignment: &Assignment,
 ) -> Result<Arc<dyn Directory>> {
     let partial = layout::partial_dir(&assignment.name, &assignment.plan.save_id);
-    let until = std::time::Instant::now() + patience(group);
+    let until = Instant::now() + Pace::of(group).patience;
     loop {
         let opened = storage.open_dir(path.directory()).and_then(|dir| dir.open_dir(&partial));
         match opened {
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                if std::time::Instant::now() >= until {
+                if Instant::now() >= until {
                     return Err(Error::new(
                         ErrorKind::NotShared,
                         "the directory that the coordinator made is not visible on this rank",
@@ -184,7 +184,7 @@ fn open_attempt(
             }
             opened => return opened,
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(RETRY_INTERVAL);
     }
 }
 
@@ -196,7 +196,8 @@ fn commit(
     receipts: Vec<Receipt>,
     options: &SaveOptions,
 ) -> Result<u64> {
-    attempt.check_visible(&receipts, patience(group))?;
+    let pace = Pace::of(group);
+    attempt.check_visible(&receipts, &pace)?;
     let mut others = Vec::new();
     if let Some(index) = crate::hf_index::index_of(merged) {
         attempt.write_file(layout::HF_INDEX, &index)?;
@@ -209,14 +210,14 @@ fn commit(
         libtorch_version: options.libtorch_version.clone(),
     };
     let manifest = Manifest::seal(merged, receipts, others, info)?;
-    attempt.publish(&manifest, patience(group))?;
+    attempt.publish(&manifest, &pace)?;
     Ok(manifest.tensor_bytes())
 }
 
 /// After the verdict, coordinator: what is left of the attempt, or of what it replaced.
-fn close(coordinator: Option<(Attempt, MergedPlan)>) {
+fn close(group: &ProcessGroup, coordinator: Option<(Attempt, MergedPlan)>) {
     if let Some((attempt, _)) = coordinator {
-        attempt.close();
+        attempt.close(&Pace::of(group));
     }
 }
 
@@ -228,12 +229,6 @@ fn target(path: &CheckpointPath, options: &SaveOptions) -> SaveTarget {
         epoch: options.epoch,
         on_existing: options.on_existing,
     }
-}
-
-/// How long to wait for another host's files or another job's lock: well under the deadline after
-/// which peers would give this rank up.
-fn patience(group: &ProcessGroup) -> Duration {
-    (group.deadlines().progress / 4).min(Duration::from_secs(10))
 }
 
 fn unix_ms() -> u64 {
@@ -255,8 +250,15 @@ fn verdict_error(error: Error, path: &CheckpointPath, assignment: &Assignment) -
 }
 
 fn help_uncommitted(error: Error) -> Error {
-    if error.help().is_some() {
-        return error;
+    const SAFE: &str = "nothing was committed; older checkpoints are untouched";
+    let known = matches!(
+        error.kind(),
+        ErrorKind::DurabilityUncertain | ErrorKind::OutcomeUnknown | ErrorKind::Superseded
+    );
+    match error.help().map(str::to_owned) {
+        _ if known => error,
+        Some(help) if help.contains("nothing was") => error,
+        Some(help) => error.with_help(format!("{help}; {SAFE}")),
+        None => error.with_help(SAFE),
     }
-    error.with_help("nothing was committed; older checkpoints are untouched")
 }

@@ -1,9 +1,12 @@
 //! Verifying a checkpoint: every byte of every file.
 
+use std::sync::Arc;
+
 use crate::catalog::Found;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::OtherFile;
 use crate::shard::{PieceAt, ShardReader};
+use crate::storage::ReadFile;
 
 /// Bytes of a whole-file check that are read at once.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -11,7 +14,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// What a verification found.
 #[derive(Debug, Clone, Default)]
 pub struct Verified {
-    /// Bytes of files that were compared with what was committed.
+    /// Bytes of the files that belong to the checkpoint, without the manifest.
     pub bytes: u64,
     /// Files checked, the manifest included.
     pub files: usize,
@@ -79,7 +82,7 @@ fn pieces(found: &Found, index: usize) -> (Vec<&str>, Vec<PieceAt>) {
 fn check_other(found: &Found, record: &OtherFile) -> Result<()> {
     let path = found.dir.path().join(&record.name);
     let corrupt = |what: String| Err(Error::new(ErrorKind::Corrupt, what).with_path(&path));
-    let file = found.dir.open_file(&record.name)?;
+    let file = open_nested(found, &record.name)?;
     if file.len() != record.len {
         return corrupt(format!("{} bytes long, {} were saved", file.len(), record.len));
     }
@@ -98,11 +101,28 @@ fn check_other(found: &Found, record: &OtherFile) -> Result<()> {
     Ok(())
 }
 
+/// Opens `code/model.rs` by its parts: a directory is named by one component only.
+fn open_nested(found: &Found, name: &str) -> Result<Arc<dyn ReadFile>> {
+    let mut dir = found.dir.clone();
+    let mut parts = name.split('/').peekable();
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return dir.open_file(part);
+        }
+        dir = dir.open_dir(part)?;
+    }
+    Err(Error::new(ErrorKind::Corrupt, "a file without a name"))
+}
+
+/// The entry of the checkpoint's directory under which a file lies.
+fn top(name: &str) -> &str {
+    name.split('/').next().unwrap_or(name)
+}
+
 fn foreign(found: &Found) -> Result<Vec<String>> {
     let manifest = &found.manifest;
     let data = manifest.data_files().iter().map(|f| f.name.as_str());
-    let others =
-        manifest.sums_files().iter().chain(manifest.other_files()).map(|f| f.name.as_str());
+    let others = manifest.sums_files().iter().chain(manifest.other_files()).map(|f| top(&f.name));
     let own: std::collections::BTreeSet<&str> =
         data.chain(others).chain([crate::layout::MANIFEST]).collect();
     let mut names: Vec<String> = found.dir.list()?.into_iter().map(|e| e.name).collect();

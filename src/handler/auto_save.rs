@@ -2,23 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::autosave::{Interval, KnownFields, NameTemplate, Number};
 use crate::catalog::CheckpointPath;
-use crate::commit;
 use crate::error::Result;
 use crate::handler::{Model, NNHandler};
 use crate::layout::{CheckpointName, SaveId};
 use crate::load::Loaded;
 use crate::plan::OnExisting;
 use crate::save::Checkpoint;
+use crate::sweep::{self, Pace};
 use crate::torch::Optimizer;
-
-/// How long a removal waits for the lock of the directory.
-const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Saves at the end of epochs; made by [`NNHandler::auto_save`]. Part of every checkpoint, so that
 /// a loaded handler goes on saving to the old place.
@@ -170,12 +166,13 @@ impl<M: Model> NNHandler<M> {
         if !overwrite || !self.group.is_coordinator() {
             return;
         }
+        let pace = Pace::of(&self.group);
         let opened = self.storage.open_dir(&saver.state.directory);
         for (name, save_id) in previous.iter().filter(|(name, _)| *name != committed.name) {
             let removed = opened
                 .as_ref()
                 .map_err(Clone::clone)
-                .and_then(|dir| commit::remove(dir.as_ref(), name, save_id, REMOVAL_PATIENCE));
+                .and_then(|dir| sweep::remove(dir.as_ref(), name, save_id, &pace));
             if let Err(error) = removed {
                 tracing::warn!(%error, %name, "a previous automatic checkpoint stays");
             }

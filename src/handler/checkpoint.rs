@@ -130,8 +130,7 @@ impl<M: Model> NNHandler<M> {
         for (name, boxes) in state.tensors() {
             for entry in boxes {
                 hasher.update(format!("{name}\0{}\0", entry.spec).as_bytes());
-                let len = usize::try_from(entry.spec.size_bytes()).unwrap_or(usize::MAX);
-                let mut bytes = crate::catalog::zeroed(len)?;
+                let mut bytes = crate::memory::zeroed(entry.spec.size_bytes())?;
                 entry.source.read_into(0, &mut bytes)?;
                 hasher.update(&bytes);
             }

@@ -21,8 +21,7 @@ pub(super) fn broadcast(group: &ProcessGroup, tensors: &[Tensor]) -> Result<()> 
     for tensor in tensors {
         let spec = crate::torch::spec_of(tensor)?;
         let host = tensor.detach().to_device(tch::Device::Cpu).contiguous();
-        let len = usize::try_from(spec.size_bytes()).unwrap_or(usize::MAX);
-        let mut bytes = crate::catalog::zeroed(len)?;
+        let mut bytes = crate::memory::zeroed(spec.size_bytes())?;
         host.f_copy_data_u8(&mut bytes, host.numel()).map_err(|e| device_error(&e))?;
         group.broadcast(&mut bytes)?;
         let shape: Vec<i64> = host.size();

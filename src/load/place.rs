@@ -1,19 +1,19 @@
 //! From verified blocks to the destination: directly, or staged on the host first.
 
-use crate::catalog::zeroed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Progress;
-use crate::load::Destination;
+use crate::load::{Destination, wanted_boxes};
+use crate::memory::zeroed;
 use crate::plan::load::{LoadPlan, ReadItem, WantedBox};
 use crate::shard::{PieceAt, ShardReader};
-use crate::state::TensorSink;
+use crate::state::{LoadTargets, TensorSink};
 
 /// What a rank reads, and out of what.
 pub(super) struct Reading<'a> {
     pub(super) reader: &'a ShardReader,
     pub(super) plan: &'a LoadPlan,
     pub(super) wanted: &'a [WantedBox],
-    /// Tells peers that this rank is alive while it reads.
+    /// Tells peers that this rank is alive while it places.
     pub(super) progress: Progress,
 }
 
@@ -21,22 +21,27 @@ pub(super) struct Reading<'a> {
 #[derive(Default)]
 pub(super) struct Staged(Vec<Vec<u8>>);
 
-impl Staged {
-    /// Copies into the destination.
-    pub(super) fn place(self, destination: &mut dyn Destination) -> Result<()> {
-        let mut targets = destination.targets()?;
+impl Reading<'_> {
+    /// Copies what was staged into the destination.
+    pub(super) fn place(&self, staged: Staged, destination: &mut dyn Destination) -> Result<()> {
+        let mut targets = self.same_targets(destination)?;
         let sinks = targets.targets_mut().values_mut().flatten();
-        for (target, bytes) in sinks.zip(self.0) {
+        for (target, bytes) in sinks.zip(staged.0) {
             target.sink.write_at(0, &bytes)?;
+            self.progress.add(bytes.len() as u64);
         }
         Ok(())
     }
-}
 
-impl Reading<'_> {
+    /// The targets, which must still be those with which the plan was made.
+    fn same_targets<'d>(&self, destination: &'d mut dyn Destination) -> Result<LoadTargets<'d>> {
+        let targets = destination.targets()?;
+        if wanted_boxes(&targets)? == self.wanted { Ok(targets) } else { Err(changed()) }
+    }
+
     /// Reads everything straight into the destination.
     pub(super) fn direct(&self, destination: &mut dyn Destination) -> Result<()> {
-        let mut targets = destination.targets()?;
+        let mut targets = self.same_targets(destination)?;
         let mut sinks: Vec<&mut dyn TensorSink> = Vec::new();
         for target in targets.targets_mut().values_mut().flatten() {
             sinks.push(target.sink.as_mut());
@@ -48,7 +53,7 @@ impl Reading<'_> {
     pub(super) fn staged(&self) -> Result<Staged> {
         let mut buffers = Vec::with_capacity(self.wanted.len());
         for wanted in self.wanted {
-            buffers.push(zeroed(usize::try_from(wanted.size_bytes()).unwrap_or(usize::MAX))?);
+            buffers.push(zeroed(wanted.size_bytes())?);
         }
         let mut slices: Vec<&mut [u8]> = buffers.iter_mut().map(Vec::as_mut_slice).collect();
         let mut sinks: Vec<&mut dyn TensorSink> = Vec::new();
@@ -73,7 +78,6 @@ impl Reading<'_> {
                 };
                 self.read(index, item, wanted, *sink, &mut scratch)
                     .map_err(|e| e.with_tensor(wanted.name().as_str()))?;
-                self.progress.add(item.bytes.end - item.bytes.start);
             }
         }
         Ok(())

@@ -11,6 +11,7 @@ use super::sums::{block_count, sum, sums_header};
 use super::{at_file, file_path};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{BLOCK_BYTES, DataFile, OtherFile, SUM_BYTES, SUMS_HEADER_BYTES, hash16};
+use crate::memory::zeroed;
 use crate::storage::{Directory, ReadFile};
 
 /// Most bytes read and held at once, per call.
@@ -31,7 +32,6 @@ pub struct PieceAt {
 }
 
 /// Reads the data files of one checkpoint. Usable from several threads at once.
-#[derive(Debug)]
 pub struct ShardReader {
     dir: Arc<dyn Directory>,
     files: Vec<DataFile>,
@@ -40,7 +40,11 @@ pub struct ShardReader {
     sums: Vec<Mutex<Option<Arc<[u8]>>>>,
     open: Mutex<OpenFiles>,
     bytes_read: AtomicU64,
+    on_read: Option<Box<OnRead>>,
 }
+
+/// Called with the bytes of each finished read.
+type OnRead = dyn Fn(u64) + Send + Sync;
 
 /// Open data files by index, the longest open first.
 #[derive(Default)]
@@ -49,6 +53,12 @@ struct OpenFiles(VecDeque<(usize, Arc<dyn ReadFile>)>);
 impl std::fmt::Debug for OpenFiles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.0.iter().map(|(index, _)| index)).finish()
+    }
+}
+
+impl std::fmt::Debug for ShardReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ShardReader").field("dir", &self.dir).finish_non_exhaustive()
     }
 }
 
@@ -63,7 +73,15 @@ impl ShardReader {
             sums: files.iter().map(|_| Mutex::new(None)).collect(),
             open: Mutex::default(),
             bytes_read: AtomicU64::new(0),
+            on_read: None,
         }
+    }
+
+    /// Calls `on_read` with the bytes of each finished read, from the thread that reads.
+    #[must_use]
+    pub fn on_read(mut self, on_read: impl Fn(u64) + Send + Sync + 'static) -> Self {
+        self.on_read = Some(Box::new(on_read));
+        self
     }
 
     /// Bytes read so far: data, headers and sums.
@@ -191,7 +209,11 @@ impl ShardReader {
         out: &mut [u8],
     ) -> Result<()> {
         file.read_at(at, out).map_err(|e| at_file(e, &*self.dir, name).with_offset(at))?;
-        self.bytes_read.fetch_add(out.len() as u64, Ordering::Relaxed);
+        let bytes = out.len() as u64;
+        self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(on_read) = &self.on_read {
+            on_read(bytes);
+        }
         Ok(())
     }
 
@@ -226,7 +248,7 @@ impl ShardReader {
             let what = "it does not begin as a sums file of this save";
             return Err(self.corrupt(&other.name, what).with_offset(0));
         }
-        let mut sums = vec![0; to_usize(bytes)?];
+        let mut sums = zeroed(bytes)?;
         self.read_at(&*file, &other.name, record.sums_begin, &mut sums)?;
         if hash16(&sums) != record.sums_hash {
             let what = format!("the block sums of `{}` are not what was saved", record.name);

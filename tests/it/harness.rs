@@ -13,6 +13,7 @@ use tch_checkpoint::save::{Checkpoint, SaveOptions, save};
 use tch_checkpoint::slice::Slice;
 use tch_checkpoint::state::{LoadTargets, StateDict};
 use tch_checkpoint::storage::Storage;
+use tch_checkpoint::sweep::Pace;
 use tch_checkpoint::tensor::{Component, Dtype, TensorName, TensorSpec};
 use tch_checkpoint::{Error, OnExisting, Result, WorldSize};
 
@@ -194,6 +195,11 @@ pub fn load_state(
         Err(_) => {}
     }
     loaded
+}
+
+/// The pace of a coordinator without peers.
+pub fn pace() -> Pace {
+    Pace { patience: Duration::from_secs(1), progress: Default::default() }
 }
 
 /// The names of everything in a directory, sorted, without the lock file.

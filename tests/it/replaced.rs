@@ -183,9 +183,8 @@ fn removed_while_it_is_loaded() {
     let act = at_most(1, move |_| {
         let parent = other.open_dir(Path::new("runs")).unwrap();
         let found = tch_checkpoint::catalog::find(&other, &wanted("runs/a")).unwrap();
-        let patience = std::time::Duration::from_secs(1);
         let id = found.manifest.save_id();
-        tch_checkpoint::commit::remove(parent.as_ref(), &found.name, &id, patience).unwrap();
+        tch_checkpoint::sweep::remove(parent.as_ref(), &found.name, &id, &pace()).unwrap();
     });
     let error = load_acting(&storage, Atomicity::InPlace, act).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");

@@ -1,0 +1,270 @@
+//! What is under a name, and how checkpoints and debris are removed.
+//!
+//! Removing goes out of sight first, durably, and unlinks then: freed blocks may be reused before
+//! an unlink is durable, and a power cut could bring a name back with other bytes behind it. Under
+//! the lock of the directory there are only renames; unlinking may take long, and comes after.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use crate::catalog;
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::{ProcessGroup, Progress};
+use crate::layout::{self, CheckpointName, DataFileName, Debris, SaveId};
+use crate::storage::{Directory, EntryKind, Lock, Rename};
+
+/// How often something that another process holds is tried again.
+pub(crate) const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How long the coordinator waits for other jobs and hosts, and how it shows peers that it works.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    /// Longest wait for a lock, or for a file of another host to become visible.
+    pub patience: Duration,
+    /// Counts what was done.
+    pub progress: Progress,
+}
+
+impl Pace {
+    /// Well under the deadline after which the ranks of `group` would give this one up, and at
+    /// most ten seconds.
+    #[must_use]
+    pub fn of(group: &ProcessGroup) -> Self {
+        let patience = (group.deadlines().progress / 4).min(Duration::from_secs(10));
+        Self { patience, progress: group.progress() }
+    }
+}
+
+/// What is under the name of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Existing {
+    Absent,
+    Checkpoint(SaveId),
+    /// A checkpoint of ours whose manifest does not parse; it may be replaced, not read.
+    Damaged,
+    /// Something of the user's: never touched.
+    Foreign,
+}
+
+/// What is under `name` now.
+pub(crate) fn existing(parent: &dyn Directory, name: &str) -> Result<Existing> {
+    let Some(entry) = parent.list()?.into_iter().find(|entry| entry.name == name) else {
+        return Ok(Existing::Absent);
+    };
+    if entry.kind != EntryKind::Directory {
+        return Ok(Existing::Foreign);
+    }
+    let dir = match parent.open_dir(name) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Existing::Absent),
+        opened => opened?,
+    };
+    match catalog::read_manifest(dir.as_ref()) {
+        Ok(manifest) => Ok(Existing::Checkpoint(manifest.save_id())),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Existing::Foreign),
+        Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Incompatible) => {
+            // Another program may call a file of its own `manifest.bin`.
+            let ours = holds_our_files(dir.as_ref())?;
+            Ok(if ours { Existing::Damaged } else { Existing::Foreign })
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn holds_our_files(dir: &dyn Directory) -> Result<bool> {
+    let ours =
+        |name: &str| DataFileName::parse(name).is_some() || layout::parse_sums_file(name).is_some();
+    Ok(dir.list()?.iter().any(|entry| ours(&entry.name)))
+}
+
+/// The lock of the directory of checkpoints, or `None` where locks do not work.
+pub(crate) fn lock_parent(parent: &dyn Directory, patience: Duration) -> Result<Option<Lock>> {
+    let until = Instant::now() + patience;
+    loop {
+        match parent.try_lock(layout::LOCK) {
+            Ok(Some(lock)) => return Ok(Some(lock)),
+            Ok(None) if Instant::now() < until => std::thread::sleep(RETRY_INTERVAL),
+            Ok(None) => {
+                return Err(Error::new(ErrorKind::Deadline, "another job holds the lock")
+                    .with_path(parent.path().join(layout::LOCK)));
+            }
+            Err(e) if e.kind() == ErrorKind::Unsupported => return Ok(None),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Removes a checkpoint if it is still the one meant.
+///
+/// # Durability
+/// Once this returns, no power cut brings it back.
+///
+/// # Errors
+/// [`ErrorKind::Superseded`] if another save has replaced it; [`ErrorKind::Deadline`] if another
+/// job holds the lock; [`ErrorKind::Storage`].
+pub fn remove(
+    parent: &dyn Directory,
+    name: &CheckpointName,
+    save_id: &SaveId,
+    pace: &Pace,
+) -> Result<()> {
+    let lock = lock_parent(parent, pace.patience)?;
+    let trash = match existing(parent, name.as_str())? {
+        Existing::Absent => return Ok(()),
+        Existing::Checkpoint(found) if found == *save_id => to_trash(parent, name.as_str())?,
+        _ => {
+            return Err(Error::new(ErrorKind::Superseded, "another save is under this name now")
+                .with_path(parent.path().join(name.as_str())));
+        }
+    };
+    drop(lock);
+    trash.map_or(Ok(()), |trash| remove_tree(parent, &trash, pace))
+}
+
+/// Renames an entry to trash, makes that durable, then unlinks it. A missing entry is fine.
+pub(crate) fn discard(parent: &dyn Directory, name: &str, pace: &Pace) -> Result<()> {
+    to_trash(parent, name)?.map_or(Ok(()), |trash| remove_tree(parent, &trash, pace))
+}
+
+/// Puts an entry out of sight, durably; its new name, or `None` if there is no such entry.
+fn to_trash(parent: &dyn Directory, name: &str) -> Result<Option<String>> {
+    let trash = layout::trash_dir(&SaveId::random()?);
+    match parent.rename(name, &trash, Rename::NoReplace) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        renamed => renamed?,
+    }
+    parent.sync()?;
+    Ok(Some(trash))
+}
+
+/// Removes a directory and everything in it, following no link.
+fn remove_tree(parent: &dyn Directory, name: &str, pace: &Pace) -> Result<()> {
+    let dir = parent.open_dir(name)?;
+    for entry in dir.list()? {
+        match entry.kind {
+            EntryKind::Directory => remove_tree(dir.as_ref(), &entry.name, pace)?,
+            _ => dir.remove_file(&entry.name)?,
+        }
+        pace.progress.add(1);
+    }
+    drop(dir);
+    parent.remove_dir(name)
+}
+
+/// How much of the debris may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    /// Nothing that was ever a checkpoint: it may be all that is left if this save fails.
+    BeforeSave,
+    /// Everything: a newer checkpoint of the directory is durable.
+    AfterCommit,
+}
+
+/// Finishes what crashed jobs left: interrupted deletions and replacements, abandoned attempts.
+/// An attempt whose owner still lives (its lock is held, or locks do not work) is left alone.
+/// Failures are logged: a sweep never fails a save.
+pub(crate) fn sweep(parent: &dyn Directory, when: When, pace: &Pace) {
+    let mut trash = Vec::new();
+    log_failure("looking for debris", || {
+        let debris: Vec<_> = parent
+            .list()?
+            .into_iter()
+            .filter(|entry| entry.kind == EntryKind::Directory)
+            .filter_map(|entry| Debris::parse(&entry.name).map(|debris| (entry.name, debris)))
+            .collect();
+        if debris.is_empty() {
+            return Ok(());
+        }
+        let _lock = lock_parent(parent, pace.patience)?;
+        for (entry, debris) in debris {
+            pace.progress.add(1);
+            log_failure("sweeping", || {
+                trash.extend(put_away(parent, &entry, &debris, when)?);
+                Ok(())
+            });
+        }
+        Ok(())
+    });
+    for entry in trash {
+        log_failure("unlinking", || remove_tree(parent, &entry, pace));
+    }
+}
+
+/// Settles one piece of debris by renames; the entry that is now to be unlinked, if any.
+fn put_away(
+    parent: &dyn Directory,
+    entry: &str,
+    debris: &Debris,
+    when: When,
+) -> Result<Option<String>> {
+    match debris {
+        Debris::Trash { .. } => {
+            // Whoever renamed it may have died before its fsync.
+            parent.sync()?;
+            Ok(Some(entry.to_owned()))
+        }
+        Debris::Old { name, .. } if existing(parent, name.as_str())? == Existing::Absent => {
+            restore(parent, entry, name)?;
+            Ok(None)
+        }
+        Debris::Old { .. } if when == When::BeforeSave => Ok(None),
+        Debris::Old { .. } => to_trash(parent, entry),
+        Debris::Partial { save_id, .. } => put_away_attempt(parent, entry, *save_id, when),
+    }
+}
+
+fn put_away_attempt(
+    parent: &dyn Directory,
+    entry: &str,
+    save_id: SaveId,
+    when: When,
+) -> Result<Option<String>> {
+    let dir = match parent.open_dir(entry) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    let Ok(Some(_owner)) = dir.try_lock_self() else { return Ok(None) };
+    if when == When::BeforeSave && holds_another_save(dir.as_ref(), save_id) {
+        return Ok(None);
+    }
+    tracing::info!(entry, "removing what an earlier save left");
+    to_trash(parent, entry)
+}
+
+/// Whether the directory of attempt `save_id` holds a checkpoint that was exchanged out instead.
+pub(crate) fn holds_another_save(dir: &dyn Directory, save_id: SaveId) -> bool {
+    match catalog::read_manifest(dir) {
+        Ok(manifest) => manifest.save_id() != save_id,
+        // No manifest: an attempt that never came so far. Unreadable: better kept.
+        Err(e) => e.kind() != ErrorKind::NotFound,
+    }
+}
+
+/// Gives the name back to the checkpoint of an interrupted replacement, if the name is free.
+pub(crate) fn restore_interrupted(parent: &dyn Directory, name: &CheckpointName) -> Result<()> {
+    if existing(parent, name.as_str())? != Existing::Absent {
+        return Ok(());
+    }
+    for entry in parent.list()?.into_iter().filter(|e| e.kind == EntryKind::Directory) {
+        match Debris::parse(&entry.name) {
+            Some(Debris::Old { name: old, .. }) if old == *name => {
+                return restore(parent, &entry.name, name);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn restore(parent: &dyn Directory, entry: &str, name: &CheckpointName) -> Result<()> {
+    parent.rename(entry, name.as_str(), Rename::NoReplace)?;
+    parent.sync()
+}
+
+/// Tidying up may fail, even panic, but never changes the outcome of a save.
+pub(crate) fn log_failure(doing: &str, tidy: impl FnOnce() -> Result<()>) {
+    let panicked = |_| Err(Error::new(ErrorKind::Panic, "the storage panicked"));
+    let tidied = catch_unwind(AssertUnwindSafe(tidy)).unwrap_or_else(panicked);
+    if let Err(error) = tidied {
+        tracing::warn!(%error, doing, "left for a later save to finish");
+    }
+}
