@@ -134,8 +134,19 @@ struct Generated {
 }
 
 impl Generated {
-    fn byte(&self, offset: u64) -> u8 {
-        mix(self.seed ^ (offset / 8)).to_le_bytes()[(offset % 8) as usize]
+    fn word(&self, index: u64) -> [u8; 8] {
+        mix(self.seed ^ index).to_le_bytes()
+    }
+
+    /// The bytes that begin at `offset`, word by word.
+    fn fill(&self, offset: u64, out: &mut [u8]) {
+        let skipped = (offset % 8) as usize;
+        let first = out.len().min((8 - skipped) % 8);
+        let (head, rest) = out.split_at_mut(first);
+        head.copy_from_slice(&self.word(offset / 8)[skipped..skipped + first]);
+        for (index, part) in (offset.div_ceil(8)..).zip(rest.chunks_mut(8)) {
+            part.copy_from_slice(&self.word(index)[..part.len()]);
+        }
     }
 }
 
@@ -144,9 +155,7 @@ impl TensorSource for Generated {
         if offset.checked_add(out.len() as u64).is_none_or(|end| end > self.len) {
             return Err(Error::new(ErrorKind::InvalidInput, "a read beyond the generated content"));
         }
-        for (at, byte) in (offset..).zip(out) {
-            *byte = self.byte(at);
-        }
+        self.fill(offset, out);
         Ok(())
     }
 }
@@ -170,7 +179,11 @@ mod tests {
             Generated { seed, len: 64 }.read_into(offset, &mut out).unwrap();
             out
         };
-        assert_eq!(read(1, 0, 3, 10), read(1, 0, 0, 64)[3..13]);
+        let whole = read(1, 0, 0, 64);
+        for (offset, len) in [(0, 0), (3, 10), (3, 2), (8, 8), (7, 1), (15, 49), (16, 5)] {
+            let begin = usize::try_from(offset).unwrap();
+            assert_eq!(read(1, 0, offset, len), whole[begin..begin + len], "{offset} + {len}");
+        }
         assert_ne!(read(1, 0, 0, 64), read(2, 0, 0, 64));
         assert_ne!(read(1, 0, 0, 64), read(1, 1, 0, 64));
     }
