@@ -152,6 +152,15 @@ impl State {
         None
     }
 
+    /// Drops the verdicts of `from` on `channel`; the highest number among them.
+    pub(super) fn discard_answers(&mut self, from: Rank, channel: Channel) -> Option<u64> {
+        let queue = self.queues.get_mut(&(from, channel))?;
+        let is_answer = |frame: &&Frame| frame.kind == Kind::Verdict;
+        let highest = queue.iter().filter(is_answer).map(|frame| frame.sequence).max();
+        queue.retain(|frame| frame.kind != Kind::Verdict);
+        highest
+    }
+
     /// Whether a frame of `from` waits on `channel`.
     pub(super) fn has_frame(&self, from: Rank, channel: Channel) -> bool {
         self.queues.get(&(from, channel)).is_some_and(|queue| !queue.is_empty())

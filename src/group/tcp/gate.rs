@@ -207,9 +207,11 @@ fn never_came(missing: &[Rank]) -> Error {
     error.with_help("look for errors of these ranks, and whether they reach rank 0's address")
 }
 
-/// Takes every connection that waits, each with a thread of its own for its first words.
+/// Takes the connections that wait, each with a thread of its own for its first words; not more
+/// than can be heard at a time, so that a flood of them holds up neither ranks nor the deadline.
 fn accept_waiting(listener: &TcpListener, pending: &Arc<AtomicUsize>, arrivals: &Sender<Arrival>) {
-    while let Ok((stream, from)) = listener.accept() {
+    for _ in 0..PENDING_MAX {
+        let Ok((stream, from)) = listener.accept() else { return };
         if pending.load(Ordering::Acquire) >= PENDING_MAX {
             continue; // dropped
         }
