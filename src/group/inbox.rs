@@ -67,7 +67,7 @@ impl Inbox {
         match frame.kind {
             Kind::Progress | Kind::Farewell => {}
             Kind::Goodbye => state.set_standing(from, Standing::Left),
-            Kind::Vote | Kind::Verdict => state.push(from, frame),
+            Kind::Vote | Kind::Verdict | Kind::Missed => state.push(from, frame),
             Kind::Abort => {
                 if let Ok((_, broken)) = codec::decode::<(Error, Error)>(&frame.body) {
                     state.broken.get_or_insert(broken);
@@ -155,9 +155,9 @@ impl State {
     /// Drops the verdicts of `from` on `channel`; the highest number among them.
     pub(super) fn discard_answers(&mut self, from: Rank, channel: Channel) -> Option<u64> {
         let queue = self.queues.get_mut(&(from, channel))?;
-        let is_answer = |frame: &&Frame| frame.kind == Kind::Verdict;
+        let is_answer = |frame: &&Frame| matches!(frame.kind, Kind::Verdict | Kind::Missed);
         let highest = queue.iter().filter(is_answer).map(|frame| frame.sequence).max();
-        queue.retain(|frame| frame.kind != Kind::Verdict);
+        queue.retain(|frame| !is_answer(&frame));
         highest
     }
 

@@ -83,7 +83,8 @@ impl Star {
     /// Starts a phase; waits for an earlier one of this rank on the same channel.
     pub(super) fn turn<'a>(&'a self, channel: Channel, phase: &'a str) -> Turn<'a> {
         let mut count = self.counts[channel.index()].lock();
-        if std::mem::take(&mut count.gave_up) {
+        let is_returning = std::mem::take(&mut count.gave_up);
+        if is_returning {
             // What the coordinator has answered meanwhile was about phases without this rank.
             let passed = self.inbox.wait(|state| {
                 Look::Done(state.discard_answers(Rank::COORDINATOR, channel).map(after))
@@ -91,7 +92,7 @@ impl Star {
             count.next = count.next.max(passed.unwrap_or_default());
         }
         self.progress.add(1);
-        Turn::new(self, channel, phase, count)
+        Turn::new(self, channel, phase, count, is_returning)
     }
 
     /// Whether the phase can be run at all.
@@ -274,6 +275,8 @@ impl Star {
         // that it is meant.
         let frame = |rank: Rank| {
             let vote = votes.get(&rank);
+            let is_missed = kind == Kind::Verdict && vote.is_none();
+            let kind = if is_missed { Kind::Missed } else { kind };
             let sequence = vote.map_or(turn.sequence, |vote| vote.sequence);
             let phase = vote.map_or(turn.phase, |vote| &vote.phase).to_owned();
             Frame { kind, channel: turn.channel, sequence, phase, body: body(rank) }

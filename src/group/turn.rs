@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::MutexGuard;
 
 use super::Channel;
-use super::frame::Frame;
+use super::frame::{Frame, Kind};
 use super::star::{Star, after};
 use crate::codec;
 use crate::error::{Error, ErrorKind, Result};
@@ -34,6 +34,8 @@ pub(super) struct Turn<'a> {
     pub(super) channel: Channel,
     pub(super) sequence: u64,
     pub(super) phase: &'a str,
+    /// This rank gave up an earlier phase, and may be behind.
+    is_returning: bool,
     /// Present until the end.
     count: Option<MutexGuard<'a, Count>>,
 }
@@ -44,10 +46,11 @@ impl<'a> Turn<'a> {
         channel: Channel,
         phase: &'a str,
         mut count: MutexGuard<'a, Count>,
+        is_returning: bool,
     ) -> Self {
         let sequence = count.next;
         count.next = after(sequence);
-        Self { star, channel, sequence, phase, count: Some(count) }
+        Self { star, channel, sequence, phase, is_returning, count: Some(count) }
     }
 
     /// Whether `vote` is on this phase.
@@ -56,13 +59,16 @@ impl<'a> Turn<'a> {
     }
 
     /// Whether `verdict` is on this rank's vote: on this phase, or on this number because ranks
-    /// are in different phases.
+    /// are in different phases. A late rank takes the verdict that it has missed; one that has
+    /// given up must not, since it has done with what that phase belonged to.
     pub(super) fn is_answered_by(&self, verdict: &Frame) -> bool {
         let is_disagreement = || {
             codec::decode::<Result<()>>(&verdict.body)
                 .is_ok_and(|v| v.is_err_and(|error| error.kind() == ErrorKind::Disagreement))
         };
-        self.is_for(verdict) || (verdict.sequence == self.sequence && is_disagreement())
+        let is_for_us = !self.is_returning || verdict.kind != Kind::Missed;
+        (self.is_for(verdict) && is_for_us)
+            || (verdict.sequence == self.sequence && is_disagreement())
     }
 
     /// The name of the phase.

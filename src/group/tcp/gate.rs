@@ -251,3 +251,21 @@ fn hear_out(stream: TcpStream, from: SocketAddr) -> Option<Arrival> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_connections_is_taken_in_bounded_portions() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let flood: Vec<_> =
+            (0..=PENDING_MAX).map(|_| TcpStream::connect(address).unwrap()).collect();
+        listener.set_nonblocking(true).unwrap();
+        let (arrivals, _arrived) = crossbeam_channel::bounded(PENDING_MAX);
+        accept_waiting(&listener, &Arc::default(), &arrivals);
+        assert!(listener.accept().is_ok(), "one is left of {}", flood.len());
+        assert!(listener.accept().is_err(), "only one is left");
+    }
+}
