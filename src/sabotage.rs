@@ -5,7 +5,8 @@
 //!
 //! Places are `<phase>.enter` (before a rank's own part), `<phase>.voted` (the vote is sent, or on
 //! the coordinator all votes are in), `<phase>.decided` (coordinator, before the answers go out),
-//! and `train.step`.
+//! and `train.step`. `fail` is an error of that rank's own part, so there is none once the votes
+//! are cast: with `.voted` or `.decided` the variable is refused.
 
 use crate::error::Result;
 use crate::rank::Rank;
@@ -23,6 +24,12 @@ pub(crate) fn visit(_rank: Rank, _phase: &str, _point: &str) -> Result<()> {
 
 #[cfg(feature = "sabotage")]
 pub(crate) use active::visit;
+
+/// Visits a place where nothing can fail any more: the vote is cast or the decision taken.
+pub(crate) fn pass(rank: Rank, phase: &str, point: &str) {
+    // A variable that cannot be read has failed the phase where it was entered.
+    drop(visit(rank, phase, point));
+}
 
 #[cfg(feature = "sabotage")]
 mod active {
@@ -70,6 +77,10 @@ mod active {
                 _ => return Err(()),
             };
             let place = part()?.to_owned();
+            let cannot_fail = [".voted", ".decided"].iter().any(|end| place.ends_with(end));
+            if matches!(act, Act::Fail) && cannot_fail {
+                return Err(());
+            }
             let rank = part()?.parse().map_err(drop)?;
             let nth = part().map_or(Ok(1), str::parse).map_err(drop)?;
             Ok(Self { act, place, rank, nth, visits: AtomicU64::new(0) })
@@ -85,7 +96,8 @@ mod active {
         }) {
             None => return Ok(()),
             Some(Err(())) => {
-                let message = format!("{VARIABLE} is not ACT@PLACE@RANK[@N]");
+                let message =
+                    format!("{VARIABLE} is not ACT@PLACE@RANK[@N], or fails where nothing can");
                 return Err(Error::new(ErrorKind::InvalidInput, message));
             }
             Some(Ok(plan)) => plan,
@@ -108,5 +120,20 @@ mod active {
             Act::Fail => return Err(Error::new(ErrorKind::Storage, "sabotage")),
         }
         Ok(())
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn only_a_ranks_own_part_can_fail() {
+            for good in ["fail@commit.enter@0", "fail@train.step@1@2", "kill@commit.decided@0"] {
+                assert!(good.parse::<Plan>().is_ok(), "{good}");
+            }
+            for bad in ["fail@commit.decided@0", "fail@commit.voted@1@2", "fall@plan.enter@0"] {
+                assert!(bad.parse::<Plan>().is_err(), "{bad}");
+            }
+        }
     }
 }

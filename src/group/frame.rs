@@ -30,6 +30,8 @@ pub(super) enum Kind {
     Goodbye,
     /// Everything up to the other's goodbye has arrived.
     Farewell,
+    /// The coordinator's answer to a rank whose vote it has not seen.
+    Missed,
 }
 
 /// One message between a rank and the coordinator.
@@ -147,12 +149,13 @@ fn kind_code(kind: Kind) -> u8 {
         Kind::Progress => 4,
         Kind::Goodbye => 5,
         Kind::Farewell => 6,
+        Kind::Missed => 7,
     }
 }
 
 fn kind_of(code: u8) -> io::Result<Kind> {
-    use Kind::{Abort, Farewell, Goodbye, Progress, Verdict, Vote};
-    [Vote, Verdict, Abort, Progress, Goodbye, Farewell]
+    use Kind::{Abort, Farewell, Goodbye, Missed, Progress, Verdict, Vote};
+    [Vote, Verdict, Abort, Progress, Goodbye, Farewell, Missed]
         .into_iter()
         .find(|kind| kind_code(*kind) == code)
         .ok_or_else(|| malformed("a frame of an unknown kind"))
@@ -208,7 +211,7 @@ mod tests {
     fn claimed_lengths_and_unknown_codes_are_refused() {
         let mut bytes = Vec::new();
         frame(4).write_to(&mut bytes).unwrap();
-        for (at, value) in [(0, 0u8), (0, 7), (1, 3), (3, 0xff), (19, 0xff)] {
+        for (at, value) in [(0, 0u8), (0, 8), (1, 3), (3, 0xff), (19, 0xff)] {
             let mut bad = bytes.clone();
             bad[at] = value;
             let error = Frame::read_from(&mut bad.as_slice(), || ()).unwrap_err();

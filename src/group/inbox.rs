@@ -67,7 +67,7 @@ impl Inbox {
         match frame.kind {
             Kind::Progress | Kind::Farewell => {}
             Kind::Goodbye => state.set_standing(from, Standing::Left),
-            Kind::Vote | Kind::Verdict => state.push(from, frame),
+            Kind::Vote | Kind::Verdict | Kind::Missed => state.push(from, frame),
             Kind::Abort => {
                 if let Ok((_, broken)) = codec::decode::<(Error, Error)>(&frame.body) {
                     state.broken.get_or_insert(broken);
@@ -150,6 +150,15 @@ impl State {
             }
         }
         None
+    }
+
+    /// Drops the verdicts of `from` on `channel`; the highest number among them.
+    pub(super) fn discard_answers(&mut self, from: Rank, channel: Channel) -> Option<u64> {
+        let queue = self.queues.get_mut(&(from, channel))?;
+        let is_answer = |frame: &&Frame| matches!(frame.kind, Kind::Verdict | Kind::Missed);
+        let highest = queue.iter().filter(is_answer).map(|frame| frame.sequence).max();
+        queue.retain(|frame| !is_answer(&frame));
+        highest
     }
 
     /// Whether a frame of `from` waits on `channel`.

@@ -32,6 +32,7 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod turn;
 
 use std::fmt;
 use std::sync::Arc;

@@ -10,7 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::frame::PHASE_BYTES_MAX;
-use super::star::{Gathered, Star, Turn};
+use super::star::{Gathered, Star};
+use super::turn::Turn;
 use super::{Channel, ProcessGroup};
 use crate::codec;
 use crate::error::{Error, ErrorKind, Result};
@@ -47,18 +48,19 @@ where
         let answers = guarded(rank, name, || decide(vec![value]))?;
         return own_answer(answers);
     };
-    let turn = star.turn(channel, name);
+    let mut turn = star.turn(channel, name);
     star.check(&turn)?;
     let own = guarded(rank, name, || {
         sabotage::visit(rank, name, "enter")?;
         local()
     });
     if rank.is_coordinator() {
-        return coordinate(star, &turn, own, |values| guarded(rank, name, || decide(values)));
+        return coordinate(star, &mut turn, own, |values| guarded(rank, name, || decide(values)));
     }
-    star.vote(&turn, encode_vote(rank, name, own)?);
-    sabotage::visit(rank, name, "voted")?;
-    codec::decode::<Result<R>>(&star.verdict(&turn)?)?
+    let vote = Arc::new(encode_vote(rank, name, own)?);
+    star.vote(&turn, &vote);
+    sabotage::pass(rank, name, "voted");
+    codec::decode::<Result<R>>(&star.verdict(&mut turn, &vote)?)?
 }
 
 fn encode_vote<T: Serialize>(rank: Rank, name: &str, own: Result<T>) -> Result<Vec<u8>> {
@@ -67,7 +69,7 @@ fn encode_vote<T: Serialize>(rank: Rank, name: &str, own: Result<T>) -> Result<V
 
 fn coordinate<T, R>(
     star: &Star,
-    turn: &Turn<'_>,
+    turn: &mut Turn<'_>,
     own: Result<T>,
     decide: impl FnOnce(Vec<T>) -> Result<Answers<R>>,
 ) -> Result<R>
@@ -76,12 +78,13 @@ where
     R: Serialize,
 {
     let mut gathered = star.gather(turn);
-    sabotage::visit(Rank::COORDINATOR, turn.name(), "voted")?;
+    turn.follow_votes(&gathered.votes);
+    sabotage::pass(Rank::COORDINATOR, turn.name(), "voted");
     let decided = count(&mut gathered, turn, own)
         .and_then(decide)
         .and_then(|answers| encode_answers(answers, gathered.votes.len() + 1))
         .map_err(|error| turn.place(error));
-    sabotage::visit(Rank::COORDINATOR, turn.name(), "decided")?;
+    sabotage::pass(Rank::COORDINATOR, turn.name(), "decided");
     match (decided, &gathered.broken) {
         (Ok((own, bodies)), _) => {
             star.answer(turn, &gathered.votes, |rank| bodies.of(rank));

@@ -6,11 +6,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use super::frame::{Frame, Kind};
 use super::heartbeat::Heartbeat;
 use super::inbox::{Inbox, Look, Standing, State};
+use super::turn::{Count, DEADLINE_HELP, LOST_HELP, Turn, disagreement, silent_coordinator};
 use super::{Channel, Deadlines, Member, Progress};
 use crate::codec;
 use crate::error::{Error, ErrorKind, Result};
@@ -45,17 +46,9 @@ pub(super) struct Star {
     deadlines: Deadlines,
     inbox: Arc<Inbox>,
     links: Arc<Links>,
-    next: [Mutex<u64>; Channel::ALL.len()],
+    counts: [Mutex<Count>; Channel::ALL.len()],
     progress: Progress,
     heartbeat: Mutex<Option<Heartbeat>>,
-}
-
-/// The right to run one phase on a channel; phases of one channel follow one another.
-pub(super) struct Turn<'a> {
-    channel: Channel,
-    sequence: u64,
-    phase: &'a str,
-    _next: MutexGuard<'a, u64>,
 }
 
 /// What the coordinator holds when it has waited for votes.
@@ -66,23 +59,6 @@ pub(super) struct Gathered {
     pub(super) failures: Vec<Error>,
     /// Why no later phase can succeed, if none can.
     pub(super) broken: Option<Error>,
-}
-
-impl Turn<'_> {
-    /// Whether `vote` is on this phase.
-    pub(super) fn is_for(&self, vote: &Frame) -> bool {
-        vote.sequence == self.sequence && vote.phase == self.phase
-    }
-
-    /// The name of the phase.
-    pub(super) fn name(&self) -> &str {
-        self.phase
-    }
-
-    /// `error` with the name of this phase.
-    pub(super) fn place(&self, error: Error) -> Error {
-        error.in_phase(self.phase)
-    }
 }
 
 impl Star {
@@ -100,17 +76,23 @@ impl Star {
             Arc::clone(&inbox),
             Arc::clone(&links),
         )?;
-        let (next, heartbeat) = (Default::default(), Mutex::new(Some(heartbeat)));
-        Ok(Self { member, deadlines, inbox, links, next, progress, heartbeat })
+        let (counts, heartbeat) = (Default::default(), Mutex::new(Some(heartbeat)));
+        Ok(Self { member, deadlines, inbox, links, counts, progress, heartbeat })
     }
 
     /// Starts a phase; waits for an earlier one of this rank on the same channel.
     pub(super) fn turn<'a>(&'a self, channel: Channel, phase: &'a str) -> Turn<'a> {
-        let mut next = self.next[channel.index()].lock();
-        let sequence = *next;
-        *next += 1;
+        let mut count = self.counts[channel.index()].lock();
+        let is_returning = std::mem::take(&mut count.gave_up);
+        if is_returning {
+            // What the coordinator has answered meanwhile was about phases without this rank.
+            let passed = self.inbox.wait(|state| {
+                Look::Done(state.discard_answers(Rank::COORDINATOR, channel).map(after))
+            });
+            count.next = count.next.max(passed.unwrap_or_default());
+        }
         self.progress.add(1);
-        Turn { channel, sequence, phase, _next: next }
+        Turn::new(self, channel, phase, count, is_returning)
     }
 
     /// Whether the phase can be run at all.
@@ -256,6 +238,30 @@ impl Star {
         self.inbox.break_with(broken.clone());
         let body = Arc::new(codec::encode(&(verdict, broken)).unwrap_or_default());
         self.reply(turn, votes, Kind::Abort, |_| Arc::clone(&body));
+        let others = Channel::ALL.into_iter().filter(|channel| *channel != turn.channel);
+        others.for_each(|channel| self.end_idle(channel));
+    }
+
+    /// Ends the wait of ranks on a channel on which this rank runs no phase, if the group is
+    /// useless. A phase that runs gives its own verdict: it may have been decided already.
+    /// Coordinator.
+    pub(super) fn end_idle(&self, channel: Channel) {
+        if !self.member.rank.is_coordinator() {
+            return;
+        }
+        let Some(broken) = self.inbox.wait(|state| Look::Done(state.broken.clone())) else {
+            return;
+        };
+        let Some(count) = self.counts[channel.index()].try_lock() else { return };
+        let body = Arc::new(codec::encode(&(&broken, &broken)).unwrap_or_default());
+        let (kind, sequence, phase) = (Kind::Abort, count.next, String::new());
+        let frame = Frame { kind, channel, sequence, phase, body };
+        self.live().for_each(|rank| self.send(rank, &frame));
+    }
+
+    fn live(&self) -> impl Iterator<Item = Rank> {
+        let live = |rank: &Rank| self.inbox.peer(*rank).0 == Standing::Live;
+        self.links.keys().copied().filter(live)
     }
 
     fn reply(
@@ -269,18 +275,22 @@ impl Star {
         // that it is meant.
         let frame = |rank: Rank| {
             let vote = votes.get(&rank);
+            let is_missed = kind == Kind::Verdict && vote.is_none();
+            let kind = if is_missed { Kind::Missed } else { kind };
             let sequence = vote.map_or(turn.sequence, |vote| vote.sequence);
             let phase = vote.map_or(turn.phase, |vote| &vote.phase).to_owned();
             Frame { kind, channel: turn.channel, sequence, phase, body: body(rank) }
         };
-        let live = |rank: &Rank| self.inbox.peer(*rank).0 == Standing::Live;
         std::thread::scope(|scope| {
-            for rank in self.links.keys().copied().filter(live) {
+            for rank in self.live() {
                 let frame = frame(rank);
-                if frame.body.len() <= SEND_IN_TURN_BYTES_MAX {
+                let is_short = frame.body.len() <= SEND_IN_TURN_BYTES_MAX;
+                let beside = std::thread::Builder::new().name("tch-answer".into());
+                let later = frame.clone();
+                // Without a thread the others wait a little longer.
+                if is_short || beside.spawn_scoped(scope, move || self.send(rank, &later)).is_err()
+                {
                     self.send(rank, &frame);
-                } else {
-                    scope.spawn(move || self.send(rank, &frame));
                 }
             }
         });
@@ -295,57 +305,74 @@ impl Star {
     }
 
     /// Sends this rank's vote. Not the coordinator.
-    pub(super) fn vote(&self, turn: &Turn<'_>, body: Vec<u8>) {
+    pub(super) fn vote(&self, turn: &Turn<'_>, body: &Arc<Vec<u8>>) {
         let frame = Frame {
             kind: Kind::Vote,
             channel: turn.channel,
             sequence: turn.sequence,
             phase: turn.phase.to_owned(),
-            body: Arc::new(body),
+            body: Arc::clone(body),
         };
         // A failure shows in the wait for the verdict, which may already be here.
         self.send(Rank::COORDINATOR, &frame);
     }
 
-    /// The body of the coordinator's answer. Not the coordinator.
+    /// The body of the coordinator's answer to `vote`. Not the coordinator.
     ///
     /// # Errors
     /// A verdict that ends the group; `CoordinatorLost` if none comes.
-    pub(super) fn verdict(&self, turn: &Turn<'_>) -> Result<Arc<Vec<u8>>> {
+    pub(super) fn verdict(&self, turn: &mut Turn<'_>, vote: &Arc<Vec<u8>>) -> Result<Arc<Vec<u8>>> {
+        loop {
+            let frame = self.next_answer(turn)?;
+            if frame.kind == Kind::Abort {
+                let (verdict, _): (Error, Error) = codec::decode(&frame.body)?;
+                return Err(verdict);
+            }
+            if turn.is_answered_by(&frame) {
+                return Ok(frame.body);
+            }
+            if frame.sequence >= turn.sequence {
+                // That phase was over before this rank's vote, which counts in a later one.
+                turn.move_to(after(frame.sequence));
+                self.vote(turn, vote);
+            }
+        }
+    }
+
+    /// Waits for a frame of the coordinator on this channel. A loss on another channel says
+    /// nothing about this vote, which may have been counted: the coordinator answers on each.
+    fn next_answer(&self, turn: &mut Turn<'_>) -> Result<Frame> {
         let started = Instant::now();
         let patience = self.deadlines.progress + VERDICT_MARGIN;
-        let frame = self.inbox.wait(|state| {
-            if let Some(frame) = state.take(Rank::COORDINATOR, turn.channel, turn.sequence) {
-                return Look::Done(Ok(frame));
+        let found = self.inbox.wait(|state| {
+            if let Some(frame) = state.take(Rank::COORDINATOR, turn.channel, 0) {
+                return Look::Done(Some(Ok(frame)));
             }
-            if let Some(error) = self.loss(state, turn) {
-                return Look::Done(Err(error));
+            if let Some(error) = self.peer_lost(state, Rank::COORDINATOR, turn.phase) {
+                return Look::Done(Some(Err(error)));
             }
             let gives_up_at = state.heard_at(Rank::COORDINATOR).max(started) + patience;
-            if gives_up_at <= Instant::now() {
-                return Look::Done(Err(silent_coordinator(turn, patience)));
-            }
-            Look::Until(gives_up_at)
-        })?;
-        if frame.kind == Kind::Abort {
-            let (verdict, _): (Error, Error) = codec::decode(&frame.body)?;
-            return Err(verdict);
-        }
-        Ok(frame.body)
+            if gives_up_at <= Instant::now() { Look::Done(None) } else { Look::Until(gives_up_at) }
+        });
+        found.unwrap_or_else(|| {
+            turn.give_up();
+            Err(silent_coordinator(turn, patience))
+        })
     }
 
     /// Says goodbye and closes the links.
     pub(super) fn finish(&self) {
         drop(self.heartbeat.lock().take());
         let goodbye = Frame::signal(Kind::Goodbye);
-        let live = |rank: &Rank| self.inbox.peer(*rank).0 == Standing::Live;
-        self.links.keys().copied().filter(live).for_each(|rank| self.send(rank, &goodbye));
+        self.live().for_each(|rank| self.send(rank, &goodbye));
         // The last verdict may still be on its way; closing too early could tear it.
         let until = Instant::now() + self.deadlines.progress.min(DRAIN_MAX);
         self.links.values().for_each(|link| link.drain(until));
         let error = Error::new(ErrorKind::InvalidInput, "this rank has left the job already");
         self.inbox.break_with(error.at_rank(self.member.rank));
         self.close_links();
+        // Who waits for a verdict in another thread cannot get it any more.
+        self.links.keys().for_each(|rank| self.inbox.lose(*rank, "this rank has left the job"));
     }
 
     fn close_links(&self) {
@@ -361,28 +388,7 @@ impl Drop for Star {
     }
 }
 
-const LOST_HELP: &str = "nothing was committed by this phase unless its name says so; start the \
-                         job again, it resumes from the last committed checkpoint";
-const DEADLINE_HELP: &str = "the rank hangs, or its storage does; if it only is slow between \
-                             signs of progress, raise TCH_CHECKPOINT_DEADLINE_MS";
-
-fn silent_coordinator(turn: &Turn<'_>, patience: Duration) -> Error {
-    let text = format!("no verdict and no sign of life from the coordinator for {patience:?}");
-    let error = Error::new(ErrorKind::CoordinatorLost, text).at_rank(Rank::COORDINATOR);
-    error.in_phase(turn.phase).with_help(DEADLINE_HELP)
-}
-
-fn disagreement(turn: &Turn<'_>, rank: Rank, vote: &Frame) -> Error {
-    let text = format!(
-        "rank {} is in phase \"{}\" (number {}), rank {rank} in phase \"{}\" (number {}) of \
-         channel {:?}",
-        Rank::COORDINATOR,
-        turn.phase,
-        turn.sequence,
-        vote.phase,
-        vote.sequence,
-        turn.channel
-    );
-    let error = Error::new(ErrorKind::Disagreement, text).at_rank(rank).in_phase(turn.phase);
-    error.with_help("every rank must call the same operations in the same order")
+/// The number of the phase after that numbered `sequence`.
+pub(super) fn after(sequence: u64) -> u64 {
+    sequence.saturating_add(1)
 }

@@ -207,9 +207,11 @@ fn never_came(missing: &[Rank]) -> Error {
     error.with_help("look for errors of these ranks, and whether they reach rank 0's address")
 }
 
-/// Takes every connection that waits, each with a thread of its own for its first words.
+/// Takes the connections that wait, each with a thread of its own for its first words; not more
+/// than can be heard at a time, so that a flood of them holds up neither ranks nor the deadline.
 fn accept_waiting(listener: &TcpListener, pending: &Arc<AtomicUsize>, arrivals: &Sender<Arrival>) {
-    while let Ok((stream, from)) = listener.accept() {
+    for _ in 0..PENDING_MAX {
+        let Ok((stream, from)) = listener.accept() else { return };
         if pending.load(Ordering::Acquire) >= PENDING_MAX {
             continue; // dropped
         }
@@ -247,5 +249,23 @@ fn hear_out(stream: TcpStream, from: SocketAddr) -> Option<Arrival> {
             tracing::debug!(%from, %error, "a stranger");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_connections_is_taken_in_bounded_portions() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let flood: Vec<_> =
+            (0..=PENDING_MAX).map(|_| TcpStream::connect(address).unwrap()).collect();
+        listener.set_nonblocking(true).unwrap();
+        let (arrivals, _arrived) = crossbeam_channel::bounded(PENDING_MAX);
+        accept_waiting(&listener, &Arc::default(), &arrivals);
+        assert!(listener.accept().is_ok(), "one is left of {}", flood.len());
+        assert!(listener.accept().is_err(), "only one is left");
     }
 }

@@ -119,3 +119,36 @@ fn a_rank_that_left_and_is_needed_is_lost() {
         assert!(error.message().contains("left the job"), "{error}");
     }
 }
+
+#[test]
+fn a_loss_on_another_channel_is_no_verdict_on_a_vote_that_was_counted() {
+    for transport in TRANSPORTS {
+        let (deciding, is_deciding) = crossbeam_channel::bounded::<()>(1);
+        let deadlines = Deadlines { progress: 3 * HUNG, ..patient() };
+        let results = with_groups(transport, 3, &deadlines, move |group| {
+            let decide = |_: Vec<u8>| {
+                deciding.send(()).unwrap();
+                let other = group.clone();
+                let step = std::thread::spawn(move || roll_call(&other, Channel::Training, "step"));
+                // Over when all others have been told that the group is of no more use.
+                let error = step.join().unwrap().unwrap_err();
+                assert_eq!((error.kind(), error.rank()), (ErrorKind::PeerLost, Some(Rank::new(2))));
+                assert!(!error.to_string().contains("committed"), "{error}");
+                Ok(1u8)
+            };
+            if group.rank().get() == 2 {
+                let (leaving, is_deciding) = (group.clone(), is_deciding.clone());
+                std::thread::spawn(move || {
+                    is_deciding.recv_timeout(HUNG).unwrap();
+                    leaving.finish().unwrap();
+                });
+            }
+            let commit = group.phase_all(Channel::Save, "commit", || Ok(0u8), decide);
+            let later = roll_call(&group, Channel::Save, "later").map_err(|error| error.kind());
+            (commit.map_err(|error| error.kind()), later)
+        });
+        let committed = (Ok(1), Err(ErrorKind::PeerLost));
+        let left = (Err(ErrorKind::CoordinatorLost), Err(ErrorKind::InvalidInput));
+        assert_eq!(results, [committed.clone(), committed, left], "{transport:?}");
+    }
+}

@@ -146,3 +146,36 @@ fn a_silent_coordinator_is_given_up() {
         assert_eq!(error.phase(), Some("commit"));
     }
 }
+
+#[test]
+fn ranks_that_gave_up_a_slow_coordinator_and_it_meet_again_in_the_next_phase() {
+    let cases = TRANSPORTS.into_iter().flat_map(|t| ["commit", "plan"].map(|name| (t, name)));
+    // What the coordinator goes on with alone has a name of its own, or that of the next phase.
+    let check = |(transport, alone)| {
+        let met = Arc::new(Barrier::new(3));
+        let results = with_groups(transport, 3, &impatient(SHORT), move |group| {
+            let decide = |_: Vec<u8>| {
+                std::thread::sleep(7 * SHORT);
+                Ok(())
+            };
+            let mut kinds = Vec::new();
+            let slow = group.phase_all(Channel::Save, "plan", || Ok(0u8), decide);
+            kinds.extend(slow.map_err(|error| error.kind()).err());
+            if group.is_coordinator() {
+                let alone = roll_call(&group, Channel::Save, alone);
+                kinds.extend(alone.map_err(|error| error.kind()).err());
+            }
+            met.wait();
+            for name in ["plan", "commit", "plan"] {
+                assert_eq!(roll_call(&group, Channel::Save, name), Ok(vec![0, 1, 2]));
+            }
+            kinds
+        });
+        let lost = vec![ErrorKind::CoordinatorLost];
+        assert_eq!(results, [vec![ErrorKind::Deadline], lost.clone(), lost], "{transport:?}");
+    };
+    std::thread::scope(|scope| {
+        let checks: Vec<_> = cases.map(|case| scope.spawn(move || check(case))).collect();
+        checks.into_iter().for_each(|check| check.join().unwrap());
+    });
+}
