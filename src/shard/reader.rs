@@ -58,7 +58,10 @@ impl std::fmt::Debug for OpenFiles {
 
 impl std::fmt::Debug for ShardReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ShardReader").field("dir", &self.dir).finish_non_exhaustive()
+        f.debug_struct("ShardReader")
+            .field("dir", &self.dir)
+            .field("open", &self.open)
+            .finish_non_exhaustive()
     }
 }
 
