@@ -17,7 +17,7 @@ use tch_checkpoint::handler::{
     Dataset, LoadOptions, Loader, Model, NNHandler, TensorDataset, epoch_order,
 };
 use tch_checkpoint::torch::{Adam, AdamW, OptimizerConfig, RmsProp, Sgd};
-use tch_checkpoint::{Error, ErrorKind, ProcessGroup, Result};
+use tch_checkpoint::{ProcessGroup, Result};
 
 #[path = "data/mod.rs"]
 mod data;
@@ -211,8 +211,8 @@ fn run(flags: &Flags) -> Result<()> {
         let hash = handler.state_hash()?;
         if group.is_coordinator() {
             use std::io::Write;
-            writeln!(std::io::stdout(), "state {hash}")
-                .map_err(|e| Error::new(ErrorKind::Storage, format!("writing to stdout: {e}")))?;
+            // Whoever closed stdout does not want to know.
+            let _ = writeln!(std::io::stdout(), "state {hash}");
         }
     }
     drop(handler);
@@ -228,15 +228,5 @@ fn main() -> ExitCode {
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
         )
         .init();
-    match run(&flags) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = std::io::Write::write_fmt(
-                &mut std::io::stderr(),
-                format_args!("digits: {error}\n"),
-            );
-            // Under MPI a rank that just ended would leave the others waiting.
-            ProcessGroup::leave_with(&error)
-        }
-    }
+    ProcessGroup::run_main(|| run(&flags))
 }

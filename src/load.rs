@@ -19,6 +19,7 @@ use crate::group::{Channel, ProcessGroup, Progress};
 use crate::layout::SaveId;
 use crate::manifest::Manifest;
 use crate::plan::load::{LoadPlan, LoadReport, LoadRules, WantedBox, plan_load};
+use crate::rank::Rank;
 use crate::shard::ShardReader;
 use crate::state::{LoadTargets, Values};
 use crate::storage::{Directory, Storage};
@@ -171,8 +172,8 @@ fn load_once(
     let resolved = group.phase_all(
         Channel::Save,
         "manifest",
-        || Ok((wanted.clone(), atomicity)),
-        |asked| resolve(group, storage, wanted, &asked),
+        || Ok(Asked { wanted: wanted.clone(), rules: rules.clone(), atomicity }),
+        |asked| resolve(group, storage, &asked),
     )?;
 
     let mut session = None;
@@ -215,19 +216,24 @@ fn load_once(
     Ok(session.finish(&resolved))
 }
 
+/// What a rank asks for in phase "manifest"; the same on every rank or the load is refused.
+#[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+struct Asked {
+    wanted: Wanted,
+    rules: LoadRules,
+    atomicity: Atomicity,
+}
+
 /// Phase "manifest", coordinator: which checkpoint, and its manifest.
-fn resolve(
-    group: &ProcessGroup,
-    storage: &dyn Storage,
-    wanted: &Wanted,
-    asked: &[(Wanted, Atomicity)],
-) -> Result<Resolved> {
-    let ours = (wanted.clone(), asked.first().map_or(Atomicity::Atomic, |first| first.1));
-    if let Some(rank) = asked.iter().position(|theirs| *theirs != ours) {
-        let message = format!("ranks load different things: {:?}, {:?}", ours, asked.get(rank));
-        return Err(Error::new(ErrorKind::Disagreement, message)
-            .at_rank(crate::rank::Rank::new(u32::try_from(rank).unwrap_or(u32::MAX))));
+fn resolve(group: &ProcessGroup, storage: &dyn Storage, asked: &[Asked]) -> Result<Resolved> {
+    let Some(ours) = asked.first() else {
+        return Err(Error::new(ErrorKind::Disagreement, "no rank asked for anything"));
+    };
+    if let Some((theirs, rank)) = asked.iter().zip(0..).find(|(theirs, _)| *theirs != ours) {
+        let message = format!("ranks load differently: {theirs:?}, the coordinator {ours:?}");
+        return Err(Error::new(ErrorKind::Disagreement, message).at_rank(Rank::new(rank)));
     }
+    let wanted = &ours.wanted;
     let progress = group.progress();
     let found = catalog::find_counting(storage, wanted, &mut || progress.add(1))?;
     Ok(Resolved {

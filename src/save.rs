@@ -21,6 +21,7 @@ use crate::layout::{self, CheckpointName, SaveId};
 use crate::manifest::{Manifest, OtherFile, SealInfo, hash16};
 use crate::plan::save::{MergedPlan, local_plan, merge_plans};
 use crate::plan::{OnExisting, Receipt, SavePlan, SaveTarget};
+use crate::sabotage;
 use crate::shard::write_shards;
 use crate::state::StateDict;
 use crate::storage::{Directory, Storage};
@@ -156,7 +157,8 @@ fn write(
     let dir = open_attempt(group, storage, path, assignment)?;
     let progress = group.progress();
     write_shards(dir.as_ref(), &assignment.plan, group.rank(), options.step, state, &|bytes| {
-        progress.add(bytes)
+        progress.add(bytes);
+        sabotage::pass(group.rank(), "write", "part");
     })
 }
 

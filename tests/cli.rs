@@ -246,6 +246,11 @@ fn a_reader_that_has_seen_enough() {
         let output = output_of(child, "a closed pipe");
         assert_eq!((output.status.code(), stderr.as_str()), (Some(0), ""), "{arguments:?}");
     }
+    // The verdict stands, whoever listens.
+    flip(&shard(&at), 5000);
+    let mut child = command(&["verify", &at]).stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(output_of(child, "a closed pipe").status.code(), Some(3));
 }
 
 #[test]

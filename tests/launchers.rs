@@ -98,6 +98,18 @@ fn plainly_started_it_reaches_97_percent() {
     assert!(accuracy >= 0.97, "validation accuracy {accuracy}");
 }
 
+/// `script` gives the program a terminal.
+#[test]
+fn on_a_terminal_there_is_a_bar_with_the_loss() {
+    let line = format!("stty cols 100; {} --epochs 1", example().display());
+    let mut command = clean("script");
+    command.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm");
+    let output = finish(command.spawn().unwrap());
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("epoch 1/1 [=") && text.contains("/24 loss "), "{text:?}");
+}
+
 #[test]
 fn resumed_on_two_ranks_it_equals_the_uninterrupted_run() {
     for optimizer in ["sgd", "adam", "adamw", "rmsprop"] {

@@ -10,6 +10,9 @@ use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+/// Where a phase can be left: before a rank's own part, after its vote, before the answers.
+const PLACES: [(u32, &str); 5] =
+    [(0, "enter"), (0, "voted"), (0, "decided"), (1, "enter"), (1, "voted")];
 /// No job of two epochs may take longer, whatever happens to its ranks.
 const HANG: Duration = Duration::from_secs(90);
 /// Lack of progress after which ranks give up, in milliseconds.
@@ -139,7 +142,7 @@ fn disturb_save(launcher: Launcher, sabotage: &str, may_commit: bool) {
     let dir = tempfile::tempdir().unwrap();
     let flags = ["--epochs", "3", "--name", "e{epoch}"];
     let ended = digits(launcher, dir.path(), sabotage, &flags);
-    assert!(!ended.status.success(), "{sabotage}: ended with success:\n{}", ended.output);
+    assert_failed(&ended, sabotage);
     let left = good_checkpoints(dir.path(), sabotage);
     let committed = may_commit && left == ["e1", "e2"];
     assert!(left == ["e1"] || committed, "{sabotage}: {left:?} without all votes");
@@ -158,11 +161,25 @@ fn disturb_save(launcher: Launcher, sabotage: &str, may_commit: bool) {
 }
 
 fn kill_in_each_place_of_a_save(launcher: Launcher, phase: &str) {
-    for (rank, point) in [(0, "enter"), (0, "voted"), (0, "decided"), (1, "enter"), (1, "voted")] {
+    for (rank, point) in PLACES {
         let may_commit =
             phase == "commit" && matches!((rank, point), (0, "decided") | (1, "voted"));
         disturb_save(launcher, &format!("kill@{phase}.{point}@{rank}@2"), may_commit);
     }
+}
+
+/// The job failed, and with none of the codes of a crash.
+fn assert_failed(ended: &Ended, sabotage: &str) {
+    let code = ended.status.code();
+    let crashed = matches!(code, Some(0 | 101 | 134 | 139));
+    assert!(!crashed, "{sabotage}: ended with {code:?}:\n{}", ended.output);
+}
+
+/// A job is disturbed before it has saved anything: it fails, and nothing is left running.
+fn disturb_start(launcher: Launcher, sabotage: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let ended = digits(launcher, dir.path(), sabotage, &["--epochs", "1"]);
+    assert_failed(&ended, sabotage);
 }
 
 /// A load is disturbed: the job fails and the checkpoint is unharmed.
@@ -171,7 +188,7 @@ fn kill_in_each_place_of_a_load(launcher: Launcher) {
     let ended = digits(launcher, dir.path(), "", &["--epochs", "1", "--name", "e1"]);
     assert!(ended.status.success(), "{}", ended.output);
     for phase in ["manifest", "plan", "place"] {
-        for (rank, point) in [(0, "enter"), (0, "decided"), (1, "enter"), (1, "voted")] {
+        for (rank, point) in PLACES {
             let sabotage = format!("kill@{phase}.{point}@{rank}");
             let flags = ["--epochs", "1", "--name", "e2", "--resume", "latest"];
             let ended = digits(launcher, dir.path(), &sabotage, &flags);
@@ -194,6 +211,13 @@ fn other_acts(launcher: Launcher) {
         assert!(ended.output.contains("rank 1, phase \"commit\""), "{sabotage}: {}", ended.output);
         assert_eq!(ended.status.code(), Some(3), "{sabotage}: {}", ended.output);
         assert_eq!(good_checkpoints(dir.path(), &sabotage), [""; 0]);
+    }
+    // A save of rank 0 writes three files, one of rank 1 two: these fall into the second save.
+    for sabotage in ["kill@write.part@0@5", "kill@write.part@1@3"] {
+        disturb_save(launcher, sabotage, false);
+    }
+    for sabotage in ["kill@build.enter@1", "kill@build.decided@0", "kill@train.voted@1"] {
+        disturb_start(launcher, sabotage);
     }
     // An epoch has 24 steps: these two fall into the second.
     for sabotage in ["panic@train.step@1@30", "kill@train.step@0@30"] {
@@ -226,7 +250,14 @@ fn torchrun_ranks_that_fail_panic_or_leave() {
 
 #[test]
 fn torchrun_a_stopped_rank_is_given_up() {
-    disturb_save(TORCHRUN, "stop@commit.enter@1@2", false);
+    for sabotage in ["stop@commit.enter@1@2", "stop@commit.enter@0@2", "stop@plan.enter@1@2"] {
+        disturb_save(TORCHRUN, sabotage, false);
+    }
+}
+
+#[test]
+fn torchrun_kill_while_stating_what_is_held() {
+    kill_in_each_place_of_a_save(TORCHRUN, "state");
 }
 
 #[cfg(feature = "mpi")]
@@ -246,6 +277,16 @@ mod mpirun {
     #[test]
     fn kill_while_loading() {
         kill_in_each_place_of_a_load(MPIRUN);
+    }
+
+    #[test]
+    fn kill_while_stating_what_is_held() {
+        kill_in_each_place_of_a_save(MPIRUN, "state");
+    }
+
+    #[test]
+    fn a_stopped_rank_is_given_up() {
+        disturb_save(MPIRUN, "stop@commit.enter@1@2", false);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! Needs neither libtorch nor MPI.
 
 use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -53,18 +54,32 @@ enum Verb {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut out = Output(io::stdout().lock());
-    let done = match arguments.verb {
+    let run = || match arguments.verb {
         Verb::Inspect { path, json } => inspect::inspect(&mut out, &path, json),
         Verb::Verify { path, json } => verify::verify(&mut out, &path, json),
         Verb::Stress(stress) => stress::run(&mut out, &stress),
     };
-    match done.and_then(|code| out.flush().map(|()| code)) {
+    let done = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(panicked().into()));
+    match done {
         Ok(code) => ExitCode::from(code),
         Err(Stop::ClosedPipe) => ExitCode::SUCCESS,
         Err(Stop::Error(error)) => {
             let _ = writeln!(io::stderr(), "tch-checkpoint: {error}");
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+/// The panic hook has printed what and where.
+fn panicked() -> Error {
+    Error::new(ErrorKind::Panic, "this is a bug; please report it")
+}
+
+/// The code of a verdict that stands even if the reader of the text about it has left.
+fn verdict(code: u8, said: Result<(), Stop>) -> Result<u8, Stop> {
+    match said {
+        Ok(()) | Err(Stop::ClosedPipe) => Ok(code),
+        Err(stop) => Err(stop),
     }
 }
 
@@ -86,17 +101,14 @@ struct Output<'a>(io::StdoutLock<'a>);
 
 impl Output<'_> {
     fn line(&mut self, text: impl AsRef<str>) -> Result<(), Stop> {
-        writeln!(self.0, "{}", crate::error::printable(text.as_ref())).map_err(stop)
+        let text = crate::error::printable(text.as_ref());
+        writeln!(self.0, "{text}").and_then(|()| self.0.flush()).map_err(stop)
     }
 
     /// A table with an empty line before it.
     fn table(&mut self, table: &comfy_table::Table) -> Result<(), Stop> {
         self.line("")?;
         table.lines().try_for_each(|line| self.line(line.trim_end()))
-    }
-
-    fn flush(&mut self) -> Result<(), Stop> {
-        self.0.flush().map_err(stop)
     }
 }
 

@@ -44,7 +44,7 @@ pub(super) struct Save {
     #[arg(long)]
     bytes: u64,
     /// Deadline for lack of progress, in milliseconds.
-    #[arg(long, default_value_t = 30_000)]
+    #[arg(long, default_value_t = 30_000, value_parser = clap::value_parser!(u64).range(1..))]
     deadline_ms: u64,
 }
 
@@ -53,7 +53,6 @@ pub(super) fn run(out: &mut Output<'_>, stress: &Stress) -> Result<u8, Stop> {
         Stress::Save(arguments) => {
             let checkpoint = save_once(arguments)?;
             out.line(format!("COMMITTED {} {}", arguments.step, checkpoint.save_id))?;
-            out.flush()?;
             Ok(0)
         }
     }

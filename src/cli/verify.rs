@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::format::bytes;
-use super::{Output, Stop};
+use super::{Output, Stop, verdict};
 use crate::catalog::{Wanted, find};
 use crate::error::Error;
 use crate::storage::LocalStorage;
@@ -21,12 +21,12 @@ pub(super) fn verify(out: &mut Output<'_>, path: &Path, json: bool) -> Result<u8
     let verified = verify_all(&found, &mut |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
     let shown = found.dir.path().display().to_string();
-    if json {
-        out.line(as_json(&shown, &verified).to_string())?;
+    let said = if json {
+        out.line(as_json(&shown, &verified).to_string())
     } else {
-        text(out, &shown, &verified)?;
-    }
-    Ok(if verified.damage.is_empty() { 0 } else { DAMAGED })
+        text(out, &shown, &verified)
+    };
+    verdict(if verified.damage.is_empty() { 0 } else { DAMAGED }, said)
 }
 
 /// Drawn on a terminal only.
@@ -49,6 +49,7 @@ fn text(out: &mut Output<'_>, path: &str, verified: &Verified) -> Result<(), Sto
     let (files, size) = (verified.files, bytes(verified.bytes));
     match verified.damage.len() {
         0 => out.line(format!("ok: {path}: {files} files, {size}")),
+        1 => out.line(format!("damaged: {path}: 1 place in {files} files")),
         places => out.line(format!("damaged: {path}: {places} places in {files} files")),
     }
 }

@@ -1,11 +1,14 @@
 //! Leaving the job, in good order or not.
 
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
 
 use super::ProcessGroup;
+use super::phase::panic_text;
 #[cfg(feature = "mpi")]
 use super::{Channel, Inner, mpi};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 impl ProcessGroup {
     /// Leaves the job in good order: peers do not report this rank as lost, unless they need it
@@ -51,6 +54,32 @@ impl ProcessGroup {
         #[cfg(feature = "mpi")]
         mpi::leave(error);
         std::process::exit(error.exit_code().into())
+    }
+
+    /// Runs the body of a program's `main`: an error, or a panic, is printed to stderr, and the
+    /// process ends with its exit code ([`Error::exit_code`]; 3 for a panic), under MPI the job.
+    ///
+    /// ```no_run
+    /// use tch_checkpoint::{ProcessGroup, Result};
+    ///
+    /// fn train() -> Result<()> {
+    ///     let group = ProcessGroup::from_env()?;
+    ///     group.finish()
+    /// }
+    ///
+    /// fn main() -> std::process::ExitCode {
+    ///     ProcessGroup::run_main(train)
+    /// }
+    /// ```
+    pub fn run_main(body: impl FnOnce() -> Result<()>) -> ExitCode {
+        let ended = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+            // The panic hook has printed where.
+            Err(Error::new(ErrorKind::Panic, panic_text(&*panic)))
+        });
+        let Err(error) = ended else { return ExitCode::SUCCESS };
+        // If nobody reads it, nothing can be done about it.
+        drop(writeln!(std::io::stderr(), "error: {error}"));
+        Self::leave_with(&error)
     }
 
     /// The same group, which owes MPI an end.

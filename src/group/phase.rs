@@ -205,12 +205,16 @@ fn guarded<T>(rank: Rank, phase: &str, part: impl FnOnce() -> Result<T>) -> Resu
         .map_err(|error| error.at_rank(rank).in_phase(phase))
 }
 
-fn panic_error(payload: &(dyn Any + Send)) -> Error {
-    let text = payload
+pub(super) fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    payload
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("a panic without a text");
+        .unwrap_or("a panic without a text")
+}
+
+fn panic_error(payload: &(dyn Any + Send)) -> Error {
+    let text = panic_text(payload);
     let place = PANIC_PLACE.take().map(|place| format!(" (at {place})")).unwrap_or_default();
     Error::new(ErrorKind::Panic, format!("{text}{place}"))
 }

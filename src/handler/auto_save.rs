@@ -81,10 +81,18 @@ impl AutoSaver {
         }
     }
 
+    /// Whether it saves to the directory out of which this checkpoint was loaded.
+    pub(super) fn saves_beside(&self, loaded: &Loaded) -> bool {
+        let absolute = |path: &Path| std::path::absolute(path).ok();
+        let place = loaded.path.parent().and_then(absolute);
+        place.is_some() && place == absolute(&self.state.directory)
+    }
+
     /// Takes over from another auto-saver what it saved in the same directory.
     pub(super) fn inherit(&mut self, before: &Self) {
         if self.state.directory == before.state.directory {
             self.state.previous.clone_from(&before.state.previous);
+            self.state.automatic.clone_from(&before.state.automatic);
         }
     }
 

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use tch::{Device, nn};
+use tch::{Device, Tensor, nn};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::group::ProcessGroup;
+use crate::group::{Channel, ProcessGroup};
 use crate::handler::{History, Model, NNHandler, ddp};
 use crate::rank::Rank;
 use crate::storage::{LocalStorage, Storage};
@@ -62,9 +62,24 @@ impl<M: Model> HandlerBuilder<M> {
     /// From joining the process group, and from the broadcast; [`ErrorKind::InvalidInput`] for a
     /// CUDA device beyond those that there are; [`ErrorKind::Unsupported`] for variables that cannot
     /// be sent to other ranks.
-    pub fn build(self) -> Result<NNHandler<M>> {
-        let handler = self.build_local()?;
-        ddp::broadcast(&handler.group, &handler.variables(|_| true))?;
+    pub fn build(mut self) -> Result<NNHandler<M>> {
+        let group = match self.group.take() {
+            Some(group) => group,
+            None => ProcessGroup::from_env()?,
+        };
+        self.group = Some(group.clone());
+        let mut built = None;
+        let build = || {
+            let handler = self.build_local()?;
+            let variables = handler.describe_variables();
+            built = Some(handler);
+            Ok(variables)
+        };
+        group.phase_all(Channel::Training, "build", build, |all| same_variables(&all))?;
+        let handler = built.ok_or_else(|| {
+            Error::new(ErrorKind::Disagreement, "phase build passed without a handler")
+        })?;
+        ddp::broadcast(&group, &handler.variables(|_| true))?;
         Ok(handler)
     }
 
@@ -101,6 +116,37 @@ impl<M: Model> HandlerBuilder<M> {
             poisoned: false,
         })
     }
+}
+
+/// Name of a variable, with kind and shape.
+type Variable = (String, String);
+
+impl<M: Model> NNHandler<M> {
+    /// What this rank's model consists of, in order of name.
+    fn describe_variables(&self) -> Vec<Variable> {
+        let describe = |tensor: &Tensor| format!("{:?} {:?}", tensor.kind(), tensor.size());
+        let named = self.vars.variables().into_iter();
+        let mut described: Vec<_> = named.map(|(name, t)| (name, describe(&t))).collect();
+        described.sort();
+        described
+    }
+}
+
+/// Coordinator: whether every rank has built the same model.
+fn same_variables(all: &[Vec<Variable>]) -> Result<()> {
+    let Some(ours) = all.first() else { return Ok(()) };
+    let Some((theirs, rank)) = all.iter().zip(0..).find(|(theirs, _)| *theirs != ours) else {
+        return Ok(());
+    };
+    let differing = theirs.iter().find(|variable| !ours.contains(variable));
+    let differing = differing.or_else(|| ours.iter().find(|variable| !theirs.contains(variable)));
+    let message = match differing {
+        Some((name, form)) => format!("not every rank has the variable `{name}`, {form}"),
+        None => "variables differ in order".to_owned(),
+    };
+    Err(Error::new(ErrorKind::Disagreement, message)
+        .at_rank(Rank::new(rank))
+        .with_help("give every rank the same configuration"))
 }
 
 /// The explicit device, else this rank's CUDA device; the CPU where there is no CUDA at all.

@@ -143,7 +143,9 @@ impl<M: Model> NNHandler<M> {
     }
 
     /// Builds a handler from a checkpoint: model, optimizer, counters, history, auto-saver and
-    /// random state. Loss, metrics and data are not stored; set them before training on.
+    /// random state. Loss, metrics and data are not stored; set them before training on. The
+    /// auto-saver goes on if the checkpoint lies in the directory to which it saves; elsewhere it
+    /// is off, with a warning, until [`NNHandler::auto_save`] is called.
     ///
     /// # Collective
     /// Every rank of the group, which may have another world size than the one that saved. Then
@@ -161,7 +163,9 @@ impl<M: Model> NNHandler<M> {
         let mut fresh = Fresh::<M> { group: group.clone(), options: &options, handler: None };
         let rules = rules(options.lenient, options.skip_optimizer);
         let loaded = load(&group, &*storage, &wanted, &mut fresh, &rules, Atomicity::InPlace)?;
-        report(&loaded);
+        if group.is_coordinator() {
+            report(&loaded);
+        }
         let mut handler = fresh.handler.ok_or_else(|| {
             Error::new(ErrorKind::Mismatch, "the load passed without building a handler")
         })?;
@@ -170,10 +174,11 @@ impl<M: Model> NNHandler<M> {
             ddp::broadcast(&group, &handler.variables(|_| true))?;
         }
         handler.adopt(&loaded);
+        handler.distrust_auto_saver(&loaded);
         Ok(handler)
     }
 
-    /// Loads a checkpoint of the same model into this handler. With [`Atomicity::Atomic`] an error
+    /// Loads a checkpoint of the same model into this handler, whose auto-saver, if set, stays. With [`Atomicity::Atomic`] an error
     /// leaves the handler unchanged, unless placing the verified bytes itself fails; with
     /// [`Atomicity::InPlace`] unless reading had begun. Else the handler is poisoned: it refuses to
     /// train or save until a load succeeds.
@@ -198,6 +203,20 @@ impl<M: Model> NNHandler<M> {
             Err(_) => self.poisoned |= touched,
         }
         restored
+    }
+
+    /// A file must not choose where this program writes and removes: the stored auto-saver goes on
+    /// only where it would save beside the checkpoint that was loaded.
+    fn distrust_auto_saver(&mut self, loaded: &Loaded) {
+        if self.auto_saver.as_ref().is_some_and(|saver| !saver.saves_beside(loaded)) {
+            self.auto_saver = None;
+            if self.group.is_coordinator() {
+                tracing::warn!(
+                    "the checkpoint was loaded from elsewhere than where its run saved \
+                    automatically: call `auto_save` to go on saving"
+                );
+            }
+        }
     }
 
     fn adopt(&mut self, loaded: &Loaded) {

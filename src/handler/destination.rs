@@ -100,7 +100,13 @@ impl<M: Model> NNHandler<M> {
         self.continue_random(&stored, self.own_random(manifest, rank_values))?;
         (self.epoch, self.step, self.seed) = (stored.epoch, stored.step, stored.seed);
         self.history = stored.history;
-        self.auto_saver = stored.auto_saver.or(self.auto_saver.take());
+        self.auto_saver = match (self.auto_saver.take(), stored.auto_saver) {
+            (Some(mut live), Some(stored)) => {
+                live.inherit(&stored);
+                Some(live)
+            }
+            (live, stored) => live.or(stored),
+        };
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::Channel;
 use crate::handler::{Feed, Model, NNHandler};
 use crate::rank::Rank;
+use crate::torch::Optimizer;
 
 /// What a rank is about to do, each part with its name.
 type Setup = Vec<(String, String)>;
@@ -38,6 +39,7 @@ impl<M: Model> NNHandler<M> {
             ("number of epochs", epochs.to_string()),
             ("epoch and step", format!("{} and {}", self.epoch, self.step)),
             ("seed", self.seed.to_string()),
+            ("optimizer", format!("{:?}", self.optimizer.as_ref().map(describe_optimizer))),
             ("training data", format!("{:?}", of(self.train_feed.as_ref(), "set_train_loader")?)),
             ("validation data", format!("{:?}", of(self.val_feed.as_ref(), "set_val_loader")?)),
             ("validate_every", self.validate_every.to_string()),
@@ -60,6 +62,12 @@ impl<M: Model> NNHandler<M> {
         let (shuffle, drop_last) = (loader.shuffle, loader.drop_last);
         Ok(format!("{samples} samples by {size}, shuffle {shuffle}, drop_last {drop_last}"))
     }
+}
+
+/// Algorithm and settings; per group its learning rate and weight decay in use.
+fn describe_optimizer(optimizer: &Optimizer) -> (String, Vec<(f64, f64)>) {
+    let groups = optimizer.groups().iter().map(|group| (group.lr, group.weight_decay));
+    (format!("{:?}", optimizer.config()), groups.collect())
 }
 
 /// A metric must not hide another number of an epoch's log.

@@ -5,6 +5,8 @@ mod report;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 pub use self::report::{LoadReport, Mismatch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{BLOCK_BYTES, Manifest, Piece, TensorRecord};
@@ -56,7 +58,7 @@ impl WantedBox {
 }
 
 /// What a load insists on. Shapes and dtypes must always agree.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadRules {
     /// Whether names that only one side has are errors.
     pub strict: bool,
