@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tch_checkpoint::group::ProcessGroup;
 use tch_checkpoint::handler::NNHandler;
 use tch_checkpoint::storage::{Fault, MemoryStorage, Storage};
-use tch_checkpoint::{Error, ErrorKind};
+use tch_checkpoint::{Atomicity, Error, ErrorKind};
 
 use crate::harness::*;
 use crate::models::*;
@@ -171,6 +171,40 @@ fn loading_one_saved_by_hand_does_not_make_it_automatic() {
         handler.save("runs/by_hand").unwrap();
         loaded(&group, &storage, "runs/by_hand").unwrap().train(1).unwrap();
         assert_eq!(entries(&memory, "runs"), ["by_hand", "e02"]);
+    });
+}
+
+/// A file does not choose where a program writes and removes: copied elsewhere, it goes on without
+/// its auto-saver.
+#[test]
+fn a_checkpoint_from_elsewhere_does_not_say_where_to_save() {
+    on_ranks(1, |group| {
+        let (memory, storage) = memory();
+        let mut handler = usual(&group, &storage);
+        handler.auto_save(1, "runs", NAME).unwrap().overwrite(true);
+        handler.train(1).unwrap();
+        handler.save("downloads/theirs").unwrap();
+        let mut again = loaded(&group, &storage, "downloads/theirs").unwrap();
+        assert!(again.auto_saver().is_none());
+        again.train(1).unwrap();
+        assert_eq!(entries(&memory, "runs"), ["e01"], "nothing is saved or removed there");
+        assert_eq!(entries(&memory, "downloads"), ["theirs"]);
+    });
+}
+
+/// What the program has set itself stays when an older state is restored.
+#[test]
+fn a_restored_checkpoint_leaves_the_live_auto_saver() {
+    on_ranks(1, |group| {
+        let (memory, storage) = memory();
+        let mut handler = usual(&group, &storage);
+        handler.auto_save(1, "runs", NAME).unwrap();
+        handler.train(1).unwrap();
+        handler.auto_save(1, "new", NAME).unwrap();
+        handler.restore("runs/e01", Atomicity::Atomic).unwrap();
+        handler.train(1).unwrap();
+        assert_eq!(entries(&memory, "runs"), ["e01"]);
+        assert_eq!(entries(&memory, "new"), ["e02"]);
     });
 }
 

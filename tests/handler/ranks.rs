@@ -138,7 +138,10 @@ fn a_rank_that_leaves_early_ends_the_others() {
 #[test]
 fn ranks_that_are_set_up_differently_are_told_so_before_training() {
     type Change = fn(&mut NNHandler<Net>);
-    let changes: [(&str, Change); 5] = [
+    let changes: [(&str, Change); 6] = [
+        ("optimizer", |h| {
+            h.set_optimizer(tch_checkpoint::torch::Sgd { lr: 0.5, ..Default::default() }).unwrap();
+        }),
         ("auto-save", |h| {
             h.auto_save(1, "runs", "e{epoch}").unwrap();
         }),
@@ -164,6 +167,30 @@ fn ranks_that_are_set_up_differently_are_told_so_before_training() {
     let results =
         on_ranks(2, |group| usual(&group, &memory().1).train(1 + u64::from(group.rank().get())));
     assert_eq!(one_error(&results).kind(), ErrorKind::Disagreement);
+}
+
+#[test]
+fn ranks_that_build_different_models_are_told_so() {
+    let results = on_ranks(3, |group| {
+        let hidden = if group.rank().get() == 2 { 7 } else { 5 };
+        let config = NetConfig { hidden, dropout: 0.0 };
+        NNHandler::<Net>::builder(config).process_group(&group).build().map(|_| ())
+    });
+    let error = one_error(&results);
+    assert_eq!(error.kind(), ErrorKind::Disagreement, "{error}");
+    assert_eq!(error.rank().map(tch_checkpoint::Rank::get), Some(2), "{error}");
+    assert!(error.to_string().contains("input."), "{error}");
+}
+
+#[test]
+fn a_rank_that_panics_while_building_is_every_ranks_error() {
+    let results = on_ranks(2, |group| {
+        // libtorch refuses a negative size by a panic.
+        let hidden = if group.rank().get() == 1 { -1 } else { 5 };
+        let config = NetConfig { hidden, dropout: 0.0 };
+        NNHandler::<Net>::builder(config).process_group(&group).build().map(|_| ())
+    });
+    assert_eq!(one_error(&results).kind(), ErrorKind::Panic);
 }
 
 #[test]
