@@ -12,6 +12,7 @@ set -euo pipefail
 
 readonly TORCH_VERSION_DEFAULT=2.13.0
 readonly PYTHON_VERSION=3.11       # of the wheel; only libraries and headers are taken from it
+readonly RUST_VERSION=1.89
 readonly NEEDED_MIB=1200           # wheel and unpacked files together
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dest="$root/.libtorch"
@@ -25,6 +26,17 @@ fail() {
   exit "${3:-1}"
 }
 have() { command -v "$1" >/dev/null 2>&1; }
+# What killed runs have left; a live one keeps its own.
+remove_stale() {
+  local path pid
+  for path in "$root"/.libtorch-setup.*; do
+    [ -d "$path" ] || continue
+    pid=${path#"$root"/.libtorch-setup.}
+    pid=${pid%%.*}
+    if [[ $pid =~ ^[0-9]+$ ]] && [ -d "/proc/$pid" ]; then continue; fi
+    rm -rf -- "$path"
+  done
+}
 clean_up() { [ -z "$work" ] || rm -rf -- "$work"; }
 
 # --- what the system has to bring -----------------------------------------------------------
@@ -32,18 +44,48 @@ clean_up() { [ -z "$work" ] || rm -rf -- "$work"; }
 check_tools() {
   have cargo || fail "cargo is missing" \
     "install Rust: curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
+  check_cargo_version
+  # The demo and the tests need Python as well, so also where libtorch is there.
+  need_command python3 python3
+  if ! has_pip; then
+    case $(command -v python3) in
+      '' | /usr/bin/python3 | /bin/python3) missing+=(python3-pip) ;;
+      *) check_pip ;;
+    esac
+  fi
   need_command c++ g++
   need_command cc gcc
 }
+
+check_cargo_version() {
+  local found
+  found=$(cd "$root" && cargo --version) || fail "cargo does not run" "rustup update stable"
+  found=${found#cargo }
+  found=${found%% *}
+  [ "$(printf '%s\n' "$RUST_VERSION" "$found" | sort -V | head -n 1)" = "$RUST_VERSION" ] ||
+    fail "cargo is $found ($(command -v cargo)), $RUST_VERSION or newer is needed" \
+      "rustup update stable (https://rustup.rs; a distribution's own Rust may be too old)"
+}
+
+has_pip() { python3 -m pip --version >/dev/null 2>&1; }
 
 needs_mpi_packages() {
   ! have mpicc || ! have mpirun || ! has_libclang
 }
 
+# The C interface, libclang-cpp is another library; and the headers that clang brings itself.
 has_libclang() {
-  [ -n "${LIBCLANG_PATH:-}" ] && return 0
-  compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null ||
-    compgen -G '/usr/lib/*/libclang*.so*' >/dev/null
+  if [ -n "${LIBCLANG_PATH:-}" ]; then
+    [ -e "$LIBCLANG_PATH" ] ||
+      fail "LIBCLANG_PATH is $LIBCLANG_PATH, which does not exist" "correct or unset it"
+    return 0
+  fi
+  local pattern found=0
+  for pattern in /usr/lib/llvm-*/lib /usr/lib/*-linux-gnu; do
+    if compgen -G "$pattern/libclang.so*" >/dev/null ||
+      compgen -G "$pattern/libclang-[0-9]*.so*" >/dev/null; then found=1; fi
+  done
+  [ $found = 1 ] && compgen -G '/usr/lib/llvm-*/lib/clang/*/include/stddef.h' >/dev/null
 }
 
 missing=()
@@ -51,40 +93,56 @@ need_command() { have "$1" || missing+=("$2"); }
 
 as_root() {
   if [ "$(id -u)" = 0 ]; then
-    DEBIAN_FRONTEND=noninteractive "$@"
+    env DEBIAN_FRONTEND=noninteractive "$@"
   else
-    sudo -n true 2>/dev/null || say "asking sudo for: $*"
-    sudo DEBIAN_FRONTEND=noninteractive "$@"
+    sudo env DEBIAN_FRONTEND=noninteractive "$@"
   fi
+}
+
+# Asks for the password now, where the question can be seen.
+check_root() {
+  [ "$(id -u)" != 0 ] || return 0
+  local advice="let an administrator run: apt-get update && apt-get install -y ${missing[*]}"
+  have sudo || fail "missing: ${missing[*]}, and this user is not root and has no sudo" "$advice"
+  say "sudo is needed to install ${missing[*]}"
+  sudo -v || fail "missing: ${missing[*]}, and sudo refused" "$advice"
+}
+
+apt() {
+  # Another apt-get, as after a machine's start, is waited for.
+  as_root apt-get -o DPkg::Lock::Timeout=300 -q "$@" >"$work/apt" 2>&1
 }
 
 install_missing() {
   [ ${#missing[@]} -gt 0 ] || return 0
-  local command="apt-get install -y --no-install-recommends ${missing[*]}"
   have apt-get || fail "missing: ${missing[*]}, and there is no apt-get" \
     "install them with this system's package manager, then run this again"
-  if [ "$(id -u)" != 0 ] && ! have sudo; then
-    fail "missing: ${missing[*]}, and this user is not root and has no sudo" \
-      "let an administrator run: $command"
-  fi
+  check_root
   say "installing ${missing[*]}"
   # Package lists are absent in images and stale on old machines: refresh only when it fails.
-  if ! as_root apt-get install -y -q --no-install-recommends "${missing[@]}" >"$work/apt" 2>&1; then
+  if ! apt install -y --no-install-recommends "${missing[@]}"; then
     say "refreshing the package lists"
-    as_root apt-get update -q >"$work/apt" 2>&1 ||
+    apt update ||
       { tail -n 5 "$work/apt" >&2; fail "apt-get update failed" "check network and proxy"; }
-    as_root apt-get install -y -q --no-install-recommends "${missing[@]}" >"$work/apt" 2>&1 ||
+    apt install -y --no-install-recommends "${missing[@]}" ||
       { tail -n 5 "$work/apt" >&2; fail "apt-get could not install ${missing[*]}"; }
   fi
+}
+
+# A python3 of one's own (pyenv, conda, /usr/local) does not see the system's pip.
+check_pip() {
+  has_pip || fail "the python3 in use, $(command -v python3), has no pip" \
+    "run: python3 -m ensurepip (for the system's: apt-get install python3-pip)"
 }
 
 # --- libtorch -------------------------------------------------------------------------------
 
 uses_own_libtorch() {
-  if [ -n "${LIBTORCH_USE_PYTORCH:-}" ] && [ "$LIBTORCH_USE_PYTORCH" != 0 ]; then
-    say "LIBTORCH_USE_PYTORCH is set: the build uses the torch of python3"
+  # torch-sys asks only whether it is set: 0 and nothing count as well.
+  if [ -n "${LIBTORCH_USE_PYTORCH+set}" ]; then
+    say "LIBTORCH_USE_PYTORCH is set (any value counts, also 0 or none): the build uses the torch of python3"
     have python3 && python3 -c 'import torch' 2>/dev/null ||
-      fail "python3 cannot import torch" "install it, or unset LIBTORCH_USE_PYTORCH"
+      fail "python3 cannot import torch" "install it there, or: unset LIBTORCH_USE_PYTORCH"
     return 0
   fi
   [ -n "${LIBTORCH:-}" ] || return 1
@@ -107,9 +165,7 @@ platforms() {
   esac
 }
 
-check_pip_and_space() {
-  python3 -m pip --version >/dev/null 2>&1 ||
-    fail "python3 has no pip" "install it: apt-get install python3-pip"
+check_space() {
   local free
   free=$(df -Pm -- "$root" | awk 'NR == 2 { print $4 }')
   [ "$free" -ge "$NEEDED_MIB" ] ||
@@ -122,7 +178,8 @@ download_wheel() {
   say "downloading torch $version from the Python package index (about 530 MB)"
   # The tags are words, to be split.
   # shellcheck disable=SC2086
-  python3 -m pip --disable-pip-version-check download -q --no-deps --only-binary=:all: $tags \
+  # /tmp may be small and in memory, and a cached copy is of no further use.
+  TMPDIR="$work" python3 -m pip --disable-pip-version-check --no-cache-dir download -q --no-deps --only-binary=:all: $tags \
     --implementation cp --python-version "$PYTHON_VERSION" -d "$work" "torch==$version" ||
     fail "the download of torch $version failed" \
       "check network and proxy (pip's own settings apply), and TORCH_VERSION; then run this again"
@@ -172,7 +229,7 @@ publish_libtorch() {
 }
 
 make_libtorch() {
-  check_pip_and_space
+  check_space
   download_wheel
   unpack_wheel
   make_stub libcudart 100
@@ -201,21 +258,21 @@ if [ $own = 0 ] && is_ready; then
 elif [ $own = 0 ]; then
   platforms >/dev/null
   make=1
-  need_command python3 python3
   need_command unzip unzip
   need_command readelf binutils
-  { have python3 && python3 -m pip --version >/dev/null 2>&1; } || missing+=(python3-pip)
 fi
 if [ $with_mpi = 1 ] && needs_mpi_packages; then
   missing+=(libopenmpi-dev openmpi-bin libclang-dev)
 fi
+remove_stale
 if [ $make = 1 ] || [ ${#missing[@]} -gt 0 ]; then
   # On the file system of the destination, so that the last step is one rename.
-  work=$(mktemp -d "$root/.libtorch-setup.XXXXXX")
+  work=$(mktemp -d "$root/.libtorch-setup.$$.XXXXXX")
   trap clean_up EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM
 fi
 install_missing
+check_pip
 [ $make = 0 ] || make_libtorch
 say "ready: cargo build, cargo test"

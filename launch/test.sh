@@ -6,15 +6,44 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 all=mpi,cli,sabotage
+readonly STEP_LIMIT_S=1500
+skipped=()
+child=
+
+fail() { printf 'test: error: %s\n' "$1" >&2; exit 1; }
+
+# In the background, where a signal ends our `wait` at once, and with it the command.
 run() {
   printf '\n== %s\n' "$*"
-  local began=$SECONDS
+  local began=$SECONDS code=0
   # A hang is a failure.
-  timeout --kill-after=10 1500 "$@"
-  printf '== ok, %s s: %s\n' $((SECONDS - began)) "$*"
+  timeout --kill-after=10 "$STEP_LIMIT_S" env --default-signal=INT,QUIT "$@" &
+  child=$!
+  wait "$child" || code=$?
+  child=
+  case $code in
+    0) printf '== ok, %s s: %s\n' $((SECONDS - began)) "$*" ;;
+    124) fail "did not end within $STEP_LIMIT_S s: $*" ;;
+    *) fail "code $code after $((SECONDS - began)) s: $*" ;;
+  esac
 }
+skip() {
+  printf '\n== SKIPPED: %s\n' "$1"
+  skipped+=("$1")
+}
+stop_child() {
+  [ -n "$child" ] || return 0
+  kill -TERM "$child" 2>/dev/null || true
+  wait "$child" 2>/dev/null || true
+}
+trap stop_child EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 
 launch/setup.sh
+cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 ||
+  fail "cargo has no fmt or no clippy: rustup component add rustfmt clippy"
+
 run cargo fmt --check
 run cargo clippy --quiet --no-default-features --all-targets -- -D warnings
 run cargo clippy --quiet --no-default-features --features cli --all-targets -- -D warnings
@@ -22,11 +51,18 @@ run cargo clippy --quiet --all-targets -- -D warnings
 run cargo clippy --quiet --features "$all" --all-targets -- -D warnings
 run cargo test --no-default-features
 run cargo test --features "$all"
+python3 -c 'import torch.distributed.run' 2>/dev/null ||
+  skip "the digits example under the real torchrun: python3 has no torch"
 RUSTDOCFLAGS='-D warnings' run cargo doc --quiet --no-deps --features "$all"
+# As where there is no libtorch; a directory of its own, since dependencies are built otherwise.
+RUSTDOCFLAGS='-D warnings' LIBTORCH=/nonexistent CARGO_TARGET_DIR=target/doc-only \
+  run env -u LIBTORCH_USE_PYTORCH \
+  cargo doc --quiet --no-deps --no-default-features --features doc-only,cli
 if cargo deny --version >/dev/null 2>&1; then
   run cargo deny --offline --all-features check licenses bans sources
 else
-  printf '\n== cargo-deny is not installed: licences and sources were not checked\n'
+  skip "licences and sources: cargo-deny is not installed"
 fi
 run launch/demo.sh
-printf '\nall tests passed in %s s\n' "$SECONDS"
+printf '\nall tests passed in %s s; %s skipped\n' "$SECONDS" "${#skipped[@]}"
+[ ${#skipped[@]} -eq 0 ] || printf '  SKIPPED: %s\n' "${skipped[@]}"

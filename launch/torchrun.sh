@@ -58,7 +58,8 @@ parse_arguments() {
     is_number "${world_size:-none}" 1 4096 || bad_usage "-n needs a number from 1 to 4096"
     [[ -z $port ]] || is_number "$port" 1 65535 || bad_usage "--master-port needs a port"
     ((${#program[@]})) || bad_usage "no program given"
-    command -v -- "${program[0]}" >/dev/null || bad_usage "no program ${program[0]}"
+    # Not a function of this script.
+    path=$(type -P -- "${program[0]}") || bad_usage "no program ${program[0]}"
     grace_s=${TCH_CHECKPOINT_GRACE:-10}
     is_number "$grace_s" 0 86400 || bad_usage "TCH_CHECKPOINT_GRACE needs whole seconds, not $grace_s"
 }
@@ -88,7 +89,7 @@ start_ranks() {
     # Of a torchrun further up, which does not know these ranks.
     unset TORCHELASTIC_USE_AGENT_STORE TORCHELASTIC_RUN_ID
     for ((rank = 0; rank < world_size; rank++)); do
-        RANK=$rank LOCAL_RANK=$rank "${program[@]}" </dev/null {idle}>&- {log}>&- &
+        RANK=$rank LOCAL_RANK=$rank "$path" "${program[@]:1}" </dev/null {idle}>&- {log}>&- &
         pids[rank]=$!
     done
 }

@@ -244,6 +244,7 @@ fn wrong_usage_is_told_and_has_code_2() {
         ("torchrun.sh", &["-n"], "-n needs"),
         ("torchrun.sh", &["-n", "2"], "no program given"),
         ("torchrun.sh", &["-n", "2", "./missing"], "no program ./missing"),
+        ("torchrun.sh", &["-n", "2", "free_port"], "no program free_port"),
         ("torchrun.sh", &["--nodes", "2"], "unknown option --nodes"),
         ("torchrun.sh", &["-n", "2", "--master-port", "70000", "true"], "needs a port"),
         ("mpirun.sh", &["-n", "many", "true"], "-n needs"),

@@ -72,8 +72,11 @@ const MPI: [[&str; 3]; 3] = [
     ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"],
     ["MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"],
 ];
-/// Ports derived from a Slurm job's number start here, and there are as many.
-const SLURM_PORTS: u64 = 20_000;
+/// Ports derived from a Slurm step's number: the first, and how many. All lie below the range from
+/// which systems take ports for outgoing connections. Step 0 gets the port of `slurm.sbatch`.
+const SLURM_PORTS: (u64, u64) = (20_000, 12_000);
+/// Distance of the ports of two steps of a job: neighbouring numbers belong to other jobs.
+const SLURM_STEP_STRIDE: u64 = 997;
 
 /// Finds out how this process was started.
 ///
@@ -191,7 +194,7 @@ fn torch_launch(vars: Vars<'_>, place: Place) -> Result<Launch> {
     let job = format!("{}#{restarts}", run.unwrap_or_else(|| "job".into()));
     let agent_has_port =
         vars("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|v| v.eq_ignore_ascii_case("true"));
-    let own_port = number::<u16>(vars, "TCH_CHECKPOINT_MASTER_PORT")?;
+    let own_port = port(vars, "TCH_CHECKPOINT_MASTER_PORT")?;
     if agent_has_port && own_port.is_none() {
         let meet = private_meeting(vars, place, &job)?;
         return Ok(tcp(vars, place, meet, job));
@@ -199,9 +202,7 @@ fn torch_launch(vars: Vars<'_>, place: Place) -> Result<Launch> {
     let host = vars("MASTER_ADDR").ok_or_else(|| missing("MASTER_ADDR", "RANK is set"))?;
     let port = match own_port {
         Some(port) => port,
-        None => {
-            number(vars, "MASTER_PORT")?.ok_or_else(|| missing("MASTER_PORT", "RANK is set"))?
-        }
+        None => port(vars, "MASTER_PORT")?.ok_or_else(|| missing("MASTER_PORT", "RANK is set"))?,
     };
     let meet = meet_at(vars, &host, port);
     Ok(tcp(vars, place, meet, job))
@@ -233,14 +234,21 @@ fn slurm_launch(vars: Vars<'_>, place: Place) -> Result<Launch> {
             .ok_or_else(|| invalid(format!("node list `{nodes}`"), "set MASTER_ADDR"))?,
         (None, None) => return Err(missing("MASTER_ADDR", because)),
     };
-    let own_port = number::<u16>(vars, "TCH_CHECKPOINT_MASTER_PORT")?;
-    let port = match own_port.map_or_else(|| number(vars, "MASTER_PORT"), |port| Ok(Some(port)))? {
-        Some(port) => port,
-        None => u16::try_from(SLURM_PORTS + id % SLURM_PORTS).unwrap_or(u16::MAX),
-    };
     let step = vars("SLURM_STEP_ID").unwrap_or_default();
+    let given = match port(vars, "TCH_CHECKPOINT_MASTER_PORT")? {
+        None => port(vars, "MASTER_PORT")?,
+        own => own,
+    };
+    let port = given.unwrap_or_else(|| slurm_port(id, &step));
     let restarts = vars("SLURM_RESTART_COUNT").unwrap_or_else(|| "0".into());
     Ok(tcp(vars, place, meet_at(vars, &host, port), format!("{id}.{step}#{restarts}")))
+}
+
+fn slurm_port(job: u64, step: &str) -> u16 {
+    let (first, count) = SLURM_PORTS;
+    let step = step.parse::<u64>().unwrap_or(0);
+    let mixed = (job % count + step % count * SLURM_STEP_STRIDE) % count;
+    u16::try_from(first + mixed).unwrap_or(u16::MAX)
 }
 
 /// The first host of a list as Slurm writes it: `gpu[03-07,11],login1` gives `gpu03`.
@@ -290,6 +298,14 @@ fn number<N: std::str::FromStr>(vars: Vars<'_>, name: &str) -> Result<Option<N>>
     let parsed = text.trim().parse().ok();
     let bad = || invalid(format!("{name}={text} is not a number in range"), "correct it");
     parsed.map(Some).ok_or_else(bad)
+}
+
+/// A port to meet at: with 0 rank 0 would get any, and the others would not know which.
+fn port(vars: Vars<'_>, name: &str) -> Result<Option<u16>> {
+    match number(vars, name)? {
+        Some(0) => Err(invalid(format!("{name}=0"), "set a port from 1 to 65535")),
+        port => Ok(port),
+    }
 }
 
 const BUILD_HELP: &str = "build with feature `mpi`, start with torchrun or launch/torchrun.sh, or \

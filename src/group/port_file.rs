@@ -3,8 +3,9 @@
 //! read. A file left by a dead job does no harm: nobody listens there, or its secret is another,
 //! and the ranks look again until rank 0 has put its own in place.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{ErrorKind as IoErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,8 @@ const TEXT_BYTES_MAX: u64 = 256;
 /// A private file of a known name.
 pub(super) struct PortFile {
     path: PathBuf,
+    /// Whether it was said that what lies there is not believed.
+    warned: Cell<bool>,
 }
 
 impl PortFile {
@@ -33,7 +36,8 @@ impl PortFile {
         let digest = blake3::hash(name.as_bytes()).to_hex();
         let (digest, _) = digest.as_str().split_at(16);
         let user = rustix::process::geteuid().as_raw();
-        Ok(Self { path: folder.join(format!("tch-checkpoint-{user}-{digest}.port")) })
+        let path = folder.join(format!("tch-checkpoint-{user}-{digest}.port"));
+        Ok(Self { path, warned: Cell::new(false) })
     }
 
     /// Rank 0's way to meet: any free port, published here.
@@ -63,12 +67,19 @@ impl PortFile {
     /// What rank 0 has published, if it has. A file of somebody else, or one that others can
     /// read, is no such file.
     pub(super) fn read(&self) -> Result<Option<Meeting>> {
-        let Ok(file) = self.open() else { return Ok(None) };
+        let file = match self.open() {
+            Ok(file) => file,
+            Err(error) if error.kind() == IoErrorKind::NotFound => return Ok(None),
+            Err(_) => return Ok(self.disbelieve()),
+        };
         let user = rustix::process::geteuid().as_raw();
         let private =
             file.metadata().is_ok_and(|m| m.is_file() && m.uid() == user && m.mode() & 0o077 == 0);
         let mut text = String::new();
-        if !private || file.take(TEXT_BYTES_MAX).read_to_string(&mut text).is_err() {
+        if !private {
+            return Ok(self.disbelieve());
+        }
+        if file.take(TEXT_BYTES_MAX).read_to_string(&mut text).is_err() {
             return Ok(None);
         }
         let parsed = text.strip_suffix('\n').and_then(|line| line.split_once(' '));
@@ -76,6 +87,24 @@ impl PortFile {
             address: address.to_owned(),
             token: Some(token.to_owned()),
         }))
+    }
+
+    /// Rank 0 may yet replace the file, so this is no error; but it may explain the one to come.
+    fn disbelieve(&self) -> Option<Meeting> {
+        if !self.warned.replace(true) {
+            tracing::warn!(
+                path = %self.path.display(),
+                "the file by which ranks meet is not private to this user, so it is ignored; \
+                 remove it, or set TMPDIR to a directory of your own"
+            );
+        }
+        None
+    }
+
+    /// Whether a file was found that could not be believed.
+    #[cfg(test)]
+    pub(super) fn has_warned(&self) -> bool {
+        self.warned.get()
     }
 
     fn open(&self) -> std::io::Result<File> {

@@ -30,17 +30,36 @@ impl Place {
 
 /// What rank 0 binds, and the names under which others may reach it.
 pub(super) fn addresses(one_host: bool) -> (String, Vec<String>) {
-    let given = std::env::var("TCH_CHECKPOINT_IFADDR").ok().filter(|given| !given.is_empty());
+    let given = std::env::var("TCH_CHECKPOINT_IFADDR").ok();
+    addresses_for(given.filter(|given| !given.is_empty()), one_host)
+}
+
+fn addresses_for(given: Option<String>, one_host: bool) -> (String, Vec<String>) {
+    if one_host {
+        return ("127.0.0.1:0".into(), vec!["127.0.0.1".into()]);
+    }
     match given {
-        _ if one_host => ("127.0.0.1:0".into(), vec!["127.0.0.1".into()]),
+        Some(given) if is_unspecified(&given) => (with_port(&given, 0), names_of_this_host().1),
         Some(given) => (with_port(&given, 0), vec![given]),
         None => {
-            let primary = primary_address();
-            let any = if matches!(primary, Some(IpAddr::V6(_))) { "[::]:0" } else { "0.0.0.0:0" };
-            let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-            (any.into(), primary.map(|ip| ip.to_string()).into_iter().chain([name]).collect())
+            let (is_v6, names) = names_of_this_host();
+            (if is_v6 { "[::]:0" } else { "0.0.0.0:0" }.into(), names)
         }
     }
+}
+
+/// "Every interface" can be bound, but nobody can connect to it.
+fn is_unspecified(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified())
+}
+
+/// Whether the primary address is one of IPv6; that address, and the host's name.
+fn names_of_this_host() -> (bool, Vec<String>) {
+    let primary = primary_address();
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let names = primary.map(|ip| ip.to_string()).into_iter().chain([name]).collect();
+    (matches!(primary, Some(IpAddr::V6(_))), names)
 }
 
 /// The address from which this host sends to others. No packet is sent: connecting a UDP socket
@@ -67,15 +86,26 @@ mod tests {
 
     #[test]
     fn one_host_meets_at_loopback_only() {
-        let (bind, names) = addresses(true);
+        let (bind, names) = addresses_for(None, true);
         assert_eq!((bind.as_str(), names.as_slice()), ("127.0.0.1:0", &["127.0.0.1".into()][..]));
     }
 
     #[test]
     fn several_hosts_meet_where_others_can_reach_rank_0() {
-        let (bind, names) = addresses(false);
+        let (bind, names) = addresses_for(None, false);
         assert!(bind == "0.0.0.0:0" || bind == "[::]:0", "{bind}");
         assert!(!names.is_empty() && !names.iter().any(|n| n.starts_with("127.")), "{names:?}");
+    }
+
+    #[test]
+    fn an_address_given_is_bound_and_announced_unless_it_stands_for_all() {
+        let (bind, names) = addresses_for(Some("10.0.0.7".into()), false);
+        assert_eq!((bind.as_str(), names), ("10.0.0.7:0", vec!["10.0.0.7".to_owned()]));
+        for (given, bound) in [("0.0.0.0", "0.0.0.0:0"), ("::", "[::]:0"), ("[::]", "[::]:0")] {
+            let (bind, names) = addresses_for(Some(given.into()), false);
+            assert_eq!(bind, bound);
+            assert!(!names.is_empty() && !names.iter().any(|n| is_unspecified(n)), "{names:?}");
+        }
     }
 
     #[test]

@@ -64,6 +64,15 @@ fn what_cannot_work_is_an_error_that_names_the_variable() {
         ("RANK=0 WORLD_SIZE=2", "MASTER_ADDR"),
         ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=a", "MASTER_PORT"),
         ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=70000", "MASTER_PORT=70000"),
+        ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=0", "MASTER_PORT=0"),
+        (
+            "RANK=0 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=9 TCH_CHECKPOINT_MASTER_PORT=0",
+            "TCH_CHECKPOINT_MASTER_PORT=0",
+        ),
+        (
+            "SLURM_STEP_NUM_TASKS=2 SLURM_PROCID=0 SLURM_JOB_ID=1 MASTER_ADDR=a MASTER_PORT=0",
+            "MASTER_PORT=0",
+        ),
         ("OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2", "OMPI_COMM_WORLD_RANK"),
         ("PMI_RANK=0 PMI_SIZE=2", "PMI_RANK"),
         ("MV2_COMM_WORLD_RANK=0 MV2_COMM_WORLD_SIZE=2", "MV2_COMM_WORLD_RANK"),
@@ -140,6 +149,14 @@ fn slurms_variables_give_the_first_host_and_a_port() {
         let at = format!("{host}:20001");
         assert_eq!(tcp(&format!("{base}{nodes}")).meet, address(&at, &at));
     }
+    for (job, step, port) in [(11_999, 0, 31_999), (12_000, 0, 20_000), (1, 1, 20_998)] {
+        let step = format!("SLURM_JOB_ID={job} SLURM_STEP_ID={step} MASTER_ADDR=a");
+        let at = format!("a:{port}");
+        let found = tcp(&format!("SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 {step}"));
+        assert_eq!(found.meet, address(&at, &at));
+    }
+    let last = format!("{SLURM} MASTER_ADDR=a SLURM_STEP_ID={} SLURM_JOB_ID={0}", u64::MAX);
+    assert!(matches!(tcp(&last).meet, Meet::Address { .. }));
     for nodes in ["n[1", ",b"] {
         assert!(launch(&format!("{base}{nodes}")).is_err(), "{nodes}");
     }

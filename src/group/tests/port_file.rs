@@ -48,6 +48,7 @@ fn a_file_that_others_can_read_or_a_link_is_not_believed() {
     let folder = tempfile::tempdir().unwrap();
     let file = PortFile::in_folder(folder.path(), "run").unwrap();
     assert!(file.read().unwrap().is_none());
+    assert!(!file.has_warned(), "that there is none yet is usual");
     on_ranks(1, {
         let path = folder.path().to_owned();
         move |_| {
@@ -59,10 +60,11 @@ fn a_file_that_others_can_read_or_a_link_is_not_believed() {
     assert_eq!(file.read().unwrap().unwrap().address, "127.0.0.1:9");
     let path = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-    assert!(file.read().unwrap().is_none());
+    assert!(file.read().unwrap().is_none() && file.has_warned());
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     let elsewhere = folder.path().join("elsewhere");
     fs::rename(&path, &elsewhere).unwrap();
     std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
-    assert!(file.read().unwrap().is_none());
+    let file = PortFile::in_folder(folder.path(), "run").unwrap();
+    assert!(file.read().unwrap().is_none() && file.has_warned());
 }
