@@ -121,10 +121,10 @@ impl Attempt {
             _ => return Err(self.superseded()),
         }
         self.rename_into_place().or_else(|error| self.renamed_all_the_same(error))?;
-        if lock.is_none() {
-            self.undo_if_superseded()?;
-        }
         self.stage = Stage::Visible;
+        if lock.is_none() {
+            self.undo_if_superseded().map_err(|e| self.outcome_unknown(e))?;
+        }
         // Even a panic must not turn a visible checkpoint into one that was "not committed".
         let panicked = |_| Err(Error::new(ErrorKind::Panic, "the storage panicked"));
         let synced = catch_unwind(AssertUnwindSafe(|| self.parent.sync()));
@@ -152,21 +152,31 @@ impl Attempt {
             Err(_) => {
                 // It may be visible: then what it replaced is all that is known to be durable.
                 self.stage = Stage::Visible;
-                Err(error.with_kind(ErrorKind::OutcomeUnknown).with_help(format!(
-                    "if the name holds save {}, it was committed; nothing was removed",
-                    self.save_id
-                )))
+                Err(self.outcome_unknown(error))
             }
         }
     }
 
+    /// What to say of an error after which the name may hold this checkpoint; the verdict on an
+    /// exchange that was undone stays what it is.
+    fn outcome_unknown(&self, error: Error) -> Error {
+        if error.kind() == ErrorKind::Superseded {
+            return error;
+        }
+        error.with_kind(ErrorKind::OutcomeUnknown).with_help(format!(
+            "if the name holds save {}, it was committed; nothing was removed",
+            self.save_id
+        ))
+    }
+
     /// Without locks another job may have come between the last look and the exchange.
-    fn undo_if_superseded(&self) -> Result<()> {
+    fn undo_if_superseded(&mut self) -> Result<()> {
         let Existing::Checkpoint(expected) = self.replaces else { return Ok(()) };
         let partial = layout::partial_dir(&self.name, &self.save_id);
         match existing(self.parent.as_ref(), &partial)? {
             Existing::Checkpoint(found) if found != expected && found != self.save_id => {
                 self.parent.rename(&partial, self.name.as_str(), Rename::Exchange)?;
+                self.stage = Stage::Hidden;
                 Err(self.superseded())
             }
             _ => Ok(()),

@@ -130,8 +130,8 @@ struct Resolved {
 /// # Errors
 /// [`ErrorKind::NotFound`], [`ErrorKind::Corrupt`] (with file, tensor and offset),
 /// [`ErrorKind::Incompatible`], [`ErrorKind::Mismatch`] (all mismatches at once),
-/// [`ErrorKind::Superseded`], [`ErrorKind::Storage`], [`ErrorKind::PeerLost`],
-/// [`ErrorKind::Deadline`]. Up to and including phase "read" the destination is unchanged, with
+/// [`ErrorKind::Superseded`], [`ErrorKind::NotShared`], [`ErrorKind::Disagreement`],
+/// [`ErrorKind::Storage`], [`ErrorKind::PeerLost`], [`ErrorKind::Deadline`]. Up to and including phase "read" the destination is unchanged, with
 /// [`Atomicity::Atomic`]. After a failure in phase "place", or any with
 /// [`Atomicity::InPlace`], it is undefined.
 pub fn load(

@@ -241,10 +241,11 @@ pub(crate) fn holds_another_save(dir: &dyn Directory, save_id: SaveId) -> bool {
 
 /// Gives the name back to the checkpoint of an interrupted replacement, if the name is free.
 pub(crate) fn restore_interrupted(parent: &dyn Directory, name: &CheckpointName) -> Result<()> {
-    if existing(parent, name.as_str())? != Existing::Absent {
+    let entries = parent.list()?;
+    if entries.iter().any(|entry| entry.name == name.as_str()) {
         return Ok(());
     }
-    for entry in parent.list()?.into_iter().filter(|e| e.kind == EntryKind::Directory) {
+    for entry in entries.iter().filter(|e| e.kind == EntryKind::Directory) {
         match Debris::parse(&entry.name) {
             Some(Debris::Old { name: old, .. }) if old == *name => {
                 return restore(parent, &entry.name, name);
