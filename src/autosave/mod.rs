@@ -1,7 +1,7 @@
-//! Decisions of automatic saving: when ([`Interval`]) and under which name ([`NameTemplate`]).
+//! Decisions of automatic saving: when ([`Every`]) and under which name ([`NameTemplate`]).
 
 mod name;
 mod schedule;
 
 pub use name::{KnownFields, NameTemplate, Number, Rendered, unique_name};
-pub use schedule::Interval;
+pub use schedule::Every;

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::autosave::{Interval, KnownFields, NameTemplate, Number};
+use crate::autosave::{Every, KnownFields, NameTemplate, Number};
 use crate::catalog::CheckpointPath;
 use crate::error::Result;
 use crate::handler::{Model, NNHandler};
@@ -22,12 +23,14 @@ use crate::torch::Optimizer;
 pub struct AutoSaver {
     state: AutoSaverState,
     template: NameTemplate,
+    /// When training began, or when it last saved: minutes count from here.
+    clock: Option<Instant>,
 }
 
 /// What a checkpoint holds of an auto-saver.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct AutoSaverState {
-    interval: Interval,
+    interval: Every,
     directory: PathBuf,
     template: String,
     metrics: Vec<String>,
@@ -43,7 +46,7 @@ pub(super) struct AutoSaverState {
 
 impl AutoSaver {
     pub(super) fn new(
-        interval: Interval,
+        interval: Every,
         directory: &Path,
         template: &str,
         metrics: &[String],
@@ -62,7 +65,7 @@ impl AutoSaver {
 
     pub(super) fn from_state(state: AutoSaverState) -> Result<Self> {
         let template = NameTemplate::parse(&state.template, &KnownFields::new(&state.metrics))?;
-        Ok(Self { template, state })
+        Ok(Self { template, state, clock: None })
     }
 
     pub(super) fn state(&self) -> AutoSaverState {
@@ -115,26 +118,35 @@ impl AutoSaver {
         NameTemplate::parse(&self.state.template, &KnownFields::new(metrics)).map(|_| ())
     }
 
-    /// Where the checkpoint of this epoch goes, if one is due.
-    fn due(
-        &self,
-        epoch: u64,
-        last: bool,
-        logs: &BTreeMap<String, Number>,
-    ) -> Result<Option<CheckpointPath>> {
-        if !self.state.interval.due(epoch, last, self.state.save_on_last_epoch) {
-            return Ok(None);
-        }
+    /// Where the checkpoint goes; `epoch` is the one that ended, or the one under way.
+    fn path(&self, epoch: u64, logs: &BTreeMap<String, Number>) -> Result<CheckpointPath> {
         let rendered = self.template.render(epoch, logs);
         if let Some(warning) = rendered.warning {
             tracing::warn!(warning, "name of the checkpoint");
         }
         let name = CheckpointName::new(&rendered.name)?;
-        Ok(Some(CheckpointPath::new(&self.state.directory, name)))
+        Ok(CheckpointPath::new(&self.state.directory, name))
+    }
+
+    fn due(&self, epoch: u64, step: u64, last: bool) -> bool {
+        let every = self.state.interval;
+        every.due(epoch, last, self.state.save_on_last_epoch) || self.due_at_step(step)
+    }
+
+    fn due_at_step(&self, step: u64) -> bool {
+        let since = self.clock.map_or(Duration::ZERO, |began| began.elapsed());
+        self.state.interval.due_at_step(step, since)
     }
 }
 
 impl<M: Model> NNHandler<M> {
+    /// Minutes between automatic saves count from here on.
+    pub(super) fn start_auto_save_clock(&mut self) {
+        if let Some(saver) = &mut self.auto_saver {
+            saver.clock = Some(Instant::now());
+        }
+    }
+
     /// The end of an epoch. `logs` are equal on every rank, and so is what follows from them.
     pub(super) fn auto_save_epoch(
         &mut self,
@@ -142,20 +154,51 @@ impl<M: Model> NNHandler<M> {
         logs: &BTreeMap<String, f64>,
     ) -> Result<()> {
         let Some(saver) = &self.auto_saver else { return Ok(()) };
+        if !self.agreed(saver, saver.due(self.epoch, self.step, last))? {
+            return Ok(());
+        }
+        self.auto_save_now(self.epoch, logs)
+    }
+
+    /// The end of a training step inside an epoch; `last`: of this call.
+    pub(super) fn auto_save_step(&mut self, last: bool) -> Result<()> {
+        let Some(saver) = &self.auto_saver else { return Ok(()) };
+        let last = last && saver.state.save_on_last_epoch && saver.state.interval != Every::Off;
+        if !self.agreed(saver, last || saver.due_at_step(self.step))? {
+            return Ok(());
+        }
+        let mut logs = self.aggregate("", &self.in_epoch.sums)?;
+        logs.insert("lr".to_owned(), self.lr());
+        let seconds = self.in_epoch.seconds_until_now();
+        logs.insert("epoch_time".to_owned(), self.coordinators(seconds)?);
+        self.auto_save_now(self.epoch + 1, &logs)
+    }
+
+    /// Clocks differ: the coordinator's decides.
+    fn agreed(&self, saver: &AutoSaver, due: bool) -> Result<bool> {
+        if !saver.state.interval.asks_the_clock() {
+            return Ok(due);
+        }
+        Ok(self.coordinators(f64::from(u8::from(due)))? > 0.0)
+    }
+
+    fn auto_save_now(&mut self, epoch: u64, logs: &BTreeMap<String, f64>) -> Result<()> {
+        let Some(saver) = &self.auto_saver else { return Ok(()) };
         let mut numbers: BTreeMap<String, Number> =
             logs.iter().map(|(name, value)| (name.clone(), Number::Float(*value))).collect();
-        numbers.insert("epoch".to_owned(), Number::Int(count(self.epoch)));
+        numbers.insert("epoch".to_owned(), Number::Int(count(epoch)));
         numbers.insert("step".to_owned(), Number::Int(count(self.step)));
         for (group, index) in self.optimizer.iter().flat_map(Optimizer::groups).zip(0..) {
             numbers.insert(format!("lr_group_{index}"), Number::Float(group.lr));
         }
-        let Some(path) = saver.due(self.epoch, last, &numbers)? else { return Ok(()) };
+        let path = saver.path(epoch, &numbers)?;
         let overwrite = saver.state.overwrite;
         let on_existing = if overwrite { OnExisting::Replace } else { OnExisting::Number };
         self.mark_automatic(Some(path.name().clone()));
         let committed = self.save_as(&path, on_existing);
         self.mark_automatic(None);
         self.remember(&committed?, overwrite);
+        self.start_auto_save_clock();
         Ok(())
     }
 

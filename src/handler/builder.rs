@@ -6,7 +6,7 @@ use tch::{Device, Tensor, nn};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
-use crate::handler::{History, Model, NNHandler, ddp};
+use crate::handler::{History, InEpoch, Model, NNHandler, StepSettings, ddp};
 use crate::rank::Rank;
 use crate::storage::{LocalStorage, Storage};
 
@@ -111,6 +111,8 @@ impl<M: Model> HandlerBuilder<M> {
             auto_saver: None,
             epoch: 0,
             step: 0,
+            in_epoch: InEpoch::default(),
+            steps: StepSettings::default(),
             history: History::default(),
             quiet: false,
             poisoned: false,

@@ -107,7 +107,10 @@ impl<M: Model> NNHandler<M> {
         values.set("trainer.step", counter(self.step)?);
         // A seed uses all 64 bits, which no integer of JSON readers is sure to keep.
         values.set("trainer.seed", format!("{:016x}", self.seed));
+        values.set("trainer.settings", Value::json(&self.steps)?);
         self.history.save(values);
+        self.in_epoch.save(&mut state)?;
+        let values = &mut state.values;
         if let Some(saver) = &self.auto_saver {
             values.set("auto_saver", Value::json(&saver.state())?);
         }

@@ -104,13 +104,15 @@ impl Loader {
         Ok(size)
     }
 
-    /// The global batches of an epoch (counted from 0), each a list of sample indices.
+    /// The global batches of an epoch (counted from 0) after the first `done` samples of its order,
+    /// each a list of sample indices.
     pub(crate) fn batches(
         &self,
         world: WorldSize,
         samples: usize,
         seed: u64,
         epoch: u64,
+        done: usize,
     ) -> Result<Vec<Vec<i64>>> {
         let size = self.global_batch(world)?;
         let order = if self.shuffle {
@@ -118,7 +120,8 @@ impl Loader {
         } else {
             (0..samples as i64).collect()
         };
-        let batches = order.chunks(size).filter(|b| !self.drop_last || b.len() == size);
+        let rest = order.get(done..).unwrap_or_default();
+        let batches = rest.chunks(size).filter(|b| !self.drop_last || b.len() == size);
         Ok(batches.map(<[i64]>::to_vec).collect())
     }
 }
@@ -179,11 +182,13 @@ mod tests {
     #[test]
     fn batches_depend_on_the_global_size_only() {
         let loader = Loader { global_batch_size: Some(6), shuffle: true, ..Loader::default() };
-        let one = loader.batches(WorldSize::ONE, 20, 5, 2).unwrap();
-        let three = loader.batches(WorldSize::new(3).unwrap(), 20, 5, 2).unwrap();
+        let one = loader.batches(WorldSize::ONE, 20, 5, 2, 0).unwrap();
+        let three = loader.batches(WorldSize::new(3).unwrap(), 20, 5, 2, 0).unwrap();
         assert_eq!(one, three);
         assert_eq!(one.last().map(Vec::len), Some(2));
+        assert_eq!(loader.batches(WorldSize::ONE, 20, 5, 2, 6).unwrap(), one[1..]);
+        assert!(loader.batches(WorldSize::ONE, 20, 5, 2, 21).unwrap().is_empty());
         let dropping = Loader { drop_last: true, ..loader };
-        assert_eq!(dropping.batches(WorldSize::ONE, 20, 5, 2).unwrap().len(), 3);
+        assert_eq!(dropping.batches(WorldSize::ONE, 20, 5, 2, 0).unwrap().len(), 3);
     }
 }

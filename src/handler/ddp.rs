@@ -8,28 +8,56 @@ use crate::group::ProcessGroup;
 
 /// Elements of one all-reduce: 25 MiB of f32, the usual size of a gradient bucket.
 const BUCKET_ELEMENTS: usize = 25 * 1024 * 1024 / 4;
+/// Bytes of one broadcast.
+const BUCKET_BYTES: usize = 25 * 1024 * 1024;
 
 pub(super) fn device_error(error: &tch::TchError) -> Error {
     Error::new(ErrorKind::Device, format!("libtorch: {error}"))
 }
 
-/// Gives every rank the coordinator's values of these tensors, bit for bit.
+/// Gives every rank the coordinator's values of these tensors, bit for bit; a bucket at a time,
+/// since there may be hundreds of small ones.
 pub(super) fn broadcast(group: &ProcessGroup, tensors: &[Tensor]) -> Result<()> {
     if group.world_size().get() == 1 {
         return Ok(());
     }
-    for tensor in tensors {
-        let spec = crate::torch::spec_of(tensor)?;
-        let host = tensor.detach().to_device(tch::Device::Cpu).contiguous();
-        let mut bytes = crate::memory::zeroed(spec.size_bytes())?;
-        host.f_copy_data_u8(&mut bytes, host.numel()).map_err(|e| device_error(&e))?;
-        group.broadcast(&mut bytes)?;
-        let shape: Vec<i64> = host.size();
-        let values =
-            Tensor::f_from_data_size(&bytes, &shape, host.kind()).map_err(|e| device_error(&e))?;
-        no_grad(|| tensor.shallow_clone().f_copy_(&values)).map_err(|e| device_error(&e))?;
+    let sizes = tensors.iter().map(|tensor| {
+        crate::torch::spec_of(tensor)?;
+        Ok(tensor.numel() * tensor.kind().elt_size_in_bytes())
+    });
+    let sizes = sizes.collect::<Result<Vec<usize>>>()?;
+    let mut rest = tensors.iter().zip(sizes).peekable();
+    while rest.peek().is_some() {
+        let (mut bucket, mut bytes) = (Vec::new(), 0);
+        while let Some(next) = rest.next_if(|(_, n)| bytes == 0 || bytes + n <= BUCKET_BYTES) {
+            bytes += next.1;
+            bucket.push(next);
+        }
+        broadcast_bucket(group, &bucket, bytes)?;
     }
     Ok(())
+}
+
+fn broadcast_bucket(group: &ProcessGroup, bucket: &[(&Tensor, usize)], bytes: usize) -> Result<()> {
+    let mut all = crate::memory::zeroed(bytes as u64)?;
+    let parts = |mut rest: &mut [u8], visit: &mut dyn FnMut(&Tensor, &mut [u8]) -> Result<()>| {
+        for (tensor, bytes) in bucket {
+            let (part, later) = std::mem::take(&mut rest).split_at_mut(*bytes);
+            visit(tensor, part)?;
+            rest = later;
+        }
+        Ok(())
+    };
+    parts(&mut all, &mut |tensor, part| {
+        let host = tensor.detach().to_device(tch::Device::Cpu).contiguous();
+        host.f_copy_data_u8(part, host.numel()).map_err(|e| device_error(&e))
+    })?;
+    group.broadcast(&mut all)?;
+    parts(&mut all, &mut |tensor, part| {
+        let values = Tensor::f_from_data_size(part, &tensor.size(), tensor.kind());
+        let values = values.map_err(|e| device_error(&e))?;
+        no_grad(|| tensor.shallow_clone().f_copy_(&values)).map_err(|e| device_error(&e))
+    })
 }
 
 /// Replaces each gradient by the average over all samples of the step: each rank's is weighted by

@@ -10,11 +10,16 @@ use crate::group::ProcessGroup;
 use crate::handler::auto_save::AutoSaverState;
 use crate::handler::builder::seed_of_rank;
 use crate::handler::checkpoint::OPTIMIZER;
-use crate::handler::{AutoSaver, HandlerBuilder, History, LoadOptions, Model, NNHandler};
+use crate::handler::{
+    AutoSaver, HandlerBuilder, History, InEpoch, LoadOptions, Model, NNHandler, StepSettings,
+};
 use crate::load::Destination;
 use crate::manifest::Manifest;
 use crate::state::{LoadTargets, Stateful, Values};
 use crate::torch::{self, Optimizer, OptimizerConfig};
+
+/// How training steps are made.
+const SETTINGS: &str = "trainer.settings";
 
 /// What a checkpoint of a handler must state besides tensors.
 struct Stored {
@@ -22,6 +27,7 @@ struct Stored {
     step: u64,
     seed: u64,
     history: History,
+    steps: StepSettings,
     auto_saver: Option<AutoSaver>,
 }
 
@@ -38,6 +44,9 @@ impl Stored {
             step: count("trainer.step")?,
             seed: seed_of(values)?,
             history: History::load(values, epoch)?,
+            steps: values
+                .find(SETTINGS)
+                .map_or(Ok(StepSettings::default()), |_| values.json(SETTINGS))?,
             auto_saver: auto_saver.map_err(|e| e.with_kind(ErrorKind::Mismatch))?,
         })
     }
@@ -82,6 +91,7 @@ impl<M: Model> NNHandler<M> {
     fn check_values(&self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
         let values = manifest.values();
         of_a_handler(Stored::parse(values))?;
+        of_a_handler(self.position(manifest))?;
         if let Some(optimizer) = &self.optimizer {
             of_a_handler(optimizer.check_values(OPTIMIZER, values))?;
         }
@@ -98,7 +108,9 @@ impl<M: Model> NNHandler<M> {
             optimizer.load_values(OPTIMIZER, manifest.values(), &Values::new())?;
         }
         self.continue_random(&stored, self.own_random(manifest, rank_values))?;
+        self.in_epoch = self.position(manifest)?;
         (self.epoch, self.step, self.seed) = (stored.epoch, stored.step, stored.seed);
+        self.steps = stored.steps;
         self.history = stored.history;
         self.auto_saver = match (self.auto_saver.take(), stored.auto_saver) {
             (Some(mut live), Some(stored)) => {
@@ -108,6 +120,12 @@ impl<M: Model> NNHandler<M> {
             (live, stored) => live.or(stored),
         };
         Ok(())
+    }
+
+    /// How far the epoch under way had come.
+    fn position(&self, manifest: &Manifest) -> Result<InEpoch> {
+        let same_world = manifest.world_size() == self.group.world_size();
+        InEpoch::load(manifest, self.group.rank(), same_world)
     }
 
     /// Random state goes on only where each rank finds its own, and none is left over.

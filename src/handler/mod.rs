@@ -1,11 +1,13 @@
 //! [`NNHandler`]: a training loop over ranks that saves and resumes by itself.
 
+use std::collections::HashSet;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use tch::{Device, Tensor, nn};
 
-use crate::autosave::Interval;
+use crate::autosave::Every;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::storage::Storage;
@@ -18,6 +20,7 @@ mod data;
 mod ddp;
 mod destination;
 mod history;
+mod in_epoch;
 mod model;
 mod progress;
 mod setup;
@@ -30,14 +33,18 @@ pub use data::{Dataset, Loader, TensorDataset, epoch_order, shard};
 pub use history::History;
 pub use model::Model;
 
+use in_epoch::InEpoch;
+use train::StepSettings;
+
 /// Loss of a batch: output and target to a scalar, the mean over the samples of the batch.
 pub type LossFn = Box<dyn Fn(&Tensor, &Tensor) -> Tensor>;
 /// Metric of a batch: output and target to a number, the mean over the samples of the batch.
 pub type MetricFn = Box<dyn Fn(&Tensor, &Tensor) -> f64>;
 
 /// A data set with the way in which it is cut into batches.
+#[derive(Clone)]
 struct Feed {
-    dataset: Box<dyn Dataset>,
+    dataset: Rc<dyn Dataset>,
     loader: Loader,
 }
 
@@ -94,8 +101,11 @@ pub struct NNHandler<M: Model> {
     auto_saver: Option<AutoSaver>,
     /// Epochs completed, over all runs.
     epoch: u64,
-    /// Optimizer steps completed, over all runs.
+    /// Training steps completed, over all runs.
     step: u64,
+    /// How far the epoch under way has come.
+    in_epoch: InEpoch,
+    steps: StepSettings,
     history: History,
     quiet: bool,
     /// Set when a load failed after it began to change the model.
@@ -137,12 +147,12 @@ impl<M: Model> NNHandler<M> {
 
     /// Sets the training data: the same samples on every rank.
     pub fn set_train_loader(&mut self, dataset: impl Dataset + 'static, loader: Loader) {
-        self.train_feed = Some(Feed { dataset: Box::new(dataset), loader });
+        self.train_feed = Some(Feed { dataset: Rc::new(dataset), loader });
     }
 
     /// Sets the validation data: the same samples on every rank.
     pub fn set_val_loader(&mut self, dataset: impl Dataset + 'static, loader: Loader) {
-        self.val_feed = Some(Feed { dataset: Box::new(dataset), loader });
+        self.val_feed = Some(Feed { dataset: Rc::new(dataset), loader });
     }
 
     /// Validates after every `epochs` epochs, and after the last of each `train`. Default 1;
@@ -151,10 +161,12 @@ impl<M: Model> NNHandler<M> {
         self.validate_every = epochs;
     }
 
-    /// Saves by itself while training: after every `interval` epochs (counted over all runs),
-    /// 0 = off, -1 = only after the last epoch of each `train`; and, when on, after the last
-    /// epoch too. `path` is the directory of checkpoints, `name` a template in Python's format
-    /// language over epoch, step, loss, val_loss, epoch_time, lr and the metrics.
+    /// Saves by itself while training: after every `interval` epochs (counted over all runs), 0 or
+    /// `None` = off, -1 = only after the last epoch of each `train`, or as an [`Every`] says
+    /// (steps, minutes); and, when on, after the last epoch too, also if training stops early.
+    /// `path` is the directory of checkpoints, `name` a template in Python's format language over
+    /// epoch, step, loss, val_loss, epoch_time, lr and the metrics. In a checkpoint saved inside
+    /// an epoch, `epoch` is the one under way, `loss` its mean so far, and `val_loss` is `nan`.
     ///
     /// ```no_run
     /// # use tch_checkpoint::handler::{Model, NNHandler};
@@ -168,11 +180,11 @@ impl<M: Model> NNHandler<M> {
     /// field, a bad format, `/` or `..`. Add metrics before, so that their names are known.
     pub fn auto_save(
         &mut self,
-        interval: i64,
+        interval: impl TryInto<Every, Error: Into<Error>>,
         path: impl AsRef<Path>,
         name: &str,
     ) -> Result<&mut AutoSaver> {
-        let interval = Interval::from_epochs(interval)?;
+        let interval = interval.try_into().map_err(Into::into)?;
         let mut saver = AutoSaver::new(interval, path.as_ref(), name, &self.metric_names())?;
         if let Some(before) = &self.auto_saver {
             saver.inherit(before);
@@ -230,7 +242,7 @@ impl<M: Model> NNHandler<M> {
         self.epoch
     }
 
-    /// Optimizer steps completed, over all runs.
+    /// Training steps completed, over all runs.
     pub fn step(&self) -> u64 {
         self.step
     }
@@ -249,9 +261,12 @@ impl<M: Model> NNHandler<M> {
         self.variables(|tensor| tensor.requires_grad())
     }
 
-    /// The other variables (running statistics), in order of name.
+    /// The variables that were never to be trained (running statistics), in order of name. Frozen
+    /// parameters are none of them: they do not change.
     fn buffers(&self) -> Vec<Tensor> {
-        self.variables(|tensor| !tensor.requires_grad())
+        let trainable = self.vars.trainable_variables();
+        let trainable: HashSet<_> = trainable.iter().map(|tensor| tensor.data_ptr()).collect();
+        self.variables(|tensor| !trainable.contains(&tensor.data_ptr()))
     }
 
     fn variables(&self, wanted: impl Fn(&Tensor) -> bool) -> Vec<Tensor> {

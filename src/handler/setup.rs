@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use crate::autosave::KnownFields;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Channel;
+use crate::handler::train::Goal;
 use crate::handler::{Feed, Model, NNHandler};
 use crate::rank::Rank;
 use crate::torch::Optimizer;
@@ -15,11 +16,11 @@ type Setup = Vec<(String, String)>;
 
 impl<M: Model> NNHandler<M> {
     /// The phase before training: every rank is ready, and all are about to do the same.
-    pub(super) fn agree_to_train(&self, epochs: u64) -> Result<()> {
-        self.group.phase_all(Channel::Training, "train", || self.setup(epochs), |all| agree(&all))
+    pub(super) fn agree_to_train(&self, goal: Goal) -> Result<()> {
+        self.group.phase_all(Channel::Training, "train", || self.setup(goal), |all| agree(&all))
     }
 
-    fn setup(&self, epochs: u64) -> Result<Setup> {
+    fn setup(&self, goal: Goal) -> Result<Setup> {
         self.refuse_if_poisoned()?;
         let missing = [
             (self.optimizer.is_none(), "set_optimizer"),
@@ -34,10 +35,13 @@ impl<M: Model> NNHandler<M> {
         if let Some(saver) = &self.auto_saver {
             saver.check(&metrics)?;
         }
+        self.train_feed.as_ref().map_or(Ok(()), |feed| self.check_same_data(feed))?;
         let of = |feed: Option<&Feed>, call| feed.map(|f| self.describe(f, call)).transpose();
         Ok([
-            ("number of epochs", epochs.to_string()),
+            ("goal", format!("{goal:?}")),
             ("epoch and step", format!("{} and {}", self.epoch, self.step)),
+            ("samples in the epoch under way", self.in_epoch.samples.to_string()),
+            ("steps", format!("{:?}", self.steps)),
             ("seed", self.seed.to_string()),
             ("optimizer", format!("{:?}", self.optimizer.as_ref().map(describe_optimizer))),
             ("training data", format!("{:?}", of(self.train_feed.as_ref(), "set_train_loader")?)),

@@ -7,6 +7,7 @@ mod auto_save;
 mod harness;
 mod kinds;
 mod loading;
+mod mid_epoch;
 mod models;
 mod names;
 mod ranks;

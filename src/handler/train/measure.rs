@@ -1,0 +1,76 @@
+//! Numbers over samples: loss and metrics, on this rank and over all.
+
+use std::collections::BTreeMap;
+
+use tch::Tensor;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::handler::ddp::device_error;
+use crate::handler::in_epoch::Sums;
+use crate::handler::{Feed, Model, NNHandler, shard};
+
+impl<M: Model> NNHandler<M> {
+    /// Mean loss and metrics over the validation data, each rank looking at its shards.
+    pub(super) fn validate(&self, feed: &Feed) -> Result<BTreeMap<String, f64>> {
+        let mut sums = Sums::default();
+        let world = self.group.world_size();
+        let _no_grad = tch::no_grad_guard();
+        for batch in feed.loader.batches(world, feed.dataset.len(), self.seed, 0, 0)? {
+            let own = shard(&batch, self.group.rank(), world);
+            if !own.is_empty() {
+                let (input, target) = feed.dataset.batch(own, self.device);
+                let output = self.model.forward(&input, false);
+                let loss = self.loss(&output, &target)?;
+                self.measure(&mut sums, own.len(), scalar(&loss)?, &output, &target);
+            }
+            self.group.progress().add(1);
+        }
+        self.aggregate("val_", &sums)
+    }
+
+    pub(super) fn loss(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
+        let missing = || Error::new(ErrorKind::InvalidInput, "no loss function");
+        self.loss_fn.as_ref().map(|loss| loss(output, target)).ok_or_else(missing)
+    }
+
+    /// Adds a batch of this rank.
+    pub(super) fn measure(
+        &self,
+        sums: &mut Sums,
+        samples: usize,
+        loss: f64,
+        output: &Tensor,
+        target: &Tensor,
+    ) {
+        sums.add("loss", samples, loss);
+        let output = output.detach();
+        for (name, metric) in &self.metrics {
+            sums.add(name, samples, metric(&output, target));
+        }
+    }
+
+    /// Means over all ranks, named `prefix` + `loss` and `prefix` + each metric.
+    pub(in crate::handler) fn aggregate(
+        &self,
+        prefix: &str,
+        sums: &Sums,
+    ) -> Result<BTreeMap<String, f64>> {
+        let names = std::iter::once("loss").chain(self.metrics.iter().map(|(n, _)| n.as_str()));
+        let names: Vec<&str> = names.collect();
+        let mut totals: Vec<f64> = names.iter().flat_map(|name| sums.get(name)).collect();
+        self.group.all_reduce_sum_f64(&mut totals)?;
+        let means = totals.chunks_exact(2).map(|total| total[0] / total[1]);
+        Ok(names.iter().map(|name| format!("{prefix}{name}")).zip(means).collect())
+    }
+
+    /// The coordinator's value, on every rank.
+    pub(in crate::handler) fn coordinators(&self, value: f64) -> Result<f64> {
+        let mut bytes = value.to_le_bytes();
+        self.group.broadcast(&mut bytes)?;
+        Ok(f64::from_le_bytes(bytes))
+    }
+}
+
+pub(super) fn scalar(loss: &Tensor) -> Result<f64> {
+    loss.f_double_value(&[]).map_err(|e| device_error(&e))
+}

@@ -1,0 +1,157 @@
+//! The training loop.
+//!
+//! Order at the end of an epoch: aggregate training numbers → validate → learning rate → history →
+//! auto-save. So a checkpoint includes the finished epoch. An epoch that a resumed run finds half
+//! done is gone on with.
+
+mod measure;
+mod step;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+pub(super) use self::step::StepSettings;
+use crate::error::{Error, ErrorKind, Result};
+use crate::handler::in_epoch::{DataFacts, InEpoch};
+use crate::handler::progress::EpochDisplay;
+use crate::handler::{Feed, Model, NNHandler};
+
+/// Where a call ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Goal {
+    /// So many epochs completed.
+    Epoch(u64),
+    /// So many steps completed.
+    Step(u64),
+}
+
+impl Goal {
+    fn is_reached(self, epoch: u64, step: u64) -> bool {
+        match self {
+            Self::Epoch(last) => epoch >= last,
+            Self::Step(last) => step >= last,
+        }
+    }
+
+    /// The last epoch, where it is known.
+    pub(super) fn last_epoch(self) -> Option<u64> {
+        match self {
+            Self::Epoch(last) => Some(last),
+            Self::Step(_) => None,
+        }
+    }
+}
+
+impl<M: Model> NNHandler<M> {
+    /// Trains `epochs` **more** epochs, saving as [`NNHandler::auto_save`] says. An epoch that was
+    /// left half done, by [`NNHandler::train_steps`] or by the run that saved a loaded checkpoint,
+    /// is completed first and counts as one of them.
+    ///
+    /// # Collective
+    /// Every rank.
+    ///
+    /// # Errors
+    /// Before anything is trained, on every rank: [`ErrorKind::InvalidInput`] if optimizer, loss or
+    /// training data is missing, data makes no batch or is not that with which the epoch began, a
+    /// metric has the name of another number, or the name template does not fit the metrics;
+    /// [`ErrorKind::Disagreement`] if ranks are set up differently; [`ErrorKind::Poisoned`].
+    ///
+    /// Later: errors of an automatic save (what was saved before is untouched, and training may go
+    /// on); [`ErrorKind::PeerLost`], [`ErrorKind::CoordinatorLost`] or [`ErrorKind::Deadline`] if a
+    /// rank is lost, also by an error or panic of its own, such as [`ErrorKind::Device`].
+    pub fn train(&mut self, epochs: u64) -> Result<()> {
+        self.train_to(Goal::Epoch(self.epoch.saturating_add(epochs)))
+    }
+
+    /// Trains `steps` more training steps, which may begin and end inside epochs; epochs that end
+    /// on the way end as in [`NNHandler::train`].
+    ///
+    /// # Collective
+    /// Every rank.
+    ///
+    /// # Errors
+    /// As [`NNHandler::train`].
+    pub fn train_steps(&mut self, steps: u64) -> Result<()> {
+        self.train_to(Goal::Step(self.step.saturating_add(steps)))
+    }
+
+    fn train_to(&mut self, goal: Goal) -> Result<()> {
+        self.agree_to_train(goal)?;
+        self.start_auto_save_clock();
+        while !self.has_reached(goal) {
+            self.train_epoch(goal)?;
+        }
+        Ok(())
+    }
+
+    fn has_reached(&self, goal: Goal) -> bool {
+        goal.is_reached(self.epoch, self.step)
+    }
+
+    /// The rest of the epoch under way, or as much of it as the goal asks for.
+    fn train_epoch(&mut self, goal: Goal) -> Result<()> {
+        let Some(feed) = self.train_feed.clone() else {
+            return Err(Error::new(ErrorKind::InvalidInput, "no training data"));
+        };
+        self.in_epoch.data = Some(DataFacts::of(&feed));
+        self.in_epoch.since = Some(Instant::now());
+        let is_through = self.train_batches(&feed, goal);
+        self.in_epoch.seconds = self.in_epoch.seconds_until_now();
+        self.in_epoch.since = None;
+        if is_through? { self.finish_epoch(goal) } else { Ok(()) }
+    }
+
+    /// Whether the epoch is through.
+    fn train_batches(&mut self, feed: &Feed, goal: Goal) -> Result<bool> {
+        let (world, samples) = (self.group.world_size(), feed.dataset.len());
+        let done = self.in_epoch.samples;
+        let batches = feed.loader.batches(world, samples, self.seed, self.epoch, done)?;
+        let display = EpochDisplay::start(self, goal, done, samples);
+        let mut steps = batches.chunks(self.steps.accumulate()).peekable();
+        while let Some(batches) = steps.next() {
+            if self.has_reached(goal) {
+                return Ok(false);
+            }
+            self.train_step(feed, batches)?;
+            display.advance(self.in_epoch.samples, self.in_epoch.sums.mean("loss"));
+            // After the last step the epoch ends first: the same save then has all its numbers.
+            if steps.peek().is_some() {
+                self.auto_save_step(self.has_reached(goal))?;
+            }
+        }
+        Ok(true)
+    }
+
+    fn finish_epoch(&mut self, goal: Goal) -> Result<()> {
+        let mut logs = self.aggregate("", &self.in_epoch.sums)?;
+        let epoch = self.epoch + 1;
+        let last = goal.is_reached(epoch, self.step);
+        let due = self.validate_every > 0 && (epoch.is_multiple_of(self.validate_every) || last);
+        logs.extend(match &self.val_feed {
+            Some(feed) if due => self.validate(feed)?,
+            _ => BTreeMap::from([("val_loss".to_owned(), f64::NAN)]),
+        });
+        logs.insert("lr".to_owned(), self.lr());
+        let seconds = self.in_epoch.seconds;
+        logs.insert("epoch_time".to_owned(), self.coordinators(seconds)?);
+        // Together, so that history has one number per epoch whatever fails before or after.
+        self.epoch = epoch;
+        self.in_epoch = InEpoch::default();
+        self.history.push(&logs);
+        tracing::info!(
+            rank = self.group.rank().get(),
+            epoch = self.epoch,
+            step = self.step,
+            loss = logs.get("loss"),
+            val_loss = logs.get("val_loss"),
+            "epoch done"
+        );
+        EpochDisplay::line(self, goal, &logs);
+        self.auto_save_epoch(last, &logs)
+    }
+
+    /// Learning rate of the first parameter group.
+    pub(super) fn lr(&self) -> f64 {
+        self.optimizer.as_ref().map_or(f64::NAN, |optimizer| optimizer.lr())
+    }
+}

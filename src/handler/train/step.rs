@@ -1,0 +1,73 @@
+//! One training step: forward and backward on this rank's shards, average, update.
+
+use std::num::NonZeroUsize;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::handler::ddp::{average_gradients, broadcast, device_error};
+use crate::handler::train::measure::scalar;
+use crate::handler::{Feed, Model, NNHandler, shard};
+use crate::sabotage;
+
+/// How a step is made; stored, since a resumed run has to make the same steps.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(in crate::handler) struct StepSettings {
+    accumulate: Option<NonZeroUsize>,
+}
+
+impl StepSettings {
+    /// Batches of one step.
+    pub(in crate::handler) fn accumulate(&self) -> usize {
+        self.accumulate.map_or(1, NonZeroUsize::get)
+    }
+}
+
+impl<M: Model> NNHandler<M> {
+    /// Makes each step of `batches` batches, whose gradients are averaged over all their samples
+    /// (gradient accumulation); the last step of an epoch may have fewer. Default 1, and 0 is 1.
+    /// Stored in checkpoints.
+    pub fn accumulate(&mut self, batches: usize) {
+        self.steps.accumulate = NonZeroUsize::new(batches);
+    }
+
+    pub(super) fn train_step(&mut self, feed: &Feed, batches: &[Vec<i64>]) -> Result<()> {
+        sabotage::visit(self.group.rank(), "train", "step")?;
+        if let Some(optimizer) = &mut self.optimizer {
+            optimizer.zero_grad()?;
+        }
+        let (rank, world) = (self.group.rank(), self.group.world_size());
+        let samples: usize = batches.iter().map(Vec::len).sum();
+        let shards: Vec<&[i64]> = batches.iter().map(|batch| shard(batch, rank, world)).collect();
+        let own: usize = shards.iter().map(|shard| shard.len()).sum();
+        for shard in shards.into_iter().filter(|shard| !shard.is_empty()) {
+            self.backward(feed, shard, shard.len() as f64 / own as f64)?;
+        }
+        average_gradients(&self.group, &self.parameters(), own as f64 / samples as f64)?;
+        if let Some(optimizer) = &mut self.optimizer {
+            optimizer.step()?;
+        }
+        // Running statistics saw only this rank's samples. The coordinator's count, as in PyTorch,
+        // and from here on: a checkpoint may be saved between any two steps.
+        broadcast(&self.group, &self.buffers())?;
+        self.step += 1;
+        self.in_epoch.samples += samples;
+        self.group.progress().add(1);
+        Ok(())
+    }
+
+    /// Adds the gradients of a batch, whose share of this rank's samples in the step is `share`.
+    fn backward(&mut self, feed: &Feed, indices: &[i64], share: f64) -> Result<()> {
+        let (input, target) = feed.dataset.batch(indices, self.device);
+        let output = self.model.forward(&input, true);
+        let mut loss = self.loss(&output, &target)?;
+        let mut sums = std::mem::take(&mut self.in_epoch.sums);
+        self.measure(&mut sums, indices.len(), scalar(&loss)?, &output, &target);
+        self.in_epoch.sums = sums;
+        if share < 1.0 {
+            loss = loss.f_mul_scalar(share).map_err(|e| device_error(&e))?;
+        }
+        loss.f_backward().map_err(|e| device_error(&e))
+    }
+}
