@@ -23,6 +23,7 @@ mod history;
 mod in_epoch;
 mod model;
 mod progress;
+mod resume_check;
 mod setup;
 mod train;
 
@@ -32,6 +33,7 @@ pub use checkpoint::LoadOptions;
 pub use data::{Dataset, Loader, TensorDataset, epoch_order, shard};
 pub use history::History;
 pub use model::Model;
+pub use resume_check::{Difference, check_resume};
 
 use in_epoch::InEpoch;
 use train::StepSettings;
