@@ -305,6 +305,30 @@ impl ProcessGroup {
         phase::run(self, channel, name, local, |values| decide(values).map(Answers::Same))
     }
 
+    /// Runs `work` on the coordinator alone, in a phase called `name`; every rank gets what came of
+    /// it, also if that is an error or a panic. For what one rank must do while the others wait:
+    /// a download, a look at a directory.
+    ///
+    /// ```
+    /// # use tch_checkpoint::ProcessGroup;
+    /// let group = ProcessGroup::solo();
+    /// let files = group.on_coordinator("list", || Ok(vec!["a", "b"].len()))?;
+    /// assert_eq!(files, 2);
+    /// # Ok::<(), tch_checkpoint::Error>(())
+    /// ```
+    ///
+    /// # Collective
+    /// Every rank, with the same `name`. `work` is not called on the others.
+    ///
+    /// # Errors
+    /// That of `work`, on every rank; else as [`ProcessGroup::phase`].
+    pub fn on_coordinator<T>(&self, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T>
+    where
+        T: Serialize + DeserializeOwned + Clone,
+    {
+        self.phase_all(Channel::Training, name, || Ok(()), |_| work())
+    }
+
     /// Adds up `values` over all ranks, so that all hold the same bits. In rank order, so that a
     /// rerun gives them too; under MPI the order is the library's.
     ///

@@ -14,6 +14,7 @@ use crate::layout::{CheckpointName, SaveId};
 use crate::load::Loaded;
 use crate::plan::OnExisting;
 use crate::save::Checkpoint;
+use crate::storage::Storage;
 use crate::sweep::{self, Pace};
 use crate::torch::Optimizer;
 
@@ -116,6 +117,15 @@ impl AutoSaver {
     /// Whether the template fits the metrics that exist now.
     pub(super) fn check(&self, metrics: &[String]) -> Result<()> {
         NameTemplate::parse(&self.state.template, &KnownFields::new(metrics)).map(|_| ())
+    }
+
+    /// Makes its directory, so that one that cannot be made shows before days of training.
+    pub(super) fn check_directory(&self, storage: &dyn Storage) -> Result<()> {
+        if self.state.interval == Every::Off {
+            return Ok(());
+        }
+        let made = storage.create_dir_all(&self.state.directory).map(drop);
+        made.map_err(|e| e.with_help("nothing was trained; give `auto_save` another directory"))
     }
 
     /// Where the checkpoint goes; `epoch` is the one that ended, or the one under way.

@@ -8,6 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::handler::{History, InEpoch, Model, NNHandler, StepSettings, ddp};
 use crate::rank::Rank;
+use crate::state::Values;
 use crate::storage::{LocalStorage, Storage};
 
 /// Builds an [`NNHandler`].
@@ -114,6 +115,7 @@ impl<M: Model> HandlerBuilder<M> {
             in_epoch: InEpoch::default(),
             steps: StepSettings::default(),
             history: History::default(),
+            user_values: Values::new(),
             quiet: false,
             poisoned: false,
         })

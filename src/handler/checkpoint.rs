@@ -10,7 +10,7 @@ use crate::catalog::{CheckpointPath, Wanted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::handler::destination::{Fresh, Live, cuda_index};
-use crate::handler::{Model, NNHandler, ddp};
+use crate::handler::{History, Model, NNHandler, ddp};
 use crate::load::{Atomicity, Loaded, load};
 use crate::plan::OnExisting;
 use crate::plan::load::LoadRules;
@@ -22,6 +22,8 @@ use crate::torch;
 
 /// Prefix of the names of optimizer tensors and values.
 pub(super) const OPTIMIZER: &str = "optimizer";
+/// Prefix of the names of values that the user adds.
+pub(super) const USER: &str = "user.";
 
 /// How a checkpoint is loaded. `Default` is a strict load of everything, on the device of each
 /// rank, by the ranks of this process's launcher.
@@ -40,6 +42,13 @@ pub struct LoadOptions {
     pub lenient: bool,
     /// Leave the optimizer out: it gets fresh state when set. Default: no.
     pub skip_optimizer: bool,
+    /// Leave the history out: series begin anew, with NaN for the epochs before. Epochs and steps
+    /// go on being counted. Default: no.
+    pub skip_history: bool,
+    /// Go on saving automatically where the checkpoint says, even if it was loaded from elsewhere:
+    /// only if you trust it, since it then chooses where this program writes and removes
+    /// checkpoints. Default: no.
+    pub keep_auto_saver: bool,
 }
 
 impl<M: Model> NNHandler<M> {
@@ -111,6 +120,9 @@ impl<M: Model> NNHandler<M> {
         self.history.save(values);
         self.in_epoch.save(&mut state)?;
         let values = &mut state.values;
+        for (name, value) in self.user_values.iter() {
+            values.set(format!("{USER}{name}"), value.clone());
+        }
         if let Some(saver) = &self.auto_saver {
             values.set("auto_saver", Value::json(&saver.state())?);
         }
@@ -148,7 +160,8 @@ impl<M: Model> NNHandler<M> {
     /// Builds a handler from a checkpoint: model, optimizer, counters, history, auto-saver and
     /// random state. Loss, metrics and data are not stored; set them before training on. The
     /// auto-saver goes on if the checkpoint lies in the directory to which it saves; elsewhere it
-    /// is off, with a warning, until [`NNHandler::auto_save`] is called.
+    /// is off, with a warning, until [`NNHandler::auto_save`] is called, unless
+    /// [`LoadOptions::keep_auto_saver`] says otherwise.
     ///
     /// # Collective
     /// Every rank of the group, which may have another world size than the one that saved. Then
@@ -177,7 +190,12 @@ impl<M: Model> NNHandler<M> {
             ddp::broadcast(&group, &handler.variables(|_| true))?;
         }
         handler.adopt(&loaded);
-        handler.distrust_auto_saver(&loaded);
+        if !options.keep_auto_saver {
+            handler.distrust_auto_saver(&loaded);
+        }
+        if options.skip_history {
+            handler.history = History::begin_after(handler.epoch);
+        }
         Ok(handler)
     }
 

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::handler::auto_save::AutoSaverState;
 use crate::handler::builder::seed_of_rank;
-use crate::handler::checkpoint::OPTIMIZER;
+use crate::handler::checkpoint::{OPTIMIZER, USER};
 use crate::handler::{
     AutoSaver, HandlerBuilder, History, InEpoch, LoadOptions, Model, NNHandler, StepSettings,
 };
@@ -27,6 +27,7 @@ struct Stored {
     step: u64,
     seed: u64,
     history: History,
+    user_values: Values,
     steps: StepSettings,
     auto_saver: Option<AutoSaver>,
 }
@@ -44,12 +45,23 @@ impl Stored {
             step: count("trainer.step")?,
             seed: seed_of(values)?,
             history: History::load(values, epoch)?,
+            user_values: user_values(values),
             steps: values
                 .find(SETTINGS)
                 .map_or(Ok(StepSettings::default()), |_| values.json(SETTINGS))?,
             auto_saver: auto_saver.map_err(|e| e.with_kind(ErrorKind::Mismatch))?,
         })
     }
+}
+
+fn user_values(values: &Values) -> Values {
+    let mut own = Values::new();
+    for (name, value) in values.iter() {
+        if let Some(name) = name.strip_prefix(USER) {
+            own.set(name, value.clone());
+        }
+    }
+    own
 }
 
 fn seed_of(values: &Values) -> Result<u64> {
@@ -112,6 +124,7 @@ impl<M: Model> NNHandler<M> {
         (self.epoch, self.step, self.seed) = (stored.epoch, stored.step, stored.seed);
         self.steps = stored.steps;
         self.history = stored.history;
+        self.user_values = stored.user_values;
         self.auto_saver = match (self.auto_saver.take(), stored.auto_saver) {
             (Some(mut live), Some(stored)) => {
                 live.inherit(&stored);

@@ -10,6 +10,7 @@ use tch::{Device, Tensor, nn};
 use crate::autosave::Every;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
+use crate::state::Values;
 use crate::storage::Storage;
 use crate::torch::{Optimizer, OptimizerConfig};
 
@@ -109,6 +110,7 @@ pub struct NNHandler<M: Model> {
     in_epoch: InEpoch,
     steps: StepSettings,
     history: History,
+    user_values: Values,
     quiet: bool,
     /// Set when a load failed after it began to change the model.
     poisoned: bool,
@@ -252,6 +254,17 @@ impl<M: Model> NNHandler<M> {
     /// Losses and metrics of all epochs, over all runs.
     pub fn history(&self) -> &History {
         &self.history
+    }
+
+    /// Values of your own, stored with every checkpoint and there again after a load: a name of the
+    /// run, a tokenizer's settings. They must be equal on every rank when saving.
+    pub fn user_values(&self) -> &Values {
+        &self.user_values
+    }
+
+    /// The same, to set some.
+    pub fn user_values_mut(&mut self) -> &mut Values {
+        &mut self.user_values
     }
 
     fn metric_names(&self) -> Vec<String> {

@@ -34,6 +34,9 @@ impl<M: Model> NNHandler<M> {
         check_metrics(&metrics)?;
         if let Some(saver) = &self.auto_saver {
             saver.check(&metrics)?;
+            if self.group.is_coordinator() {
+                saver.check_directory(&*self.storage)?;
+            }
         }
         self.train_feed.as_ref().map_or(Ok(()), |feed| self.check_same_data(feed))?;
         let of = |feed: Option<&Feed>, call| feed.map(|f| self.describe(f, call)).transpose();

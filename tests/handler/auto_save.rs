@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tch_checkpoint::group::ProcessGroup;
-use tch_checkpoint::handler::NNHandler;
+use tch_checkpoint::handler::{LoadOptions, NNHandler};
 use tch_checkpoint::storage::{Fault, MemoryStorage, Storage};
 use tch_checkpoint::{Atomicity, Error, ErrorKind};
 
@@ -189,6 +189,10 @@ fn a_checkpoint_from_elsewhere_does_not_say_where_to_save() {
         again.train(1).unwrap();
         assert_eq!(entries(&memory, "runs"), ["e01"], "nothing is saved or removed there");
         assert_eq!(entries(&memory, "downloads"), ["theirs"]);
+        let trusting = LoadOptions { keep_auto_saver: true, ..options(&group, &storage) };
+        let mut trusting = equip(NNHandler::<Net>::load("downloads/theirs", trusting).unwrap());
+        trusting.train(1).unwrap();
+        assert_eq!(visible(&memory, "runs"), ["e02"], "trusted");
     });
 }
 
@@ -214,7 +218,9 @@ fn train_with_a_full_disk(group: &ProcessGroup, stage: &Stage, nth: u64) -> Resu
     handler.auto_save(1, "runs", NAME).unwrap().overwrite(true);
     handler.train(1).unwrap();
     if stage.is_failing(group) {
-        let operation = stage.faulty.operations() + nth;
+        // The coordinator looks at the directory once before it trains.
+        let looks = u64::from(group.is_coordinator());
+        let operation = stage.faulty.operations() + looks + nth;
         stage.faulty.fail_at(operation, Fault::Error(ENOSPC), true);
     }
     let failed = handler.train(1);
@@ -260,4 +266,20 @@ fn a_save_that_another_name_blocks_is_refused_and_the_other_thing_stays() {
         handler.train(1).unwrap();
         assert_eq!(entries(&memory, "runs"), ["model", "model-v1"]);
     });
+}
+
+/// A directory that cannot be made shows before anything is trained, on every rank.
+#[test]
+fn an_impossible_directory_is_refused_before_training() {
+    let (memory, storage) = memory();
+    storage.create_dir_all(Path::new("runs")).unwrap();
+    memory.write(Path::new("runs/taken"), b"a file").unwrap();
+    let results = on_ranks(2, move |group| {
+        let mut handler = usual(&group, &storage);
+        handler.auto_save(5, "runs/taken", NAME).unwrap();
+        let trained = handler.train(1);
+        assert_eq!(handler.step(), 0);
+        trained
+    });
+    assert!(one_error(&results).to_string().contains("nothing was trained"));
 }

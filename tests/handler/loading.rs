@@ -177,3 +177,33 @@ fn a_device_that_is_not_there_becomes_the_cpu() {
         assert_eq!(handler.device(), Device::Cpu);
     });
 }
+
+#[test]
+fn what_the_user_adds_comes_back() {
+    let _generator = exclusive();
+    let (solo, (_, storage)) = (ProcessGroup::solo(), memory());
+    let mut handler = usual(&solo, &storage);
+    handler.user_values_mut().set("run", "a-7");
+    handler.save("runs/named").unwrap();
+    let again = loaded(&solo, &storage, "runs/named").unwrap();
+    assert_eq!(again.user_values().text("run").unwrap(), "a-7");
+    assert_eq!(again.user_values(), handler.user_values());
+}
+
+/// Epochs go on being counted, and new series are as long as they are many.
+#[test]
+fn a_load_without_history_begins_the_series_anew() {
+    let _generator = exclusive();
+    let (solo, (_, storage)) = (ProcessGroup::solo(), memory());
+    let mut first = usual(&solo, &storage);
+    first.train(2).unwrap();
+    first.save("runs/two").unwrap();
+    let without = LoadOptions { skip_history: true, ..options(&solo, &storage) };
+    let mut second = equip(NNHandler::<Net>::load("runs/two", without).unwrap());
+    assert_eq!((second.epoch(), second.history().series("loss").len()), (2, 0));
+    second.save("runs/again").unwrap();
+    assert_eq!(loaded(&solo, &storage, "runs/again").unwrap().history().epochs(), 2);
+    second.train(1).unwrap();
+    let loss = second.history().series("loss");
+    assert!(loss[..2].iter().all(|x| x.is_nan()) && loss[2].is_finite(), "{loss:?}");
+}

@@ -36,6 +36,26 @@ fn long_votes_and_answers_arrive_whole() {
     }
 }
 
+#[test]
+fn work_of_the_coordinator_is_everyones_answer_or_error() {
+    for transport in TRANSPORTS {
+        let results = with_groups(transport, 3, &patient(), move |group| {
+            let rank = group.rank().get();
+            let answer = group.on_coordinator("ask", || Ok(rank + 7))?;
+            let refused = group.on_coordinator("refuse", || Err::<(), _>(refuse(group.rank())));
+            let panicked =
+                group.on_coordinator("panic", || -> Result<()> { panic!("at the disk") });
+            Ok::<_, Error>((answer, refused.unwrap_err(), panicked.unwrap_err()))
+        });
+        for result in results {
+            let (answer, refused, panicked) = result.unwrap();
+            assert_eq!(answer, 7);
+            assert!(refused.to_string().contains("disk of rank 0 is full"), "{refused}");
+            assert_eq!(panicked.kind(), ErrorKind::Panic);
+        }
+    }
+}
+
 /// What goes wrong where, and what all ranks must hear of it.
 struct Fault {
     local: fn(Rank) -> Result<u32>,
