@@ -42,6 +42,15 @@ struct RawDescription {
     identity: u64,
 }
 
+/// What was in force on a thread before autocast was turned on.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub(super) struct AutocastBefore {
+    cuda: i32,
+    enabled: i32,
+    dtype: i32,
+}
+
 unsafe extern "C" {
     fn tch_checkpoint_describe(
         tensor: *const C_tensor,
@@ -74,6 +83,18 @@ unsafe extern "C" {
     ) -> c_int;
     fn tch_checkpoint_clear_grad(
         tensor: *mut C_tensor,
+        message: *mut c_char,
+        message_size: usize,
+    ) -> c_int;
+    fn tch_checkpoint_autocast_enter(
+        cuda: bool,
+        bfloat16: bool,
+        previous: *mut AutocastBefore,
+        message: *mut c_char,
+        message_size: usize,
+    ) -> c_int;
+    fn tch_checkpoint_autocast_leave(
+        previous: *const AutocastBefore,
         message: *mut c_char,
         message_size: usize,
     ) -> c_int;
@@ -162,6 +183,24 @@ pub(super) fn clear_grad(tensor: &mut Tensor) -> Result<()> {
     // SAFETY: `tensor` is a live handle of torch-sys.
     call("clearing a gradient", |message, size| unsafe {
         tch_checkpoint_clear_grad(tensor.as_mut_ptr(), message, size)
+    })
+}
+
+/// Turns autocast on for this thread, on CUDA or the CPU, to bfloat16 or half.
+pub(super) fn autocast_enter(cuda: bool, bfloat16: bool) -> Result<AutocastBefore> {
+    let mut before = AutocastBefore::default();
+    // SAFETY: `before` outlives the call.
+    call("turning autocast on", |message, size| unsafe {
+        tch_checkpoint_autocast_enter(cuda, bfloat16, &raw mut before, message, size)
+    })?;
+    Ok(before)
+}
+
+/// Puts back what [`autocast_enter`] found; on the thread that called it.
+pub(super) fn autocast_leave(before: &AutocastBefore) -> Result<()> {
+    // SAFETY: `before` outlives the call, and holds what `autocast_enter` wrote.
+    call("turning autocast off", |message, size| unsafe {
+        tch_checkpoint_autocast_leave(before, message, size)
     })
 }
 

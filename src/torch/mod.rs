@@ -36,6 +36,7 @@
 //! # Ok::<(), tch_checkpoint::Error>(())
 //! ```
 
+pub mod autocast;
 pub mod convert;
 mod ffi;
 pub mod optim;
@@ -43,6 +44,7 @@ pub mod rng;
 pub mod tensor_io;
 pub mod var_store;
 
+pub use autocast::{Autocast, Precision};
 pub use convert::{dtype_of, kind_of, spec_of};
 pub use optim::{Adam, AdamW, Optimizer, OptimizerConfig, RmsProp, Sgd};
 pub use rng::{cpu_rng_state, cuda_rng_state, set_cpu_rng_state, set_cuda_rng_state};

@@ -5,6 +5,7 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
@@ -116,6 +117,38 @@ int tch_checkpoint_addcdiv(at::Tensor* self, const at::Tensor* a, const at::Tens
 
 int tch_checkpoint_clear_grad(at::Tensor* tensor, char* message, size_t message_size) noexcept {
   return guarded(message, message_size, [&] { tensor->mutable_grad().reset(); });
+}
+
+// What was in force on this thread before `enter`.
+struct tch_checkpoint_autocast {
+  int32_t cuda;
+  int32_t enabled;
+  int32_t dtype;
+};
+
+// Turns autocast on for this thread and for the CPU or CUDA.
+int tch_checkpoint_autocast_enter(bool cuda, bool bfloat16, tch_checkpoint_autocast* previous,
+                                  char* message, size_t message_size) noexcept {
+  return guarded(message, message_size, [&] {
+    auto device = cuda ? at::kCUDA : at::kCPU;
+    previous->cuda = cuda;
+    previous->enabled = at::autocast::is_autocast_enabled(device);
+    previous->dtype = static_cast<int32_t>(at::autocast::get_autocast_dtype(device));
+    at::autocast::set_autocast_dtype(device, bfloat16 ? at::kBFloat16 : at::kHalf);
+    at::autocast::set_autocast_enabled(device, true);
+    at::autocast::increment_nesting();
+  });
+}
+
+// Puts back what `enter` found; the outermost one also forgets the weights that were cast.
+int tch_checkpoint_autocast_leave(const tch_checkpoint_autocast* previous, char* message,
+                                  size_t message_size) noexcept {
+  return guarded(message, message_size, [&] {
+    auto device = previous->cuda ? at::kCUDA : at::kCPU;
+    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+    at::autocast::set_autocast_enabled(device, previous->enabled);
+    at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(previous->dtype));
+  });
 }
 
 // The state of the default generator of the CPU (`cuda_index` < 0) or of a CUDA device. `length`
