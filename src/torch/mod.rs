@@ -37,17 +37,22 @@
 //! ```
 
 pub mod autocast;
+pub mod clip;
 pub mod convert;
 mod ffi;
+mod gradients;
 pub mod optim;
 pub mod rng;
+pub mod scaler;
 pub mod tensor_io;
 pub mod var_store;
 
 pub use autocast::{Autocast, Precision};
+pub use clip::Clip;
 pub use convert::{dtype_of, kind_of, spec_of};
 pub use optim::{Adam, AdamW, Optimizer, OptimizerConfig, RmsProp, Sgd};
 pub use rng::{cpu_rng_state, cuda_rng_state, set_cpu_rng_state, set_cuda_rng_state};
+pub use scaler::{GradScaler, GradScalerConfig};
 pub use tensor_io::{TchSink, TchSource};
 pub use var_store::{add_var_store, var_store_targets};
 
