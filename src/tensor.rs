@@ -285,6 +285,12 @@ impl Component {
         Self("optimizer".to_owned())
     }
 
+    /// The component of averaged parameters.
+    #[must_use]
+    pub fn ema() -> Self {
+        Self("ema".to_owned())
+    }
+
     /// The name.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -39,6 +39,7 @@
 pub mod autocast;
 pub mod clip;
 pub mod convert;
+pub mod ema;
 mod ffi;
 mod gradients;
 pub mod optim;
@@ -50,6 +51,7 @@ pub mod var_store;
 pub use autocast::{Autocast, Precision};
 pub use clip::Clip;
 pub use convert::{dtype_of, kind_of, spec_of};
+pub use ema::{Ema, EmaConfig};
 pub use optim::{Adam, AdamW, Optimizer, OptimizerConfig, RmsProp, Sgd};
 pub use rng::{cpu_rng_state, cuda_rng_state, set_cpu_rng_state, set_cuda_rng_state};
 pub use scaler::{GradScaler, GradScalerConfig};

@@ -32,15 +32,15 @@ impl ParamGroup {
 }
 
 /// A trainable variable, and the group that `tch` put it in.
-pub(super) struct Trainable {
-    pub(super) identity: u64,
-    pub(super) name: String,
-    pub(super) tensor: Tensor,
-    pub(super) group: usize,
+pub(in crate::torch) struct Trainable {
+    pub(in crate::torch) identity: u64,
+    pub(in crate::torch) name: String,
+    pub(in crate::torch) tensor: Tensor,
+    pub(in crate::torch) group: usize,
 }
 
 /// The trainable variables of a store, each under its first name and with its group.
-pub(super) fn trainable(store: &nn::VarStore) -> Result<Vec<Trainable>> {
+pub(in crate::torch) fn trainable(store: &nn::VarStore) -> Result<Vec<Trainable>> {
     let mut groups = HashMap::new();
     {
         let variables = store.variables_.lock().unwrap_or_else(PoisonError::into_inner);

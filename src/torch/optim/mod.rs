@@ -23,7 +23,7 @@ pub use groups::ParamGroup;
 pub use rmsprop::RmsProp;
 pub use sgd::Sgd;
 
-use self::groups::Trainable;
+pub(super) use self::groups::{Trainable, trainable};
 use super::{convert, ffi, torch_error};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -81,7 +81,7 @@ impl Optimizer {
     pub fn add_parameters(&mut self, store: &nn::VarStore) -> Result<usize> {
         let mut added = 0;
         let known: HashSet<u64> = self.all_mut().map(|p| p.identity).collect();
-        for Trainable { identity, name, tensor, group } in groups::trainable(store)? {
+        for Trainable { identity, name, tensor, group } in trainable(store)? {
             if !known.contains(&identity) {
                 let parameter = Parameter::new(identity, name, tensor, &self.config.slots())?;
                 self.group_at(group).insert(parameter);
