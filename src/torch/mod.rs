@@ -45,6 +45,7 @@ mod gradients;
 pub mod optim;
 pub mod rng;
 pub mod scaler;
+pub mod schedule;
 pub mod tensor_io;
 pub mod var_store;
 
@@ -55,6 +56,10 @@ pub use ema::{Ema, EmaConfig};
 pub use optim::{Adam, AdamW, Optimizer, OptimizerConfig, RmsProp, Sgd};
 pub use rng::{cpu_rng_state, cuda_rng_state, set_cpu_rng_state, set_cuda_rng_state};
 pub use scaler::{GradScaler, GradScalerConfig};
+pub use schedule::{
+    CosineLr, CosineRestarts, ExponentialLr, MultiStepLr, OneCycle, ReduceOnPlateau, Scheduler,
+    SchedulerConfig, SchedulerUnit, StepLr, Warmup,
+};
 pub use tensor_io::{TchSink, TchSource};
 pub use var_store::{add_var_store, var_store_targets};
 
