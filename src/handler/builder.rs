@@ -6,7 +6,7 @@ use tch::{Device, Tensor, nn};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
-use crate::handler::{History, InEpoch, Model, NNHandler, StepSettings, ddp};
+use crate::handler::{History, InEpoch, Model, NNHandler, Parts, StepSettings, ddp};
 use crate::rank::Rank;
 use crate::state::Values;
 use crate::storage::{LocalStorage, Storage};
@@ -104,6 +104,7 @@ impl<M: Model> HandlerBuilder<M> {
             vars,
             model,
             optimizer: None,
+            parts: Parts::default(),
             loss_fn: None,
             metrics: Vec::new(),
             train_feed: None,

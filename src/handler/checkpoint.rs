@@ -40,8 +40,15 @@ pub struct LoadOptions {
     /// values, others are ignored; both are logged. Shapes and dtypes must match in any case.
     /// Default: no.
     pub lenient: bool,
-    /// Leave the optimizer out: it gets fresh state when set. Default: no.
+    /// Leave the optimizer out, with its schedule and gradient scaler: it gets fresh state when
+    /// set. Default: no.
     pub skip_optimizer: bool,
+    /// Leave the schedule of the learning rate out; the rates stay where they were. Default: no.
+    pub skip_scheduler: bool,
+    /// Leave the gradient scaler out. Default: no.
+    pub skip_scaler: bool,
+    /// Leave the averages of parameters out. Default: no.
+    pub skip_ema: bool,
     /// Leave the history out: series begin anew, with NaN for the epochs before. Epochs and steps
     /// go on being counted. Default: no.
     pub skip_history: bool,
@@ -109,6 +116,7 @@ impl<M: Model> NNHandler<M> {
         if let Some(optimizer) = &self.optimizer {
             optimizer.save_state(OPTIMIZER, &mut state)?;
         }
+        self.parts.save(&mut state)?;
         let values = &mut state.values;
         values.set("model.type", type_name::<M>());
         values.set("model.config", Value::json(&self.config)?);
@@ -133,7 +141,8 @@ impl<M: Model> NNHandler<M> {
         Ok(state)
     }
 
-    /// BLAKE3 over parameters, buffers, optimizer state and settings, seed and counters: equal
+    /// BLAKE3 over parameters, buffers, optimizer and its schedule, scaler, averages, seed and
+    /// counters: equal
     /// exactly if training on the same data would go on equally, bit for bit, up to random state.
     /// Reads every tensor.
     ///
@@ -150,7 +159,8 @@ impl<M: Model> NNHandler<M> {
                 hasher.update(&bytes);
             }
         }
-        let counts = |name: &str| name.starts_with("trainer.") || name.starts_with("optimizer.");
+        let prefixes = ["trainer.", "optimizer.", "scheduler.", "scaler.", "ema."];
+        let counts = |name: &str| prefixes.iter().any(|prefix| name.starts_with(prefix));
         for (name, value) in state.values.iter().filter(|(name, _)| counts(name)) {
             hasher.update(&crate::codec::encode(&(name, value))?);
         }
@@ -177,7 +187,11 @@ impl<M: Model> NNHandler<M> {
         };
         let storage = options.storage.clone().unwrap_or_else(super::builder::default_storage);
         let mut fresh = Fresh::<M> { group: group.clone(), options: &options, handler: None };
-        let rules = rules(options.lenient, options.skip_optimizer);
+        let skipped = [
+            (options.skip_optimizer, Component::optimizer()),
+            (options.skip_ema, Component::ema()),
+        ];
+        let rules = rules(options.lenient, &skipped);
         let loaded = load(&group, &*storage, &wanted, &mut fresh, &rules, Atomicity::InPlace)?;
         if group.is_coordinator() {
             report(&loaded);
@@ -212,7 +226,7 @@ impl<M: Model> NNHandler<M> {
     pub fn restore(&mut self, path: impl AsRef<Path>, atomicity: Atomicity) -> Result<Loaded> {
         let wanted = Wanted::parse(path)?;
         let (group, storage) = (self.group.clone(), self.storage.clone());
-        let rules = rules(false, self.optimizer.is_none());
+        let rules = rules(false, &[(self.optimizer.is_none(), Component::optimizer())]);
         let mut live = Live::new(self);
         let restored = load(&group, &*storage, &wanted, &mut live, &rules, atomicity);
         let touched = live.is_touched();
@@ -251,9 +265,12 @@ fn counter(count: u64) -> Result<i64> {
     i64::try_from(count).map_err(|_| Error::new(ErrorKind::InvalidInput, "a count beyond 63 bits"))
 }
 
-/// Which names count, and how strictly.
-fn rules(lenient: bool, skip_optimizer: bool) -> LoadRules {
-    let components = skip_optimizer.then(|| vec![Component::model()]);
+/// How strictly names count, and those of which components.
+fn rules(lenient: bool, skipped: &[(bool, Component)]) -> LoadRules {
+    let is_wanted = |c: &Component| !skipped.iter().any(|(skip, other)| *skip && c == other);
+    let all = [Component::model(), Component::optimizer(), Component::ema()];
+    let any = skipped.iter().any(|(skip, _)| *skip);
+    let components = any.then(|| all.into_iter().filter(is_wanted).collect());
     LoadRules { strict: !lenient, components }
 }
 

@@ -11,7 +11,7 @@ use crate::handler::auto_save::AutoSaverState;
 use crate::handler::builder::seed_of_rank;
 use crate::handler::checkpoint::{OPTIMIZER, USER};
 use crate::handler::{
-    AutoSaver, HandlerBuilder, History, InEpoch, LoadOptions, Model, NNHandler, StepSettings,
+    AutoSaver, HandlerBuilder, History, InEpoch, LoadOptions, Model, NNHandler, Parts, StepSettings,
 };
 use crate::load::Destination;
 use crate::manifest::Manifest;
@@ -97,6 +97,7 @@ impl<M: Model> NNHandler<M> {
         if let Some(optimizer) = &mut self.optimizer {
             optimizer.load_targets(OPTIMIZER, &mut targets)?;
         }
+        self.parts.targets(&mut targets)?;
         Ok(targets)
     }
 
@@ -107,6 +108,7 @@ impl<M: Model> NNHandler<M> {
         if let Some(optimizer) = &self.optimizer {
             of_a_handler(optimizer.check_values(OPTIMIZER, values))?;
         }
+        of_a_handler(self.parts.check_values(values))?;
         let Some(own) = self.own_random(manifest, rank_values) else { return Ok(()) };
         if let (Device::Cuda(index), Some(_)) = (self.device, own.find("rng.cuda")) {
             torch::rng::check_cuda_rng_state(cuda_index(index)?, &own.bytes("rng.cuda")?)?;
@@ -119,6 +121,7 @@ impl<M: Model> NNHandler<M> {
         if let Some(optimizer) = &mut self.optimizer {
             optimizer.load_values(OPTIMIZER, manifest.values(), &Values::new())?;
         }
+        self.parts.load_values(manifest.values())?;
         self.continue_random(&stored, self.own_random(manifest, rank_values))?;
         self.in_epoch = self.position(manifest)?;
         (self.epoch, self.step, self.seed) = (stored.epoch, stored.step, stored.seed);
@@ -185,6 +188,7 @@ impl<M: Model> Fresh<'_, M> {
             let config: OptimizerConfig = values.json("optimizer.config")?;
             handler.optimizer = Some(Optimizer::new(config, &handler.vars)?);
         }
+        handler.parts = Parts::from_values(&handler, self.options, values)?;
         Ok(handler)
     }
 }
@@ -244,6 +248,9 @@ impl<M: Model> Destination for Live<'_, M> {
     }
 
     fn check_values(&self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
+        if self.handler.optimizer.is_some() {
+            self.handler.parts.check_same(manifest)?;
+        }
         self.handler.check_values(manifest, rank_values)
     }
 

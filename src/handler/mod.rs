@@ -23,6 +23,7 @@ mod destination;
 mod history;
 mod in_epoch;
 mod model;
+mod parts;
 mod progress;
 mod resume_check;
 mod setup;
@@ -37,6 +38,7 @@ pub use model::Model;
 pub use resume_check::{Difference, check_resume};
 
 use in_epoch::InEpoch;
+use parts::Parts;
 use train::StepSettings;
 
 /// Loss of a batch: output and target to a scalar, the mean over the samples of the batch.
@@ -96,6 +98,7 @@ pub struct NNHandler<M: Model> {
     vars: nn::VarStore,
     model: M,
     optimizer: Option<Optimizer>,
+    parts: Parts,
     loss_fn: Option<LossFn>,
     metrics: Vec<(String, MetricFn)>,
     train_feed: Option<Feed>,
@@ -122,12 +125,14 @@ impl<M: Model> NNHandler<M> {
         HandlerBuilder::new(config)
     }
 
-    /// Sets the optimizer, with fresh state, over all trainable variables.
+    /// Sets the optimizer, with fresh state, over all trainable variables. A schedule of the learning
+    /// rate goes with the former one: set it anew afterwards.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for hyperparameters out of range.
     pub fn set_optimizer(&mut self, config: impl Into<OptimizerConfig>) -> Result<()> {
         self.optimizer = Some(Optimizer::new(config.into(), &self.vars)?);
+        self.parts.scheduler = None;
         Ok(())
     }
 

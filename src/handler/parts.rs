@@ -6,8 +6,8 @@ use crate::handler::{LoadOptions, Model, NNHandler};
 use crate::manifest::Manifest;
 use crate::state::{LoadTargets, StateDict, Stateful, Values};
 use crate::torch::{
-    Clip, Ema, EmaConfig, GradScaler, GradScalerConfig, Optimizer, Precision, Scheduler, SchedulerConfig,
-    SchedulerUnit,
+    Clip, Ema, EmaConfig, GradScaler, GradScalerConfig, Optimizer, Precision, Scheduler,
+    SchedulerConfig, SchedulerUnit,
 };
 
 const SCHEDULER: &str = "scheduler";

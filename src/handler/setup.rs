@@ -30,6 +30,12 @@ impl<M: Model> NNHandler<M> {
         if let Some((_, call)) = missing.into_iter().find(|(absent, _)| *absent) {
             return Err(invalid(format!("`{call}` was not called before training")));
         }
+        let looks = self.parts.scheduler.as_ref().is_some_and(|s| s.config().plateau().is_some());
+        if looks && (self.val_feed.is_none() || self.validate_every == 0) {
+            let message =
+                "the schedule of the learning rate looks at `val_loss`, but nothing is validated";
+            return Err(invalid(message.to_owned()).with_help("call `set_val_loader`"));
+        }
         let metrics = self.metric_names();
         check_metrics(&metrics)?;
         if let Some(saver) = &self.auto_saver {
@@ -47,6 +53,9 @@ impl<M: Model> NNHandler<M> {
             ("steps", format!("{:?}", self.steps)),
             ("seed", self.seed.to_string()),
             ("optimizer", format!("{:?}", self.optimizer.as_ref().map(describe_optimizer))),
+            ("schedule", format!("{:?}", self.parts.scheduler)),
+            ("gradient scaler", format!("{:?}", self.parts.scaler)),
+            ("averages", format!("{:?}", self.parts.ema.as_ref().map(|ema| ema.config()))),
             ("training data", format!("{:?}", of(self.train_feed.as_ref(), "set_train_loader")?)),
             ("validation data", format!("{:?}", of(self.val_feed.as_ref(), "set_val_loader")?)),
             ("validate_every", self.validate_every.to_string()),

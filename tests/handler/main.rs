@@ -4,12 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod auto_save;
+mod exact;
 mod harness;
 mod kinds;
 mod loading;
 mod mid_epoch;
 mod models;
 mod names;
+mod parts;
 mod ranks;
 mod restore;
 mod resume;

@@ -19,8 +19,7 @@ impl<M: Model> NNHandler<M> {
             let own = shard(&batch, self.group.rank(), world);
             if !own.is_empty() {
                 let (input, target) = feed.dataset.batch(own, self.device);
-                let output = self.model.forward(&input, false);
-                let loss = self.loss(&output, &target)?;
+                let (output, loss) = self.evaluate(&input, &target, false)?;
                 self.measure(&mut sums, own.len(), scalar(&loss)?, &output, &target);
             }
             self.group.progress().add(1);
@@ -28,9 +27,21 @@ impl<M: Model> NNHandler<M> {
         self.aggregate("val_", &sums)
     }
 
-    pub(super) fn loss(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
-        let missing = || Error::new(ErrorKind::InvalidInput, "no loss function");
-        self.loss_fn.as_ref().map(|loss| loss(output, target)).ok_or_else(missing)
+    /// Output and loss of a batch, in the precision that was set.
+    pub(super) fn evaluate(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        train: bool,
+    ) -> Result<(Tensor, Tensor)> {
+        let Some(loss_fn) = &self.loss_fn else {
+            return Err(Error::new(ErrorKind::InvalidInput, "no loss function"));
+        };
+        self.steps.precision.run(self.device, || {
+            let output = self.model.forward(input, train);
+            let loss = loss_fn(&output, target);
+            (output, loss)
+        })
     }
 
     /// Adds a batch of this rank.

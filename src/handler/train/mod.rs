@@ -1,7 +1,7 @@
 //! The training loop.
 //!
-//! Order at the end of an epoch: aggregate training numbers → validate → learning rate → history →
-//! auto-save. So a checkpoint includes the finished epoch. An epoch that a resumed run finds half
+//! Order at the end of an epoch: aggregate training numbers → validate, with averaged parameters if
+//! kept → advance the learning rate → history → auto-save. So a checkpoint includes the finished epoch. An epoch that a resumed run finds half
 //! done is gone on with.
 
 mod measure;
@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handler::in_epoch::{DataFacts, InEpoch};
 use crate::handler::progress::EpochDisplay;
 use crate::handler::{Feed, Model, NNHandler};
+use crate::torch::SchedulerUnit;
 
 /// Where a call ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,10 +128,14 @@ impl<M: Model> NNHandler<M> {
         let epoch = self.epoch + 1;
         let last = goal.is_reached(epoch, self.step);
         let due = self.validate_every > 0 && (epoch.is_multiple_of(self.validate_every) || last);
-        logs.extend(match &self.val_feed {
-            Some(feed) if due => self.validate(feed)?,
+        logs.extend(match self.val_feed.clone() {
+            Some(feed) if due => self.with_ema(|handler| handler.validate(&feed))??,
             _ => BTreeMap::from([("val_loss".to_owned(), f64::NAN)]),
         });
+        if let Some(optimizer) = &mut self.optimizer {
+            let metric = logs.get("val_loss").copied();
+            self.parts.advance(SchedulerUnit::Epoch, optimizer, metric)?;
+        }
         logs.insert("lr".to_owned(), self.lr());
         let seconds = self.in_epoch.seconds;
         logs.insert("epoch_time".to_owned(), self.coordinators(seconds)?);

@@ -3,18 +3,22 @@
 use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 
 use crate::error::Result;
 use crate::handler::ddp::{average_gradients, broadcast, device_error};
 use crate::handler::train::measure::scalar;
 use crate::handler::{Feed, Model, NNHandler, shard};
 use crate::sabotage;
+use crate::torch::{Clip, Ema, Precision, SchedulerUnit};
 
 /// How a step is made; stored, since a resumed run has to make the same steps.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(in crate::handler) struct StepSettings {
     accumulate: Option<NonZeroUsize>,
+    pub(in crate::handler) clip: Option<Clip>,
+    pub(in crate::handler) precision: Precision,
 }
 
 impl StepSettings {
@@ -44,10 +48,9 @@ impl<M: Model> NNHandler<M> {
         for shard in shards.into_iter().filter(|shard| !shard.is_empty()) {
             self.backward(feed, shard, shard.len() as f64 / own as f64)?;
         }
-        average_gradients(&self.group, &self.parameters(), own as f64 / samples as f64)?;
-        if let Some(optimizer) = &mut self.optimizer {
-            optimizer.step()?;
-        }
+        let parameters = self.parameters();
+        average_gradients(&self.group, &parameters, own as f64 / samples as f64)?;
+        self.update(&parameters)?;
         // Running statistics saw only this rank's samples. The coordinator's count, as in PyTorch,
         // and from here on: a checkpoint may be saved between any two steps.
         broadcast(&self.group, &self.buffers())?;
@@ -57,16 +60,42 @@ impl<M: Model> NNHandler<M> {
         Ok(())
     }
 
+    /// From averaged gradients, equal on every rank, to the parameters; and so every rank finds
+    /// the same infinity, if any, and skips the update.
+    fn update(&mut self, parameters: &[Tensor]) -> Result<()> {
+        let (Some(optimizer), parts) = (&mut self.optimizer, &mut self.parts) else {
+            return Ok(());
+        };
+        let found_inf = match &parts.scaler {
+            Some(scaler) => scaler.unscale(parameters)?,
+            None => false,
+        };
+        if !found_inf {
+            if let Some(clip) = &self.steps.clip {
+                clip.apply(parameters)?;
+            }
+            optimizer.step()?;
+            parts.ema.as_mut().map_or(Ok(()), Ema::update)?;
+            parts.advance(SchedulerUnit::Step, optimizer, None)?;
+        }
+        if let Some(scaler) = &mut parts.scaler {
+            scaler.update(found_inf);
+        }
+        Ok(())
+    }
+
     /// Adds the gradients of a batch, whose share of this rank's samples in the step is `share`.
     fn backward(&mut self, feed: &Feed, indices: &[i64], share: f64) -> Result<()> {
         let (input, target) = feed.dataset.batch(indices, self.device);
-        let output = self.model.forward(&input, true);
-        let mut loss = self.loss(&output, &target)?;
+        let (output, mut loss) = self.evaluate(&input, &target, true)?;
         let mut sums = std::mem::take(&mut self.in_epoch.sums);
         self.measure(&mut sums, indices.len(), scalar(&loss)?, &output, &target);
         self.in_epoch.sums = sums;
         if share < 1.0 {
             loss = loss.f_mul_scalar(share).map_err(|e| device_error(&e))?;
+        }
+        if let Some(scaler) = &self.parts.scaler {
+            loss = scaler.scale_loss(&loss)?;
         }
         loss.f_backward().map_err(|e| device_error(&e))
     }

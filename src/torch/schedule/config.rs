@@ -78,7 +78,7 @@ impl SchedulerConfig {
     }
 
     /// The settings that a metric drives, which can only be the last of a chain.
-    pub(super) fn plateau(&self) -> Option<&ReduceOnPlateau> {
+    pub(crate) fn plateau(&self) -> Option<&ReduceOnPlateau> {
         self.chain().find_map(|part| match part {
             Self::Plateau(settings) => Some(settings),
             _ => None,

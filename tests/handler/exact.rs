@@ -1,0 +1,164 @@
+//! Resuming is exact: whatever training consists of, wherever it is cut.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tch::{Kind, Tensor};
+use tch_checkpoint::handler::{Loader, NNHandler, check_resume};
+use tch_checkpoint::storage::Storage;
+use tch_checkpoint::torch::*;
+use tch_checkpoint::{Error, ProcessGroup, Result};
+
+use crate::harness::*;
+use crate::models::*;
+use crate::parts::*;
+
+fn optimizers() -> [OptimizerConfig; 5] {
+    [
+        Sgd { lr: 0.05, momentum: 0.9, nesterov: true, ..Sgd::default() }.into(),
+        Adam { lr: 1e-2, ..Adam::default() }.into(),
+        AdamW { lr: 1e-2, amsgrad: true, ..AdamW::default() }.into(),
+        RmsProp { lr: 1e-3, ..RmsProp::default() }.into(),
+        Sgd { lr: 0.05, ..Sgd::default() }.into(),
+    ]
+}
+
+fn equip_with_validation(handler: &mut NNHandler<Net>) {
+    handler.quiet(true);
+    handler.set_loss_fn(squared_error);
+    handler.add_metric("error", |o, t| (o - t).abs().mean(Kind::Double).double_value(&[]));
+    handler.set_train_loader(data(40), Loader { global_batch_size: Some(7), ..LOADER });
+    handler.set_val_loader(data(9), Loader { shuffle: false, ..LOADER });
+}
+
+/// Epochs have six batches: with `steps` 3 the cut is inside the first, with 6 between two (with
+/// accumulation inside the third, or between).
+fn resumes_exactly(
+    group: &ProcessGroup,
+    storage: &Arc<dyn Storage>,
+    steps: u64,
+    make: impl Fn(&mut NNHandler<Net>) -> Result<()>,
+    dropout: f64,
+) -> Result<Option<String>> {
+    let make = || {
+        let mut handler = bare(group, storage, dropout);
+        make(&mut handler)?;
+        Ok(handler)
+    };
+    let equip = |handler: &mut NNHandler<Net>| {
+        equip_with_validation(handler);
+        Ok(())
+    };
+    let difference = check_resume(steps, "runs/cut", make, equip)?;
+    Ok(difference.map(|difference| difference.to_string()))
+}
+
+/// Every optimizer with every schedule and every extra, cut inside an epoch and between two.
+#[test]
+fn every_combination_resumes_bit_for_bit() {
+    let _generator = exclusive();
+    let (solo, (_, storage)) = (ProcessGroup::solo(), memory());
+    for optimizer in optimizers() {
+        for (schedule, set_schedule) in SCHEDULES {
+            for (extra, dropout, set_extra) in EXTRAS {
+                let make = |handler: &mut NNHandler<Net>| {
+                    handler.set_optimizer(optimizer)?;
+                    set_schedule(handler)?;
+                    set_extra(handler)
+                };
+                for steps in [3, 6] {
+                    let difference = resumes_exactly(&solo, &storage, steps, make, dropout);
+                    let what = format!("{optimizer:?}, {schedule}, {extra}, {steps} steps");
+                    assert_eq!(difference.unwrap(), None, "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// The same on two ranks, for what ranks could come apart in.
+#[test]
+fn two_ranks_resume_bit_for_bit() {
+    for (extra, _, set_extra) in EXTRAS {
+        let (_, storage) = memory();
+        let found = on_ranks(2, move |group| {
+            let make = |handler: &mut NNHandler<Net>| {
+                handler.set_optimizer(AdamW { lr: 1e-2, ..AdamW::default() })?;
+                SCHEDULES[7].1(handler)?;
+                set_extra(handler)
+            };
+            [3, 6].map(|steps| resumes_exactly(&group, &storage, steps, make, 0.0))
+        });
+        assert_eq!(found, vec![[Ok(None), Ok(None)]; 2], "{extra}");
+    }
+}
+
+/// Samples, steps and schedule go on as they were; numbers are equal up to the order of sums.
+#[test]
+fn another_world_size_goes_on_with_the_same_course() {
+    type Course = (Vec<f64>, Vec<f64>, Vec<f32>, u64, u64);
+    fn course(handler: &NNHandler<Net>) -> Course {
+        let ema = handler.ema().unwrap();
+        let averages = ema
+            .averages()
+            .flat_map(|(_, tensor)| Vec::<f32>::try_from(tensor.flatten(0, -1)).unwrap());
+        let series = |name| handler.history().series(name).to_vec();
+        let done = handler.scheduler().unwrap().steps_done();
+        (series("loss"), series("lr"), averages.collect(), handler.step(), done)
+    }
+    let (_, storage) = memory();
+    let at = storage.clone();
+    let whole = on_ranks(2, move |group| {
+        let mut handler = bare(&group, &at, 0.0);
+        handler.set_optimizer(AdamW { lr: 1e-2, ..AdamW::default() }).unwrap();
+        (SCHEDULES[7].1)(&mut handler).unwrap();
+        handler.set_ema(ema()).unwrap();
+        handler.accumulate(2);
+        equip_with_validation(&mut handler);
+        handler.train_steps(4).unwrap();
+        handler.save("runs/cut").unwrap();
+        handler.train(2).unwrap();
+        course(&handler)
+    });
+    for ranks in [1, 3] {
+        let at = storage.clone();
+        let resumed = on_ranks(ranks, move |group| {
+            let mut handler = NNHandler::<Net>::load("runs/cut", options(&group, &at)).unwrap();
+            equip_with_validation(&mut handler);
+            handler.train(2).unwrap();
+            course(&handler)
+        });
+        for (loss, lr, averages, step, done) in resumed {
+            assert_eq!((&lr, step, done), (&whole[0].1, whole[0].3, whole[0].4));
+            assert_close(&averages, &whole[0].2);
+            assert_eq!(loss.len(), whole[0].0.len());
+            for (a, b) in loss.iter().zip(&whole[0].0) {
+                assert!((a - b).abs() < 1e-5, "{loss:?} {:?}", whole[0].0);
+            }
+        }
+    }
+}
+
+/// What the tests above prove is not empty: something forgotten is found, and named.
+#[test]
+fn a_part_that_no_checkpoint_holds_is_named() {
+    let _generator = exclusive();
+    let (solo, (_, storage)) = (ProcessGroup::solo(), memory());
+    let drawn = AtomicU64::new(0);
+    let make = || {
+        let mut handler = bare(&solo, &storage, 0.3);
+        handler.set_optimizer(Adam { lr: 1e-2, ..Adam::default() })?;
+        Ok(handler)
+    };
+    let equip = |handler: &mut NNHandler<Net>| {
+        equip_with_validation(handler);
+        // The third is the resumed one.
+        if drawn.fetch_add(1, Ordering::Relaxed) == 2 {
+            let _other = Tensor::rand([1], (Kind::Float, tch::Device::Cpu));
+        }
+        Ok(())
+    };
+    let difference = check_resume(3, "runs/cut", make, equip).unwrap().unwrap();
+    assert_eq!(difference.name, "input.bias");
+    assert!(Error::from(difference).to_string().contains("uninterrupted"));
+}
