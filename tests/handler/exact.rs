@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use tch_checkpoint::handler::{Loader, NNHandler, check_resume};
 use tch_checkpoint::storage::Storage;
 use tch_checkpoint::torch::*;
-use tch_checkpoint::{Error, ProcessGroup, Result};
+use tch_checkpoint::{Atomicity, Error, ProcessGroup, Result};
 
 use crate::harness::*;
 use crate::models::*;
@@ -161,4 +161,33 @@ fn a_part_that_no_checkpoint_holds_is_named() {
     let difference = check_resume(3, "runs/cut", make, equip).unwrap().unwrap();
     assert_eq!(difference.name, "input.bias");
     assert!(Error::from(difference).to_string().contains("uninterrupted"));
+}
+
+/// A live handler that has gone on, and was set otherwise, becomes what it was.
+#[test]
+fn a_restored_handler_goes_on_as_the_saved_one_did() {
+    let _generator = exclusive();
+    let (solo, (_, storage)) = (ProcessGroup::solo(), memory());
+    let make = |lr: f64, decay: f64| {
+        let mut handler = bare(&solo, &storage, 0.3);
+        handler.set_optimizer(AdamW { lr, ..AdamW::default() }).unwrap();
+        (SCHEDULES[7].1)(&mut handler).unwrap();
+        handler.set_grad_scaler(small_scaler()).unwrap();
+        handler.set_ema(EmaConfig { decay, warm_up: false }).unwrap();
+        handler.accumulate(if decay < 0.5 { 2 } else { 1 });
+        equip_with_validation(&mut handler);
+        handler
+    };
+    let mut first = make(1e-2, 0.4);
+    first.train_steps(4).unwrap();
+    first.save("runs/cut").unwrap();
+    first.train_steps(4).unwrap();
+    let mut other = make(1e-3, 0.9);
+    other.train_steps(7).unwrap();
+    for atomicity in [Atomicity::Atomic, Atomicity::InPlace] {
+        other.restore("runs/cut", atomicity).unwrap();
+        assert_eq!(other.step(), 4);
+        other.train_steps(4).unwrap();
+        assert_eq!(other.state_hash().unwrap(), first.state_hash().unwrap(), "{atomicity:?}");
+    }
 }
