@@ -1,4 +1,4 @@
-//! The data plane: sums of gradients and broadcasts of parameters.
+//! The data plane: sums of gradients, broadcasts and exchanges of parameters.
 //!
 //! [`StarData`] sums on the coordinator in rank order, so that all ranks hold identical bits and
 //! a rerun agrees. It is lockstep: a rank sends a piece and reads the answer, so no two ranks
@@ -47,6 +47,12 @@ pub(crate) trait DataPlane: Send + Sync {
     /// # Errors
     /// As for `all_reduce_sum`.
     fn broadcast(&self, bytes: &mut [u8]) -> Result<()>;
+
+    /// Combines `bytes` by bitwise or over all ranks; all get the result.
+    ///
+    /// # Errors
+    /// As for `all_reduce_sum`.
+    fn all_reduce_or(&self, bytes: &mut [u8]) -> Result<()>;
 }
 
 /// The data plane of a job of one rank.
@@ -62,6 +68,10 @@ impl DataPlane for NoData {
     }
 
     fn broadcast(&self, _: &mut [u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn all_reduce_or(&self, _: &mut [u8]) -> Result<()> {
         Ok(())
     }
 }
@@ -278,6 +288,10 @@ impl DataPlane for StarData {
     fn broadcast(&self, bytes: &mut [u8]) -> Result<()> {
         self.run("broadcast", 3, bytes, None)
     }
+
+    fn all_reduce_or(&self, bytes: &mut [u8]) -> Result<()> {
+        self.run("all_reduce_or", 4, bytes, Some(or))
+    }
 }
 
 /// Folds a piece of another rank into ours. Pieces are whole numbers of elements.
@@ -290,6 +304,10 @@ fn add<T: Pod + AddAssign>(sum: &mut [u8], theirs: &[u8]) {
         total += bytemuck::pod_read_unaligned::<T>(theirs);
         sum.copy_from_slice(bytemuck::bytes_of(&total));
     }
+}
+
+fn or(result: &mut [u8], theirs: &[u8]) {
+    result.iter_mut().zip(theirs).for_each(|(result, theirs)| *result |= theirs);
 }
 
 fn is_pause(error: &io::Error) -> bool {
@@ -343,6 +361,7 @@ fn operation(code: u8) -> &'static str {
         1 => "a sum of f32",
         2 => "a sum of f64",
         3 => "a broadcast",
+        4 => "a bitwise or",
         _ => "something unknown",
     }
 }

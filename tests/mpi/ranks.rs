@@ -114,6 +114,12 @@ fn data(group: &ProcessGroup) -> Result<()> {
         let mut bytes: Vec<u8> = (0..length).map(|at| (at % 251) as u8 ^ rank as u8).collect();
         group.broadcast(&mut bytes)?;
         assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == (at % 251) as u8));
+        let cut = |ranks: u32| length * ranks as usize / n as usize;
+        let own = cut(rank)..cut(rank + 1);
+        let mut bytes = vec![0xA5; length];
+        own.clone().for_each(|at| bytes[at] = (at % 251) as u8);
+        group.all_gather(&mut bytes, own)?;
+        assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == (at % 251) as u8));
     }
     if n > 1 {
         other_threads_are_refused(group);

@@ -1,4 +1,4 @@
-//! Sums and broadcasts by MPI, in pieces, without ever waiting inside MPI.
+//! Sums, broadcasts and bitwise or by MPI, in pieces, without ever waiting inside MPI.
 //!
 //! The MPI standard requires that a reduction gives all ranks the same bits. Before each operation a
 //! small one makes sure that all ranks are about to do the same: MPI would end the job, or worse,
@@ -98,6 +98,12 @@ impl DataPlane for MpiData {
 
     fn broadcast(&self, bytes: &mut [u8]) -> Result<()> {
         self.run(("broadcast", 3), bytes, |wire, piece| wire.broadcast(piece))
+    }
+
+    fn all_reduce_or(&self, bytes: &mut [u8]) -> Result<()> {
+        self.run(("all_reduce_or", 4), bytes, |wire, piece| {
+            wire.reduce(piece, SystemOperation::bitwise_or())
+        })
     }
 }
 

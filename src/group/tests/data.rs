@@ -1,4 +1,4 @@
-//! Sums and broadcasts.
+//! Sums, broadcasts and exchanges.
 
 use std::sync::Barrier;
 
@@ -50,6 +50,56 @@ fn all_get_the_coordinators_bytes() {
             bytes.iter().all(|byte| *byte == 5)
         });
         assert_eq!(results, vec![true; 3]);
+    }
+}
+
+/// Segment of `rank` of `ranks`, of uneven length; the first one is empty.
+fn segment(rank: u32, ranks: u32, length: usize) -> std::ops::Range<usize> {
+    let triangle = |n: u32| length * (n * n.saturating_sub(1)) as usize;
+    let whole = (ranks * (ranks - 1)) as usize;
+    triangle(rank) / whole..triangle(rank + 1) / whole
+}
+
+#[test]
+fn segments_of_all_ranks_come_together_bit_for_bit() {
+    const PIECE: usize = 256 << 10;
+    let byte = |at: usize| (at % 255) as u8 + 1;
+    for transport in TRANSPORTS {
+        let results = with_groups(transport, 4, &patient(), move |group| {
+            [0, 1, 7, PIECE + 3, 3 * PIECE].map(|length| {
+                let own = segment(group.rank().get(), 4, length);
+                // What others own is overwritten, whatever it was.
+                let mut bytes = vec![0xA5; length];
+                own.clone().for_each(|at| bytes[at] = byte(at));
+                group.all_gather(&mut bytes, own).unwrap();
+                bytes.iter().enumerate().all(|(at, b)| *b == byte(at))
+            })
+        });
+        assert_eq!(results, vec![[true; 5]; 4], "{transport:?}");
+    }
+    let mut bytes = [7, 8, 9];
+    ProcessGroup::solo().all_gather(&mut bytes, 1..2).unwrap();
+    assert_eq!(bytes, [0, 8, 0]);
+}
+
+#[test]
+fn segments_outside_or_of_different_wholes_are_an_error_everywhere() {
+    for transport in TRANSPORTS {
+        let results = with_groups(transport, 3, &patient(), |group| {
+            let odd = group.rank().get() == 1;
+            let lengths = group.all_gather(&mut vec![1; if odd { 7 } else { 8 }], 0..1);
+            let outside = group.all_gather(&mut [1; 8], if odd { 7..9 } else { 0..1 });
+            let mut fine = [1u8; 3];
+            group.all_gather(&mut fine, group.rank().index()..group.rank().index() + 1).unwrap();
+            assert_eq!(fine, [1; 3]);
+            (lengths, outside.unwrap_err().kind())
+        });
+        let (lengths, outside): (Vec<_>, Vec<_>) = results.into_iter().unzip();
+        let error = same_error::<()>(lengths);
+        assert_eq!((error.kind(), error.rank()), (ErrorKind::Disagreement, Some(Rank::new(1))));
+        assert!(error.message().contains("a bitwise or of 8 bytes"), "{error}");
+        let refused = [ErrorKind::Disagreement, ErrorKind::InvalidInput, ErrorKind::Disagreement];
+        assert_eq!(outside, refused);
     }
 }
 
