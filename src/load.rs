@@ -184,10 +184,12 @@ fn load_once(
         Ok(unexpected)
     };
     let unwanted = |by_rank: Vec<Vec<TensorName>>| check_unexpected(by_rank, rules);
-    group.phase_all(Channel::Save, "plan", planned, unwanted)?;
-    let Some(session) = session else {
+    let unexpected = group.phase_all(Channel::Save, "plan", planned, unwanted)?;
+    let Some(mut session) = session else {
         return Err(Error::new(ErrorKind::Disagreement, "phase plan passed without a plan"));
     };
+    // What another rank wants is not unexpected.
+    session.report.unexpected = unexpected;
 
     let gone = |e| explain_missing(group, storage, &resolved, session.manifest.save_id(), e);
     let reading = session.reading(group.progress());
@@ -243,15 +245,16 @@ fn resolve(group: &ProcessGroup, storage: &dyn Storage, asked: &[Asked]) -> Resu
     })
 }
 
-/// Phase "plan", coordinator: in a strict load every tensor must be wanted by some rank.
-fn check_unexpected(by_rank: Vec<Vec<TensorName>>, rules: &LoadRules) -> Result<()> {
+/// Phase "plan", coordinator: what no rank wants, which is an error in a strict load.
+fn check_unexpected(by_rank: Vec<Vec<TensorName>>, rules: &LoadRules) -> Result<Vec<TensorName>> {
     let mut by_rank = by_rank.into_iter();
     let mut unexpected = by_rank.next().unwrap_or_default();
     for names in by_rank {
         let names: BTreeSet<TensorName> = names.into_iter().collect();
         unexpected.retain(|name| names.contains(name));
     }
-    LoadReport { unexpected, ..LoadReport::default() }.check(rules)
+    LoadReport { unexpected: unexpected.clone(), ..LoadReport::default() }.check(rules)?;
+    Ok(unexpected)
 }
 
 /// One rank's part of a load, once the checkpoint is known.

@@ -1,6 +1,7 @@
 //! A handler as a checkpoint: what is saved, and loading it back, fresh or into a live handler.
 
 use std::any::type_name;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -144,14 +145,24 @@ impl<M: Model> NNHandler<M> {
     /// BLAKE3 over parameters, buffers, optimizer and its schedule, scaler, averages, seed and
     /// counters: equal
     /// exactly if training on the same data would go on equally, bit for bit, up to random state.
-    /// Reads every tensor.
+    /// Does not depend on how ranks share the optimizer's state. Reads every tensor.
+    ///
+    /// # Collective
+    /// If the ranks share the optimizer's state, every rank, each of which then holds all of that
+    /// state in host memory for a while.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`] if a copy from the device fails.
+    /// [`ErrorKind::Device`] if a copy from the device fails; as [`ProcessGroup::all_gather`].
     pub fn state_hash(&self) -> Result<String> {
         let state = self.state_dict()?;
+        let mut shared = StateDict::new();
+        if let Some(optimizer) = &self.optimizer {
+            optimizer.gather_shared(OPTIMIZER, &mut shared)?;
+        }
+        // Whole tensors in place of the parts that this rank has.
+        let tensors: BTreeMap<_, _> = state.tensors().chain(shared.tensors()).collect();
         let mut hasher = blake3::Hasher::new();
-        for (name, boxes) in state.tensors() {
+        for (name, boxes) in tensors {
             for entry in boxes {
                 hasher.update(format!("{name}\0{}\0", entry.spec).as_bytes());
                 let mut bytes = crate::memory::zeroed(entry.spec.size_bytes())?;
@@ -160,7 +171,9 @@ impl<M: Model> NNHandler<M> {
             }
         }
         let prefixes = ["trainer.", "optimizer.", "scheduler.", "scaler.", "ema."];
-        let counts = |name: &str| prefixes.iter().any(|prefix| name.starts_with(prefix));
+        let counts = |name: &str| {
+            name != "optimizer.sharded" && prefixes.iter().any(|prefix| name.starts_with(prefix))
+        };
         for (name, value) in state.values.iter().filter(|(name, _)| counts(name)) {
             hasher.update(&crate::codec::encode(&(name, value))?);
         }

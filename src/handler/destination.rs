@@ -16,7 +16,7 @@ use crate::handler::{
 use crate::load::Destination;
 use crate::manifest::Manifest;
 use crate::state::{LoadTargets, Stateful, Values};
-use crate::torch::{self, Optimizer, OptimizerConfig};
+use crate::torch::{self, Optimizer};
 
 /// How training steps are made.
 const SETTINGS: &str = "trainer.settings";
@@ -185,8 +185,8 @@ impl<M: Model> Fresh<'_, M> {
         }
         let mut handler = builder.build_local()?;
         if !self.options.skip_optimizer && values.find("optimizer.config").is_some() {
-            let config: OptimizerConfig = values.json("optimizer.config")?;
-            handler.optimizer = Some(Optimizer::new(config, &handler.vars)?);
+            let optimizer = Optimizer::of_values(OPTIMIZER, values, &handler.vars, &self.group)?;
+            handler.optimizer = Some(optimizer);
         }
         handler.parts = Parts::from_values(&handler, self.options, values)?;
         Ok(handler)

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::state::Values;
 use crate::storage::Storage;
-use crate::torch::{Optimizer, OptimizerConfig};
+use crate::torch::{Optimizer, OptimizerSpec, ParamGroupConfig};
 
 mod auto_save;
 mod builder;
@@ -125,13 +125,28 @@ impl<M: Model> NNHandler<M> {
         HandlerBuilder::new(config)
     }
 
-    /// Sets the optimizer, with fresh state, over all trainable variables. A schedule of the learning
-    /// rate goes with the former one: set it anew afterwards.
+    /// Sets the optimizer, with fresh state, over all trainable variables. With
+    /// [`Sharded`](crate::torch::Sharded) every rank keeps a share of its state. A schedule of the
+    /// learning rate goes with the former optimizer: set it anew afterwards.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for hyperparameters out of range.
-    pub fn set_optimizer(&mut self, config: impl Into<OptimizerConfig>) -> Result<()> {
-        self.optimizer = Some(Optimizer::new(config.into(), &self.vars)?);
+    pub fn set_optimizer(&mut self, optimizer: impl Into<OptimizerSpec>) -> Result<()> {
+        self.set_optimizer_groups(optimizer, &[])
+    }
+
+    /// The same with a learning rate or weight decay of its own for some parameters, by name.
+    /// Group 0 is what no group names; then come the given ones. The groups, with what is in
+    /// them, are stored and come back with [`NNHandler::load`].
+    ///
+    /// # Errors
+    /// As [`Optimizer::with_groups`].
+    pub fn set_optimizer_groups(
+        &mut self,
+        optimizer: impl Into<OptimizerSpec>,
+        groups: &[ParamGroupConfig],
+    ) -> Result<()> {
+        self.optimizer = Some(Optimizer::shared(optimizer, &self.vars, groups, &self.group)?);
         self.parts.scheduler = None;
         Ok(())
     }

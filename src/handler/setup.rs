@@ -80,10 +80,22 @@ impl<M: Model> NNHandler<M> {
     }
 }
 
-/// Algorithm and settings; per group its learning rate and weight decay in use.
-fn describe_optimizer(optimizer: &Optimizer) -> (String, Vec<(f64, f64)>) {
-    let groups = optimizer.groups().iter().map(|group| (group.lr, group.weight_decay));
-    (format!("{:?}", optimizer.config()), groups.collect())
+/// Algorithm and settings, and who keeps the state; per group its learning rate and weight decay
+/// in use, and which parameters it has.
+fn describe_optimizer(optimizer: &Optimizer) -> String {
+    let state = if optimizer.is_sharded() { "shared" } else { "whole" };
+    let groups = optimizer.groups().iter().map(|group| {
+        // Names may be many: a hash tells as well whether they differ.
+        let mut names = blake3::Hasher::new();
+        for (name, _) in group.parameters() {
+            names.update(format!("{name}\0").as_bytes());
+        }
+        let names = names.finalize().to_hex();
+        let (count, lr, decay) = (group.parameters().count(), group.lr, group.weight_decay);
+        format!("lr {lr}, weight decay {decay}, {count} parameters with names of hash {names:.8}")
+    });
+    let groups: Vec<_> = groups.collect();
+    format!("{:?}, {state} state, groups [{}]", optimizer.config(), groups.join("; "))
 }
 
 /// A metric must not hide another number of an epoch's log.

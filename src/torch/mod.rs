@@ -53,7 +53,9 @@ pub use autocast::{Autocast, Precision};
 pub use clip::Clip;
 pub use convert::{dtype_of, kind_of, spec_of};
 pub use ema::{Ema, EmaConfig};
-pub use optim::{Adam, AdamW, Optimizer, OptimizerConfig, RmsProp, Sgd};
+pub use optim::{
+    Adam, AdamW, Optimizer, OptimizerConfig, OptimizerSpec, ParamGroupConfig, RmsProp, Sgd, Sharded,
+};
 pub use rng::{cpu_rng_state, cuda_rng_state, set_cpu_rng_state, set_cuda_rng_state};
 pub use scaler::{GradScaler, GradScalerConfig};
 pub use schedule::{

@@ -15,4 +15,5 @@ mod parts;
 mod ranks;
 mod restore;
 mod resume;
+mod sharded;
 mod training;

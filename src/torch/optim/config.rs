@@ -31,6 +31,20 @@ macro_rules! config_from {
 }
 config_from!(Sgd, Adam, AdamW, RmsProp);
 
+/// An algorithm with its settings, and whether every rank keeps all of its state or a share (see
+/// [`Sharded`](super::Sharded)). Made from either by `into`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OptimizerSpec {
+    pub(super) config: OptimizerConfig,
+    pub(super) is_sharded: bool,
+}
+
+impl<C: Into<OptimizerConfig>> From<C> for OptimizerSpec {
+    fn from(config: C) -> Self {
+        Self { config: config.into(), is_sharded: false }
+    }
+}
+
 impl OptimizerConfig {
     /// The algorithm's name in messages.
     #[must_use]

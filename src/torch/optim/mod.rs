@@ -2,39 +2,47 @@
 //! keep their moments as named tensors, which `tch::nn::Optimizer` does not give out.
 //!
 //! State is named as PyTorch names it and keyed by parameter: `<prefix>.<parameter>.exp_avg`. It
-//! exists from the start, so a fresh optimizer offers every destination of a load.
+//! exists from the start, so a fresh optimizer offers every destination of a load. It may be kept
+//! whole by every rank, or a share of it by each ([`Sharded`]); stored it is the same.
 
 mod adam;
 mod config;
 mod groups;
 mod rmsprop;
 mod sgd;
+mod sharded;
 mod state;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use tch::{Device, Kind, Tensor, nn};
 
 pub use adam::{Adam, AdamW};
-pub use config::OptimizerConfig;
-pub use groups::ParamGroup;
+pub use config::{OptimizerConfig, OptimizerSpec};
+pub use groups::{ParamGroup, ParamGroupConfig};
 pub use rmsprop::RmsProp;
 pub use sgd::Sgd;
+pub use sharded::Sharded;
 
 pub(super) use self::groups::{Trainable, trainable};
-use super::{convert, ffi, torch_error};
+use self::sharded::Share;
+use super::{ffi, torch_error};
 use crate::error::{Error, ErrorKind, Result};
+use crate::group::ProcessGroup;
 
 /// Steps the trainable variables of a [`nn::VarStore`] against their gradients.
 ///
 /// Parameters are in the order of their names; tied ones appear once, under their first name.
-/// `tch`'s variable groups ([`nn::Path::set_group`]) become parameter groups.
+/// `tch`'s variable groups ([`nn::Path::set_group`]) become parameter groups, unless groups are
+/// given by names.
 #[derive(Debug)]
 pub struct Optimizer {
     config: OptimizerConfig,
     groups: Vec<ParamGroup>,
+    /// The ranks that share the state; absent if every rank keeps all of it.
+    sharers: Option<ProcessGroup>,
 }
 
 /// A parameter with its state, one tensor per slot of the algorithm.
@@ -43,8 +51,11 @@ struct Parameter {
     name: String,
     tensor: Tensor,
     identity: u64,
+    /// What this rank updates of it, and keeps in `slots`.
+    share: Share,
     /// Updates so far, as a scalar on the host, like PyTorch's.
     step: Tensor,
+    /// Empty if this rank has no share.
     slots: Vec<Tensor>,
 }
 
@@ -66,31 +77,86 @@ impl Optimizer {
     /// [`ErrorKind::InvalidInput`] for settings that can never work; [`ErrorKind::Unsupported`]
     /// for parameters that cannot be stored.
     pub fn new(config: impl Into<OptimizerConfig>, store: &nn::VarStore) -> Result<Self> {
-        let config = config.into();
+        Self::with_groups(config, store, &[])
+    }
+
+    /// The same with parameter groups by name: a parameter is in the first group that names it,
+    /// what none names in group 0, which comes before the given ones. Without groups, those of
+    /// `tch`.
+    ///
+    /// # Errors
+    /// As [`Optimizer::new`]; [`ErrorKind::InvalidInput`] for a group without names or
+    /// parameters, for a name that no parameter has, and beside groups of `tch`.
+    pub fn with_groups(
+        config: impl Into<OptimizerConfig>,
+        store: &nn::VarStore,
+        groups: &[ParamGroupConfig],
+    ) -> Result<Self> {
+        Self::assemble(config.into(), store, groups, None)
+    }
+
+    /// The optimizer that `spec` asks for, shared by `ranks` if it is [`Sharded`]; `groups` as in
+    /// [`Optimizer::with_groups`]. Asks nothing of the other ranks, which must have the same
+    /// parameters.
+    ///
+    /// # Errors
+    /// As [`Optimizer::with_groups`]; [`ErrorKind::Unsupported`] for parameters that cannot be
+    /// received from other ranks, such as expanded ones.
+    pub fn shared(
+        spec: impl Into<OptimizerSpec>,
+        store: &nn::VarStore,
+        groups: &[ParamGroupConfig],
+        ranks: &ProcessGroup,
+    ) -> Result<Self> {
+        let OptimizerSpec { config, is_sharded } = spec.into();
+        Self::assemble(config, store, groups, is_sharded.then(|| ranks.clone()))
+    }
+
+    fn assemble(
+        config: OptimizerConfig,
+        store: &nn::VarStore,
+        groups: &[ParamGroupConfig],
+        sharers: Option<ProcessGroup>,
+    ) -> Result<Self> {
         config.validate()?;
-        let mut made = Self { config, groups: Vec::new() };
+        let groups = groups::empty(&config, groups)?;
+        let mut made = Self { config, groups, sharers };
         made.add_parameters(store)?;
+        groups::check_filled(&made.groups)?;
         Ok(made)
     }
 
     /// Takes in the trainable variables of `store` that were created since (a model that grew);
-    /// returns how many.
+    /// returns how many. With shared state every rank does so.
     ///
     /// # Errors
     /// As [`Optimizer::new`].
     pub fn add_parameters(&mut self, store: &nn::VarStore) -> Result<usize> {
-        let mut added = 0;
+        self.add_placed(store, &HashMap::new())
+    }
+
+    /// The same where the groups of some are known by name.
+    fn add_placed(
+        &mut self,
+        store: &nn::VarStore,
+        placed: &HashMap<String, usize>,
+    ) -> Result<usize> {
         let known: HashSet<u64> = self.all_mut().map(|p| p.identity).collect();
-        for Trainable { identity, name, tensor, group } in trainable(store)? {
-            if !known.contains(&identity) {
-                let parameter = Parameter::new(identity, name, tensor, &self.config.slots())?;
-                self.group_at(group).insert(parameter);
-                added += 1;
-            }
+        let mut added = groups::trainable(store)?;
+        added.retain(|found| !known.contains(&found.identity));
+        let (count, slots) = (added.len(), self.config.slots());
+        let shares = sharded::shares(self.sharers.as_ref(), &added)?;
+        for (found, share) in added.into_iter().zip(shares) {
+            let group = match placed.get(&found.name) {
+                Some(group) => *group,
+                None => groups::place(&self.groups, &found)?,
+            };
+            let parameter = Parameter::new(found, share, &slots)?;
+            self.group_at(group).insert(parameter);
         }
         // A store without variables still has a learning rate.
         self.group_at(0);
-        Ok(added)
+        Ok(count)
     }
 
     /// Makes every gradient undefined, as PyTorch does by default: a parameter that takes no part
@@ -104,20 +170,26 @@ impl Optimizer {
 
     /// Updates every parameter that has a gradient, without autograd.
     ///
+    /// # Collective
+    /// With shared state every rank, each with the same gradients (averaged before): a rank
+    /// updates its share, and gets what the others have updated.
+    ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] for a sparse gradient, [`ErrorKind::Device`] if libtorch fails;
-    /// the parameters before the one named are then updated already.
+    /// the parameters before the one named are then updated already. With shared state also as
+    /// [`ProcessGroup::all_reduce_or`]; the parameters are then undefined.
     pub fn step(&mut self) -> Result<()> {
-        let Self { config, groups } = self;
+        let Self { config, groups, sharers } = self;
         tch::no_grad(|| {
-            for group in groups {
+            for group in &mut *groups {
                 let (lr, weight_decay) = (group.lr, group.weight_decay);
                 for parameter in &mut group.parameters {
                     let stepped = parameter.step(config, lr, weight_decay);
                     stepped.map_err(|e| e.with_tensor(parameter.name.as_str()))?;
                 }
             }
-            Ok(())
+            let Some(ranks) = sharers else { return Ok(()) };
+            sharded::exchange(ranks, groups.iter().flat_map(|group| &group.parameters))
         })
     }
 
@@ -126,6 +198,12 @@ impl Optimizer {
     #[must_use]
     pub fn config(&self) -> &OptimizerConfig {
         &self.config
+    }
+
+    /// Whether each rank keeps a share of the state, as with [`Sharded`].
+    #[must_use]
+    pub fn is_sharded(&self) -> bool {
+        self.sharers.is_some()
     }
 
     /// The parameter groups; never empty.
@@ -160,25 +238,26 @@ impl Optimizer {
     }
 
     fn group_at(&mut self, index: usize) -> &mut ParamGroup {
-        let (lr, weight_decay) = (self.config.lr(), self.config.weight_decay());
         while self.groups.len() <= index {
-            self.groups.push(ParamGroup { lr, weight_decay, parameters: Vec::new() });
+            self.groups.push(ParamGroup::new(&self.config, Vec::new()));
         }
         &mut self.groups[index]
     }
 }
 
 impl Parameter {
-    fn new(identity: u64, name: String, tensor: Tensor, slots: &[&str]) -> Result<Self> {
-        convert::spec_of(&tensor).map_err(|e| e.with_tensor(name.as_str()))?;
-        let zeros = || tensor.f_detach()?.f_zeros_like();
+    fn new(found: Trainable, share: Share, slots: &[&str]) -> Result<Self> {
+        let Trainable { identity, name, tensor, .. } = found;
         let state = || {
-            let slots = slots.iter().map(|_| zeros()).collect::<Result<Vec<_>, _>>()?;
+            let own = share.view(&tensor)?;
+            let zeros = |own: &Tensor| own.f_detach()?.f_zeros_like();
+            let slots = own.iter().flat_map(|own| slots.iter().map(move |_| zeros(own)));
+            let slots = slots.collect::<Result<Vec<_>, _>>()?;
             Ok((slots, Tensor::f_zeros([0i64; 0], (Kind::Float, Device::Cpu))?))
         };
         let state = state().map_err(|e| torch_error("allocating optimizer state", &e));
         let (slots, step) = state.map_err(|e| e.with_tensor(name.as_str()))?;
-        Ok(Self { name, tensor, identity, step, slots })
+        Ok(Self { name, tensor, identity, share, step, slots })
     }
 
     fn step(&mut self, config: &OptimizerConfig, lr: f64, weight_decay: f64) -> Result<()> {
@@ -197,7 +276,13 @@ impl Parameter {
             self.step.f_double_value(&[])
         };
         let step = count().map_err(|e| torch_error("counting a step", &e))?;
-        let (parameter, slots) = (&mut self.tensor, self.slots.as_mut_slice());
+        let own = |of: &Tensor| {
+            self.share.view(of).map_err(|e| torch_error("taking a share of a parameter", &e))
+        };
+        let Some((mut parameter, gradient)) = own(&self.tensor)?.zip(own(&gradient)?) else {
+            return Ok(());
+        };
+        let (parameter, slots) = (&mut parameter, self.slots.as_mut_slice());
         config.apply(Update { parameter, gradient: &gradient, slots, step, lr, weight_decay })
     }
 }

@@ -6,7 +6,7 @@ use crate::state::{LoadTargets, StateDict, Stateful};
 use crate::torch::testing::fill;
 
 /// Two layers with fixed weights, so that no test draws from the generator.
-fn model() -> nn::VarStore {
+pub(super) fn model() -> nn::VarStore {
     let store = nn::VarStore::new(Device::Cpu);
     let wave = |shape: &[i64], pitch: f64| {
         let elements: i64 = shape.iter().product();
@@ -20,7 +20,7 @@ fn model() -> nn::VarStore {
     store
 }
 
-fn loss(store: &nn::VarStore, step: i64) -> Tensor {
+pub(super) fn loss(store: &nn::VarStore, step: i64) -> Tensor {
     let v = store.variables();
     let phase = step as f64 * 0.3;
     let input = (Tensor::arange(24, (Kind::Float, Device::Cpu)) * 0.37 + phase).sin();
@@ -30,7 +30,7 @@ fn loss(store: &nn::VarStore, step: i64) -> Tensor {
     hidden.matmul(&v["second.weight"].transpose(0, 1)).mse_loss(&target, Reduction::Mean)
 }
 
-fn train(store: &nn::VarStore, optimizer: &mut Optimizer, steps: std::ops::Range<i64>) {
+pub(super) fn train(store: &nn::VarStore, optimizer: &mut Optimizer, steps: std::ops::Range<i64>) {
     for step in steps {
         optimizer.zero_grad().unwrap();
         loss(store, step).backward();
@@ -38,7 +38,7 @@ fn train(store: &nn::VarStore, optimizer: &mut Optimizer, steps: std::ops::Range
     }
 }
 
-fn values(store: &nn::VarStore) -> Vec<f64> {
+pub(super) fn values(store: &nn::VarStore) -> Vec<f64> {
     let mut named: Vec<_> = store.variables().into_iter().collect();
     named.sort_by(|a, b| a.0.cmp(&b.0));
     named
@@ -120,13 +120,13 @@ fn algorithms() -> Vec<OptimizerConfig> {
     ]
 }
 
-fn saved(optimizer: &Optimizer) -> StateDict {
+pub(super) fn saved(optimizer: &Optimizer) -> StateDict {
     let mut state = StateDict::new();
     optimizer.save_state("optimizer", &mut state).unwrap();
     state
 }
 
-fn load(optimizer: &mut Optimizer, state: &StateDict) {
+pub(super) fn load(optimizer: &mut Optimizer, state: &StateDict) {
     let mut targets = LoadTargets::new();
     optimizer.load_targets("optimizer", &mut targets).unwrap();
     fill(state, &mut targets);
