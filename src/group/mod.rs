@@ -1,8 +1,9 @@
 //! Processes that save and load together: joining, the vote, and the exchange of gradients.
 //!
-//! Two planes, kept apart. The control plane is one star for every launcher: each
-//! rank has one link to the coordinator, over which votes and verdicts travel. The data plane sums gradients,
-//! broadcasts parameters and gathers what ranks have parts of. Checkpoint code uses the first alone.
+//! Two planes, kept apart. The control plane is one star for every launcher: each rank has one link
+//! to the coordinator, over which votes and verdicts travel. The data plane sums gradients,
+//! broadcasts parameters, and gathers what each rank has a part of. Checkpoint code uses the first
+//! alone.
 //!
 //! # How waiting ends
 //! Every wait has a deadline, counted from the last sign of progress of whom it waits for, not

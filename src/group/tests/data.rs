@@ -63,7 +63,7 @@ fn segment(rank: u32, ranks: u32, length: usize) -> std::ops::Range<usize> {
 #[test]
 fn segments_of_all_ranks_come_together_bit_for_bit() {
     const PIECE: usize = 256 << 10;
-    let byte = |at: usize| (at % 255) as u8 + 1;
+    let byte = |at: usize| u8::try_from(at % 255).unwrap() + 1;
     for transport in TRANSPORTS {
         let results = with_groups(transport, 4, &patient(), move |group| {
             [0, 1, 7, PIECE + 3, 3 * PIECE].map(|length| {
