@@ -13,10 +13,14 @@ use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
 use tch::{Device, Kind, Tensor, nn, nn::Module};
+use tch_checkpoint::autosave::Every;
 use tch_checkpoint::handler::{
     Dataset, LoadOptions, Loader, Model, NNHandler, TensorDataset, epoch_order,
 };
-use tch_checkpoint::torch::{Adam, AdamW, OptimizerConfig, RmsProp, Sgd};
+use tch_checkpoint::torch::{
+    Adam, AdamW, CosineLr, EmaConfig, OptimizerConfig, ReduceOnPlateau, RmsProp, SchedulerUnit,
+    Sgd, Warmup,
+};
 use tch_checkpoint::{ProcessGroup, Result};
 
 #[path = "data/mod.rs"]
@@ -28,6 +32,9 @@ struct Flags {
     /// Epochs to train, in addition to those of a checkpoint.
     #[arg(long, default_value_t = 10)]
     epochs: u64,
+    /// Epochs to train, those of a checkpoint included: what a job that may be killed says.
+    #[arg(long, conflicts_with = "epochs")]
+    total_epochs: Option<u64>,
     /// Seed of initial values, data order and dropout.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -40,6 +47,9 @@ struct Flags {
     /// Save every N epochs; 0 = off, -1 = only after the last.
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     auto_save: i64,
+    /// Save every N training steps instead.
+    #[arg(long, conflicts_with = "auto_save")]
+    auto_save_steps: Option<u64>,
     /// Template of their names.
     #[arg(long, default_value = "epoch{epoch:03d}_valloss{val_loss:.4f}")]
     name: String,
@@ -58,6 +68,12 @@ struct Flags {
     /// Optimizer of a new run.
     #[arg(long, value_enum, default_value_t = OptimizerName::AdamW)]
     optimizer: OptimizerName,
+    /// Schedule of the learning rate of a new run.
+    #[arg(long, value_enum, default_value_t = SchedulerName::None)]
+    scheduler: SchedulerName,
+    /// Keep averages of the parameters with this decay, and validate with them (new runs).
+    #[arg(long)]
+    ema: Option<f64>,
     /// Print a hash of parameters, optimizer state and counters as the last line.
     #[arg(long)]
     print_state_hash: bool,
@@ -79,6 +95,32 @@ impl OptimizerName {
             Self::Adam => Adam { lr: 2e-3, ..Default::default() }.into(),
             Self::AdamW => AdamW { lr: 2e-3, ..Default::default() }.into(),
             Self::RmsProp => RmsProp { lr: 1e-3, ..Default::default() }.into(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum SchedulerName {
+    None,
+    /// One epoch of linear warm-up, then a cosine over nine.
+    WarmupCosine,
+    /// A tenth whenever the validation loss has not improved for two epochs.
+    Plateau,
+}
+
+/// Steps of an epoch at the default batch size.
+const STEPS: u64 = 24;
+
+impl SchedulerName {
+    fn apply(self, handler: &mut NNHandler<ConvNet>) -> Result<()> {
+        let cosine = CosineLr { t_max: 9 * STEPS, ..Default::default() };
+        let warmup =
+            Warmup { steps: STEPS, then: Some(Box::new(cosine.into())), ..Default::default() };
+        let plateau = ReduceOnPlateau { patience: 2, ..Default::default() };
+        match self {
+            Self::None => Ok(()),
+            Self::WarmupCosine => handler.set_scheduler(warmup, SchedulerUnit::Step),
+            Self::Plateau => handler.set_scheduler(plateau, SchedulerUnit::Epoch),
         }
     }
 }
@@ -172,6 +214,10 @@ fn handler(flags: &Flags, group: &ProcessGroup) -> Result<NNHandler<ConvNet>> {
             }
             let mut handler = builder.build()?;
             handler.set_optimizer(flags.optimizer.config())?;
+            flags.scheduler.apply(&mut handler)?;
+            if let Some(decay) = flags.ema {
+                handler.set_ema(EmaConfig { decay, ..Default::default() })?;
+            }
             return Ok(handler);
         }
         "latest" => flags.save_dir.join("latest"),
@@ -196,14 +242,13 @@ fn run(flags: &Flags) -> Result<()> {
     };
     handler.set_train_loader(train, loader);
     handler.set_val_loader(val, Loader { shuffle: false, ..loader });
-    if flags.auto_save != 0 {
-        handler
-            .auto_save(flags.auto_save, &flags.save_dir, &flags.name)?
-            .overwrite(flags.overwrite);
-    } else {
-        handler.disable_auto_save();
-    }
-    handler.train(flags.epochs)?;
+    let every = match flags.auto_save_steps {
+        Some(steps) => Every::steps(steps)?,
+        None => Every::try_from(flags.auto_save)?,
+    };
+    handler.auto_save(every, &flags.save_dir, &flags.name)?.overwrite(flags.overwrite);
+    let total = flags.total_epochs.unwrap_or(handler.epoch() + flags.epochs);
+    handler.train(total.saturating_sub(handler.epoch()))?;
     if let Some(path) = &flags.r#final {
         handler.save(path)?;
     }
