@@ -1,9 +1,62 @@
-//! With feature `torch`: compiles the C++ shim and lets our programs find libtorch at run time.
+//! Says which code our examples are made of; with feature `torch`, compiles the C++ shim and lets
+//! our programs find libtorch at run time.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    provenance::build();
     #[cfg(all(feature = "torch", not(feature = "doc-only")))]
     torch::build();
+}
+
+/// What `model_code!` records of this package, as variables of its compilation.
+mod provenance {
+    use std::env;
+    use std::path::Path;
+    use std::process::Command;
+
+    const REVISION: &str = "TCH_CHECKPOINT_GIT_REVISION";
+    /// Where a change makes a build differ from the revision.
+    const SOURCES: [&str; 4] = ["Cargo.toml", "build.rs", "examples", "src"];
+
+    pub(super) fn build() {
+        let features = env::var("CARGO_CFG_FEATURE").unwrap_or_default();
+        println!("cargo::rustc-env=TCH_CHECKPOINT_FEATURES={features}");
+        // A revision that is not to be out of date costs a build after every commit: only for
+        // what is released. The variable itself, if set, counts in any build.
+        let is_release = env::var("PROFILE").is_ok_and(|profile| profile == "release");
+        if is_release {
+            println!("cargo::rerun-if-env-changed={REVISION}");
+            if env::var_os(REVISION).is_none() {
+                revision();
+            }
+        }
+    }
+
+    fn revision() {
+        // In a package, or a copy within another project, git would speak of something else.
+        let root = env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
+        let top = git(&["rev-parse", "--show-toplevel"]);
+        let same = |top: String| Path::new(&top).canonicalize().ok();
+        if top.and_then(same).is_none_or(|top| Path::new(&root).canonicalize().ok() != Some(top)) {
+            return;
+        }
+        let Some(head) = git(&["rev-parse", "HEAD"]) else { return };
+        let changes =
+            git(&[&["--no-optional-locks", "status", "--porcelain", "--"], &SOURCES[..]].concat());
+        let dirty = if changes.is_some_and(|changes| changes.is_empty()) { "" } else { "-dirty" };
+        println!("cargo::rustc-env={REVISION}={head}{dirty}");
+        let log = git(&["rev-parse", "--git-path", "logs/HEAD"]);
+        for path in SOURCES.into_iter().chain(log.as_deref().filter(|log| Path::new(log).exists()))
+        {
+            println!("cargo::rerun-if-changed={path}");
+        }
+    }
+
+    fn git(arguments: &[&str]) -> Option<String> {
+        let done = Command::new("git").args(arguments).output().ok()?;
+        let text = String::from_utf8(done.stdout).ok()?;
+        done.status.success().then(|| text.trim().to_owned())
+    }
 }
 
 #[cfg(all(feature = "torch", not(feature = "doc-only")))]

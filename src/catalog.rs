@@ -1,5 +1,7 @@
 //! Finding and reading checkpoints: one directory handle, one manifest.
 
+mod other;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +13,9 @@ use crate::layout::{self, CheckpointName, Debris};
 use crate::manifest::Manifest;
 use crate::memory::zeroed;
 use crate::storage::{Directory, EntryKind, Storage};
+
+pub(crate) use other::open_other;
+pub use other::read_other;
 
 /// Where a checkpoint is: a directory that holds checkpoints, and a name in it.
 #[derive(Debug, Clone, PartialEq, Eq)]

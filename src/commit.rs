@@ -4,6 +4,8 @@
 //! Every line below says, by its order, what a crash leaves behind: until the rename, debris that
 //! is never read; after it, the whole checkpoint.
 
+mod attached;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;

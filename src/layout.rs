@@ -8,6 +8,12 @@ use crate::error::{Error, ErrorKind, Result, printable};
 use crate::rank::{Rank, WorldSize};
 use crate::tensor::Component;
 
+mod code;
+
+pub(crate) use code::check_code_file;
+use code::components;
+pub use code::{CODE_BYTES_MAX, CODE_FILE_BYTES_MAX, CODE_FILES_MAX, is_code_path};
+
 /// The commit record of a checkpoint, inside its directory.
 pub const MANIFEST: &str = "manifest.bin";
 /// The advisory lock of a directory of checkpoints.
@@ -260,23 +266,17 @@ fn parse_share(share: &str) -> Option<(Rank, WorldSize)> {
 /// not beginning with a dot.
 #[must_use]
 pub fn is_file_name(name: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    (1..=FILE_NAME_BYTES_MAX).contains(&name.len())
-        && !name.starts_with('.')
-        && name.bytes().all(allowed)
+    components(name.as_bytes()) == 1
 }
 
 /// Whether `name` may be a file besides data and sums: a [`is_file_name`] that is not the
 /// manifest, or several of them joined by `/` under [`CODE_DIR`].
 #[must_use]
 pub fn is_other_file_name(name: &str) -> bool {
-    let parts: Vec<_> = name.split('/').take(FILE_NAME_DEPTH_MAX + 1).collect();
-    let folder = match parts[..] {
-        [_] => name != MANIFEST,
-        [first, ..] => first == CODE_DIR,
-        [] => false,
-    };
-    folder && parts.len() <= FILE_NAME_DEPTH_MAX && parts.iter().all(|part| is_file_name(part))
+    match name.split_once('/') {
+        None => is_file_name(name) && name != MANIFEST,
+        Some((folder, path)) => folder == CODE_DIR && is_code_path(path),
+    }
 }
 
 /// A directory that an attempt or a deletion left behind.

@@ -22,6 +22,7 @@ pub mod manifest;
 pub mod plan;
 // Effects
 pub mod catalog;
+pub mod code;
 mod commit;
 pub mod group;
 pub mod shard;
@@ -42,6 +43,7 @@ pub mod handler;
 pub mod cli;
 
 pub use catalog::CheckpointPath;
+pub use code::ModelCode;
 pub use error::{Error, ErrorKind, Result};
 pub use group::ProcessGroup;
 #[cfg(feature = "torch")]

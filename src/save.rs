@@ -111,7 +111,7 @@ pub fn save(
         "commit",
         || write(group, storage, path, &assignment, state, options),
         |receipts| match &mut coordinator {
-            Some((attempt, merged)) => commit(group, attempt, merged, receipts, options),
+            Some((attempt, merged)) => commit(group, attempt, merged, receipts, state, options),
             None => Err(Error::new(ErrorKind::Disagreement, "commit without a plan")),
         },
     );
@@ -196,6 +196,7 @@ fn commit(
     attempt: &mut Attempt,
     merged: &MergedPlan,
     receipts: Vec<Receipt>,
+    state: &StateDict,
     options: &SaveOptions,
 ) -> Result<u64> {
     let pace = Pace::of(group);
@@ -206,6 +207,8 @@ fn commit(
         let len = index.len() as u64;
         others.push(OtherFile { name: layout::HF_INDEX.to_owned(), len, hash: hash16(&index) });
     }
+    attempt.write_attached(state.attached_files(), &pace)?;
+    others.extend(merged.attached.iter().cloned());
     let info = SealInfo {
         created_unix_ms: unix_ms(),
         library_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -1,12 +1,12 @@
 //! Verifying a checkpoint: every byte of every file.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
-use crate::catalog::Found;
+use crate::catalog::{Found, open_other};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::OtherFile;
 use crate::shard::{PieceAt, ShardReader};
-use crate::storage::ReadFile;
+use crate::storage::{Directory, EntryKind};
 
 /// Bytes of a whole-file check that are read at once.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -82,7 +82,7 @@ fn pieces(found: &Found, index: usize) -> (Vec<&str>, Vec<PieceAt>) {
 fn check_other(found: &Found, record: &OtherFile) -> Result<()> {
     let path = found.dir.path().join(&record.name);
     let corrupt = |what: String| Err(Error::new(ErrorKind::Corrupt, what).with_path(&path));
-    let file = open_nested(found, &record.name)?;
+    let file = open_other(&found.dir, &record.name)?;
     if file.len() != record.len {
         return corrupt(format!("{} bytes long, {} were saved", file.len(), record.len));
     }
@@ -101,32 +101,40 @@ fn check_other(found: &Found, record: &OtherFile) -> Result<()> {
     Ok(())
 }
 
-/// Opens `code/model.rs` by its parts: a directory is named by one component only.
-fn open_nested(found: &Found, name: &str) -> Result<Arc<dyn ReadFile>> {
-    let mut dir = found.dir.clone();
-    let mut parts = name.split('/').peekable();
-    while let Some(part) = parts.next() {
-        if parts.peek().is_none() {
-            return dir.open_file(part);
-        }
-        dir = dir.open_dir(part)?;
-    }
-    Err(Error::new(ErrorKind::Corrupt, "a file without a name"))
-}
-
-/// The entry of the checkpoint's directory under which a file lies.
-fn top(name: &str) -> &str {
-    name.split('/').next().unwrap_or(name)
-}
-
+/// Whatever lies in the checkpoint and is not listed; folders of listed files are looked into.
 fn foreign(found: &Found) -> Result<Vec<String>> {
     let manifest = &found.manifest;
     let data = manifest.data_files().iter().map(|f| f.name.as_str());
-    let others = manifest.sums_files().iter().chain(manifest.other_files()).map(|f| top(&f.name));
-    let own: std::collections::BTreeSet<&str> =
-        data.chain(others).chain([crate::layout::MANIFEST]).collect();
-    let mut names: Vec<String> = found.dir.list()?.into_iter().map(|e| e.name).collect();
-    names.retain(|name| !own.contains(name.as_str()));
-    names.sort();
-    Ok(names)
+    let others = manifest.sums_files().iter().chain(manifest.other_files());
+    let own: BTreeSet<&str> = data
+        .chain(others.flat_map(|f| with_folders(&f.name)))
+        .chain([crate::layout::MANIFEST])
+        .collect();
+    let mut foreign = Vec::new();
+    look(found.dir.as_ref(), "", &own, &mut foreign)?;
+    foreign.sort();
+    Ok(foreign)
+}
+
+/// `code/a/b` and its folders `code/a` and `code`.
+fn with_folders(name: &str) -> impl Iterator<Item = &str> {
+    let folders = name.match_indices('/').filter_map(|(at, _)| name.get(..at));
+    folders.chain([name])
+}
+
+fn look(
+    dir: &dyn Directory,
+    folder: &str,
+    own: &BTreeSet<&str>,
+    foreign: &mut Vec<String>,
+) -> Result<()> {
+    for entry in dir.list()? {
+        let name = format!("{folder}{}", entry.name);
+        if !own.contains(name.as_str()) {
+            foreign.push(name);
+        } else if entry.kind == EntryKind::Directory {
+            look(dir.open_dir(&entry.name)?.as_ref(), &format!("{name}/"), own, foreign)?;
+        }
+    }
+    Ok(())
 }

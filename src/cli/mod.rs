@@ -1,15 +1,16 @@
 //! The command `tch-checkpoint`: looks at checkpoints, verifies them, and tries storage out.
 //! Needs neither libtorch nor MPI.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, printable};
 
+mod code;
 mod format;
 mod inspect;
 mod stress;
@@ -44,6 +45,13 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Show the model code that was saved with a checkpoint, or one file of it.
+    Code {
+        /// The checkpoint; `DIR/latest` is the newest of DIR.
+        path: PathBuf,
+        /// A file to print, by its name in the list.
+        file: Option<String>,
+    },
     /// Save generated content, to try a storage out.
     #[command(subcommand)]
     Stress(stress::Stress),
@@ -57,6 +65,7 @@ pub fn main() -> ExitCode {
     let run = || match arguments.verb {
         Verb::Inspect { path, json } => inspect::inspect(&mut out, &path, json),
         Verb::Verify { path, json } => verify::verify(&mut out, &path, json),
+        Verb::Code { path, file } => code::code(&mut out, &path, file.as_deref()),
         Verb::Stress(stress) => stress::run(&mut out, &stress),
     };
     let done = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(panicked().into()));
@@ -101,8 +110,18 @@ struct Output<'a>(io::StdoutLock<'a>);
 
 impl Output<'_> {
     fn line(&mut self, text: impl AsRef<str>) -> Result<(), Stop> {
-        let text = crate::error::printable(text.as_ref());
+        let text = printable(text.as_ref());
         writeln!(self.0, "{text}").and_then(|()| self.0.flush()).map_err(stop)
+    }
+
+    /// The text of a file: byte by byte, but for what could drive a terminal on a terminal.
+    fn text(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        let written = if self.0.is_terminal() {
+            self.0.write_all(for_terminal(bytes).as_bytes())
+        } else {
+            self.0.write_all(bytes)
+        };
+        written.and_then(|()| self.0.flush()).map_err(stop)
     }
 
     /// A table with an empty line before it.
@@ -112,9 +131,27 @@ impl Output<'_> {
     }
 }
 
+/// Text without control characters, but for line breaks and tabs.
+fn for_terminal(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let lines = text.split('\t').map(|part| printable(&part.replace("\r\n", "\n")));
+    lines.collect::<Vec<_>>().join("\t")
+}
+
 fn stop(error: io::Error) -> Stop {
     if error.kind() == io::ErrorKind::BrokenPipe {
         return Stop::ClosedPipe;
     }
     Stop::Error(Error::new(ErrorKind::Storage, format!("writing to standard output: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_cannot_drive_a_terminal() {
+        let shown = for_terminal(b"fn a() {\r\n\t\"\x1b[2J\"\x07 \xff\n}");
+        assert_eq!(shown, "fn a() {\n\t\"\\u{1b}[2J\"\\u{7} \u{fffd}\n}");
+    }
 }

@@ -1,6 +1,6 @@
 //! The rules of a manifest. Everything that later code relies on is checked here, once.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use super::{
     BodyV1, DATA_ALIGNMENT, DataFile, HEADER_BYTES_MAX, Manifest, OtherFile, SUM_BYTES,
@@ -74,6 +74,7 @@ fn check_files(body: &BodyV1) -> Result<u64> {
             corrupt("a file name that is not allowed").with_path(&file.name)
         })?;
     }
+    check_code(&body.other_files)?;
     let others = || body.sums_files.iter().chain(&body.other_files);
     let names = body.data_files.iter().map(|f| &f.name).chain(others().map(|f| &f.name));
     let mut seen = HashSet::new();
@@ -83,6 +84,18 @@ fn check_files(body: &BodyV1) -> Result<u64> {
     let mut lens = body.data_files.iter().map(|f| f.len).chain(others().map(|f: &OtherFile| f.len));
     let total = lens.try_fold(0u64, u64::checked_add).filter(|t| i64::try_from(*t).is_ok());
     total.ok_or_else(|| corrupt("the lengths of the files overflow"))
+}
+
+fn check_code(others: &[OtherFile]) -> Result<()> {
+    let mut seen = BTreeMap::new();
+    let mut total = 0u64;
+    for file in others.iter().filter(|file| file.name.contains('/')) {
+        layout::check_code_file(&seen, total, &file.name, file.len)
+            .map_err(|e| corrupt(e.message()).with_path(&file.name))?;
+        total += file.len;
+        seen.insert(file.name.clone(), ());
+    }
+    Ok(())
 }
 
 fn check_data_file(file: &DataFile, sums_files: usize) -> Result<()> {

@@ -48,6 +48,7 @@ fn merged() -> MergedPlan {
                 aliases,
                 values: values.clone(),
                 rank_values,
+                attached: Vec::new(),
             }
         })
         .collect();
@@ -249,7 +250,18 @@ fn bodies_with_bad_files_are_refused() {
         ("the file at", |b| b.data_files[0].len += 1),
         ("leaves its file", |b| b.data_files[0].len -= 1),
         ("overflow", |b| b.data_files[0].len = u64::MAX),
-        ("overflow", |b| b.other_files[0].len = i64::MAX as u64),
+        ("overflow", |b| {
+            b.other_files[0] = OtherFile { name: "x".into(), len: i64::MAX as u64, hash: [0; 16] };
+        }),
+        ("at most 1048576", |b| b.other_files[0].len = (1 << 20) + 1),
+        ("as a folder", |b| {
+            let name = "code/model.rs/x".into();
+            b.other_files.insert(0, OtherFile { name, ..b.other_files[0].clone() });
+        }),
+        ("too much", |b| {
+            let file = |n| OtherFile { name: format!("code/{n}"), len: 1 << 20, hash: [0; 16] };
+            b.other_files.extend((0..16).map(file));
+        }),
         ("sums file is not listed", |b| b.data_files[0].sums_file = 99),
         ("sums leave their file", |b| b.data_files[0].sums_begin = u64::MAX - 15),
         ("sums leave their file", |b| b.data_files[0].sums_begin += 4),
@@ -347,6 +359,7 @@ fn many_pieces_take_little_room() {
             aliases: Vec::new(),
             values: Values::new(),
             rank_values: Values::new(),
+            attached: Vec::new(),
         })
         .collect();
     let merged = merge_plans(ID, &plans).unwrap();

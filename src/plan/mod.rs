@@ -8,6 +8,7 @@ pub mod save;
 use serde::{Deserialize, Serialize};
 
 use crate::layout::SaveId;
+use crate::manifest::OtherFile;
 use crate::slice::Slice;
 use crate::state::Values;
 use crate::tensor::{Component, TensorName, TensorSpec};
@@ -38,6 +39,8 @@ pub struct LocalPlan {
     pub values: Values,
     /// Values of this rank.
     pub rank_values: Values,
+    /// Attached files, by name, without their content; must agree between ranks.
+    pub attached: Vec<OtherFile>,
 }
 
 /// What to do about an existing checkpoint of the same name.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, SaveId};
+use crate::manifest::{OtherFile, hash16};
 use crate::plan::cover::check_cover;
 use crate::plan::{LocalPlan, PlannedFile, PlannedPiece, SavePlan, SaveTarget, WriteItem};
 use crate::rank::{Rank, WorldSize};
@@ -32,6 +33,8 @@ pub struct MergedPlan {
     pub values: Values,
     /// Values of each rank, in rank order.
     pub rank_values: Vec<Values>,
+    /// The attached files that the coordinator is to write, by name.
+    pub attached: Vec<OtherFile>,
 }
 
 /// A box as declared, with every rank that holds it.
@@ -64,7 +67,17 @@ pub fn local_plan(target: SaveTarget, state: &StateDict) -> LocalPlan {
         aliases: state.aliases().iter().map(|(a, t)| (a.clone(), t.clone())).collect(),
         values: state.values.clone(),
         rank_values: state.rank_values.clone(),
+        attached: attached(state),
     }
+}
+
+fn attached(state: &StateDict) -> Vec<OtherFile> {
+    let file = |(name, bytes): (&String, &std::sync::Arc<[u8]>)| OtherFile {
+        name: name.clone(),
+        len: bytes.len() as u64,
+        hash: hash16(bytes),
+    };
+    state.attached_files().iter().map(file).collect()
 }
 
 /// Decides what each rank writes, so that every byte is written exactly once and replicated
@@ -92,6 +105,7 @@ pub fn merge_plans(save_id: SaveId, plans: &[LocalPlan]) -> Result<MergedPlan> {
         aliases,
         values: first.values.clone(),
         rank_values: plans.iter().map(|p| p.rank_values.clone()).collect(),
+        attached: first.attached.clone(),
     })
 }
 

@@ -8,6 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::slice::Slice;
 use crate::tensor::{Component, TensorName, TensorSpec};
 
+mod attached;
 mod io;
 mod value;
 
@@ -33,6 +34,7 @@ pub struct TensorEntry {
 pub struct StateDict {
     tensors: BTreeMap<TensorName, Vec<TensorEntry>>,
     aliases: BTreeMap<TensorName, TensorName>,
+    attached: BTreeMap<String, Arc<[u8]>>,
     /// Values of the job: the same on every rank, or the save is refused.
     pub values: Values,
     /// Values of this rank alone (random state, data position), never merged.

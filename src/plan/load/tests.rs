@@ -48,6 +48,7 @@ fn manifest(tensors: &[Tensor]) -> Manifest {
             items,
             values: Values::new(),
             rank_values: Values::new(),
+            attached: Vec::new(),
         }
     };
     let plans: Vec<LocalPlan> = (0..world).map(plan).collect();

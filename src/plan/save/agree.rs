@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::OtherFile;
 use crate::plan::{LocalPlan, SaveTarget, WriteItem};
 use crate::rank::Rank;
 use crate::tensor::TensorName;
@@ -21,6 +22,7 @@ pub(super) fn check_agreement(plans: &[LocalPlan]) -> Result<Vec<(TensorName, Te
         for other in others {
             check_target(*first, *other)?;
             check_values(*first, *other)?;
+            check_attached(*first, *other)?;
         }
     }
     let tensors = check_tensors(&ranked)?;
@@ -59,6 +61,22 @@ fn check_values(a: Ranked, b: Ranked) -> Result<()> {
     let side = |plan: &LocalPlan, held| plan.values.find(name).map_or("none", |_| held);
     let sides = ((a.0, side(a.1, "one")), (b.0, side(b.1, "another")));
     Err(differs(&format!("value `{name}`"), sides.0, sides.1))
+}
+
+fn check_attached(a: Ranked, b: Ranked) -> Result<()> {
+    let (ours, theirs) = (&a.1.attached, &b.1.attached);
+    if ours == theirs {
+        return Ok(());
+    }
+    let unlike = |one: &[OtherFile], other: &[OtherFile]| {
+        one.iter().find(|file| !other.contains(file)).map(|file| file.name.clone())
+    };
+    let Some(name) = unlike(ours, theirs).or_else(|| unlike(theirs, ours)) else { return Ok(()) };
+    let side = |files: &[OtherFile], held| {
+        if files.iter().any(|file| file.name == name) { held } else { "none" }
+    };
+    let sides = ((a.0, side(ours, "one")), (b.0, side(theirs, "another")));
+    Err(differs(&format!("attached file `{name}`"), sides.0, sides.1))
 }
 
 type Declared<'a> = HashMap<&'a TensorName, (Rank, &'a WriteItem)>;

@@ -40,7 +40,7 @@ fn plan(items: Vec<WriteItem>) -> LocalPlan {
         on_existing: OnExisting::Refuse,
     };
     let (values, rank_values) = (Values::new(), Values::new());
-    LocalPlan { target, items, aliases: Vec::new(), values, rank_values }
+    LocalPlan { target, items, aliases: Vec::new(), values, rank_values, attached: Vec::new() }
 }
 
 fn bytes_of(plan: &SavePlan) -> u64 {
@@ -150,10 +150,14 @@ fn empty_tensors_are_kept_and_empty_boxes_are_not() {
     assert_eq!(merged.plans[1].files[0].pieces.len(), 1);
 }
 
+fn file(name: &str) -> OtherFile {
+    OtherFile { name: name.into(), len: 4, hash: [7; 16] }
+}
+
 #[test]
 fn disagreements_name_both_ranks_and_what_differs() {
     type Change = fn(&mut LocalPlan);
-    let table: [(&str, Change); 11] = [
+    let table: [(&str, Change); 14] = [
         ("directory", |p| p.target.directory.push('x')),
         ("name", |p| p.target.name.push('x')),
         ("step", |p| p.target.step += 1),
@@ -165,11 +169,15 @@ fn disagreements_name_both_ranks_and_what_differs() {
         ("shape", |p| p.items[0] = whole("w", Dtype::F32, &[8, 4])),
         ("component", |p| p.items[0].component = Component::optimizer()),
         ("alias `tied`", |p| p.aliases.clear()),
+        ("attached file `code/a`", |p| p.attached[0].hash = [8; 16]),
+        ("attached file `code/a`", |p| p.attached.clear()),
+        ("attached file `code/b`", |p| p.attached.push(file("code/b"))),
     ];
     let mut base = plan(vec![whole("v", Dtype::F32, &[2]), whole("w", Dtype::F32, &[4, 8])]);
     base.items.swap(0, 1);
     base.values.set("loss", 1.0);
     base.aliases.push((name("tied"), name("w")));
+    base.attached.push(file("code/a"));
     assert!(merge_plans(ID, &vec![base.clone(); 3]).is_ok());
     for (what, change) in table {
         let mut plans = vec![base.clone(); 3];

@@ -1,0 +1,60 @@
+//! `code`: the source that a model was trained with, as text.
+
+use std::path::Path;
+
+use super::format::{bytes, table};
+use super::{Output, Stop};
+use crate::catalog::{Found, Wanted, find, read_other};
+use crate::code::ModelCode;
+use crate::code::read::{code_files, read_open};
+use crate::error::{Error, ErrorKind};
+use crate::layout::CODE_DIR;
+use crate::storage::LocalStorage;
+
+pub(super) fn code(out: &mut Output<'_>, path: &Path, file: Option<&str>) -> Result<u8, Stop> {
+    let found = find(&LocalStorage::new(), &Wanted::parse(path)?)?;
+    match file {
+        Some(file) => print(out, &found, file)?,
+        None => list(out, &found)?,
+    }
+    Ok(0)
+}
+
+/// The bytes of one file, as they were saved.
+fn print(out: &mut Output<'_>, found: &Found, file: &str) -> Result<(), Stop> {
+    let full = format!("{CODE_DIR}/{file}");
+    let record = code_files(&found.manifest).find(|r| r.name == file || r.name == full);
+    let record = record.ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, format!("no file `{file}` was saved with it"))
+            .with_path(found.dir.path())
+            .with_help("`tch-checkpoint code` without a file lists those that were")
+    })?;
+    out.text(&read_other(&found.dir, record)?)
+}
+
+fn list(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
+    let code = read_open(&found.dir, &found.manifest)?.ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, "no code was saved with this checkpoint")
+            .with_path(found.dir.path())
+    })?;
+    facts(out, &code)?;
+    let mut shown = table(&["file", "lines", "size"]);
+    for (path, text) in code.files() {
+        let size = bytes(text.len() as u64);
+        shown.add_row([path.clone(), text.lines().count().to_string(), size]);
+    }
+    out.table(&shown)
+}
+
+fn facts(out: &mut Output<'_>, code: &ModelCode) -> Result<(), Stop> {
+    let or = |text: &str| if text.is_empty() { "unknown".to_owned() } else { one_line(text) };
+    let features: Vec<&str> = code.features().iter().map(String::as_str).collect();
+    out.line(format!("package       {}", or(code.package())))?;
+    out.line(format!("version       {}", or(code.version())))?;
+    out.line(format!("git revision  {}", or(code.git_revision().unwrap_or_default())))?;
+    out.line(format!("features      {}", or(&features.join(", "))))
+}
+
+fn one_line(text: &str) -> String {
+    text.replace('\n', " ")
+}
