@@ -29,6 +29,7 @@ pub mod shard;
 pub mod storage;
 pub mod sweep;
 // The two paths
+pub mod audit;
 pub mod load;
 pub mod save;
 pub mod verify;

@@ -1,6 +1,7 @@
 //! Saving, from top to bottom as the protocol.
 //!
 //! ```text
+//! phase "audit":  (if asked for) replicas are compared, see `audit`
 //! state (all, no I/O) → local_plan (all, pure)
 //! phase "plan":   gather plans ─(coordinator) merge, balance, sweep, make the attempt─ scatter
 //! phase "commit": write (all): piece → block sums → file → fsync → receipt
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use crate::audit::audit;
 use crate::catalog::CheckpointPath;
 use crate::commit::Attempt;
 use crate::error::{Error, ErrorKind, Result};
@@ -36,6 +38,10 @@ pub struct SaveOptions {
     pub epoch: u64,
     /// What to do if a checkpoint of that name exists. Default: refuse.
     pub on_existing: OnExisting,
+    /// Whether replicas are compared first: boxes that several ranks declare equally must hold
+    /// the same bytes, see [`audit`](fn@crate::audit::audit). Reads the whole state once more.
+    /// Default: no.
+    pub audit: bool,
     /// Version of libtorch, for the record; empty without libtorch.
     pub libtorch_version: String,
 }
@@ -63,8 +69,8 @@ struct Assignment {
 /// Saves `state` as checkpoint `path` and returns once it is committed for every rank.
 ///
 /// # Collective
-/// Every rank of the group calls it with the same `path` and `options`; two phases. Every rank
-/// gets the same verdict.
+/// Every rank of the group calls it with the same `path` and `options`; two phases, and one
+/// or two more for an audit. Every rank gets the same verdict.
 ///
 /// # Durability
 /// On `Ok` the checkpoint survives a power cut on a disk that honours flushes: every file and
@@ -84,6 +90,9 @@ pub fn save(
     state: &StateDict,
     options: &SaveOptions,
 ) -> Result<Checkpoint> {
+    if options.audit {
+        audit(group, state).map_err(help_uncommitted)?;
+    }
     let mut coordinator: Option<(Attempt, MergedPlan)> = None;
     let assignment = group.phase(
         Channel::Save,

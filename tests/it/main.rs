@@ -4,6 +4,7 @@
 #![allow(unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "helpers of tests")]
 
+mod audit;
 mod code;
 mod commits;
 mod durable;
