@@ -6,7 +6,7 @@ use tch::{Device, Tensor, nn};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
-use crate::handler::{History, InEpoch, Model, NNHandler, Parts, StepSettings, ddp};
+use crate::handler::{History, InEpoch, KeptCode, Model, NNHandler, Parts, StepSettings, ddp};
 use crate::rank::Rank;
 use crate::state::Values;
 use crate::storage::{LocalStorage, Storage};
@@ -118,6 +118,8 @@ impl<M: Model> HandlerBuilder<M> {
             history: History::default(),
             user_values: Values::new(),
             quiet: false,
+            code: KeptCode::default(),
+            audit: false,
             poisoned: false,
         })
     }

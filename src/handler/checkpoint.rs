@@ -8,10 +8,11 @@ use std::sync::Arc;
 use tch::Device;
 
 use crate::catalog::{CheckpointPath, Wanted};
+use crate::code::ModelCode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::handler::destination::{Fresh, Live, cuda_index};
-use crate::handler::{History, Model, NNHandler, ddp};
+use crate::handler::{History, KeptCode, Model, NNHandler, ddp};
 use crate::load::{Atomicity, Loaded, load};
 use crate::plan::OnExisting;
 use crate::plan::load::LoadRules;
@@ -57,6 +58,10 @@ pub struct LoadOptions {
     /// only if you trust it, since it then chooses where this program writes and removes
     /// checkpoints. Default: no.
     pub keep_auto_saver: bool,
+    /// The code of the running program, from [`model_code!`](crate::model_code): compared with
+    /// that of the checkpoint ([`NNHandler::code_differences`]), and saved with every checkpoint
+    /// from then on. Default: none.
+    pub model_code: Option<ModelCode>,
 }
 
 impl<M: Model> NNHandler<M> {
@@ -86,6 +91,7 @@ impl<M: Model> NNHandler<M> {
             step: self.step,
             epoch: self.epoch,
             on_existing,
+            audit: self.audit,
             libtorch_version: torch::libtorch_version(),
         };
         save(&self.group, self.storage.as_ref(), path, &state, &options)
@@ -106,8 +112,8 @@ impl<M: Model> NNHandler<M> {
         })
     }
 
-    /// Model, optimizer, counters, history, auto-saver, and this rank's random state. No tensor
-    /// is copied.
+    /// Model, optimizer, counters, history, auto-saver, code if set, and this rank's random state.
+    /// No tensor is copied.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] for tensors that cannot be stored.
@@ -139,6 +145,7 @@ impl<M: Model> NNHandler<M> {
         if let Device::Cuda(index) = self.device {
             state.rank_values.set("rng.cuda", torch::cuda_rng_state(cuda_index(index)?)?);
         }
+        self.code.attach_to(&mut state)?;
         Ok(state)
     }
 
@@ -216,6 +223,7 @@ impl<M: Model> NNHandler<M> {
             // What the checkpoint lacks has each rank's own initial values.
             ddp::broadcast(&group, &handler.variables(|_| true))?;
         }
+        handler.code = KeptCode::new(options.model_code);
         handler.adopt(&loaded);
         if !options.keep_auto_saver {
             handler.distrust_auto_saver(&loaded);
@@ -268,6 +276,7 @@ impl<M: Model> NNHandler<M> {
     }
 
     fn adopt(&mut self, loaded: &Loaded) {
+        self.compare_code(loaded);
         if let Some(saver) = &mut self.auto_saver {
             saver.adopt(loaded);
         }

@@ -17,6 +17,7 @@ use crate::torch::{Optimizer, OptimizerSpec, ParamGroupConfig};
 mod auto_save;
 mod builder;
 mod checkpoint;
+mod code;
 mod data;
 mod ddp;
 mod destination;
@@ -29,6 +30,7 @@ mod resume_check;
 mod setup;
 mod train;
 
+use self::code::KeptCode;
 pub use auto_save::AutoSaver;
 pub use builder::HandlerBuilder;
 pub use checkpoint::LoadOptions;
@@ -115,6 +117,9 @@ pub struct NNHandler<M: Model> {
     history: History,
     user_values: Values,
     quiet: bool,
+    code: KeptCode,
+    /// Whether saves compare replicas first.
+    audit: bool,
     /// Set when a load failed after it began to change the model.
     poisoned: bool,
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod auto_save;
+mod code;
 mod exact;
 mod harness;
 mod kinds;
