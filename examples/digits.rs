@@ -21,7 +21,7 @@ use tch_checkpoint::torch::{
     Adam, AdamW, CosineLr, EmaConfig, OptimizerConfig, ReduceOnPlateau, RmsProp, SchedulerUnit,
     Sgd, Warmup,
 };
-use tch_checkpoint::{ProcessGroup, Result};
+use tch_checkpoint::{ModelCode, ProcessGroup, Result, model_code};
 
 #[path = "data/mod.rs"]
 mod data;
@@ -204,6 +204,11 @@ fn accuracy(output: &Tensor, target: &Tensor) -> f64 {
         .double_value(&[])
 }
 
+/// Saved with every checkpoint, never executed.
+fn code() -> ModelCode {
+    model_code!("digits.rs", "data/mod.rs")
+}
+
 fn handler(flags: &Flags, group: &ProcessGroup) -> Result<NNHandler<ConvNet>> {
     let path = match flags.resume.as_str() {
         "none" => {
@@ -218,13 +223,18 @@ fn handler(flags: &Flags, group: &ProcessGroup) -> Result<NNHandler<ConvNet>> {
             if let Some(decay) = flags.ema {
                 handler.set_ema(EmaConfig { decay, ..Default::default() })?;
             }
+            handler.save_model_code(code());
             return Ok(handler);
         }
         "latest" => flags.save_dir.join("latest"),
         path => PathBuf::from(path),
     };
-    let options =
-        LoadOptions { group: Some(group.clone()), device: flags.device.0, ..Default::default() };
+    let options = LoadOptions {
+        group: Some(group.clone()),
+        device: flags.device.0,
+        model_code: Some(code()),
+        ..Default::default()
+    };
     NNHandler::load(path, options)
 }
 
