@@ -48,7 +48,7 @@ struct Flags {
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     auto_save: i64,
     /// Save every N training steps instead.
-    #[arg(long, conflicts_with = "auto_save")]
+    #[arg(long)]
     auto_save_steps: Option<u64>,
     /// Template of their names.
     #[arg(long, default_value = "epoch{epoch:03d}_valloss{val_loss:.4f}")]

@@ -283,3 +283,14 @@ fn an_impossible_directory_is_refused_before_training() {
     });
     assert!(one_error(&results).to_string().contains("nothing was trained"));
 }
+
+#[test]
+fn none_is_off_as_zero_is() {
+    on_ranks(1, |group| {
+        let (memory, storage) = memory();
+        let mut handler = usual(&group, &storage);
+        handler.auto_save(None, "runs", NAME).unwrap();
+        handler.train(1).unwrap();
+        assert_eq!(entries(&memory, "runs"), [""; 0]);
+    });
+}

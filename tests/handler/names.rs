@@ -116,3 +116,25 @@ fn metrics_that_hide_other_numbers_are_refused() {
         assert!((handler.history().series("a")[0] - 0.7).abs() < 1e-12, "the second one counts");
     });
 }
+
+/// Whatever a metric is, its checkpoint is found again under the name that it got.
+#[test]
+fn strange_numbers_make_names_that_load() {
+    on_ranks(1, |group| {
+        let (memory, storage) = memory();
+        for value in [-0.25, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e300, -0.0] {
+            let mut handler = usual(&group, &storage);
+            handler.add_metric("score", move |_, _| value);
+            handler.auto_save(1, "runs", "s{score:.2f}").unwrap();
+            handler.train(1).unwrap();
+        }
+        let names = visible(&memory, "runs");
+        assert_eq!(names.len(), 6, "{names:?}");
+        for name in ["s-0.25", "snan", "sinf", "s-inf", "s-0.00"] {
+            assert!(names.iter().any(|n| n == name), "{name} in {names:?}");
+        }
+        for name in names {
+            loaded(&group, &storage, &format!("runs/{name}")).unwrap();
+        }
+    });
+}
