@@ -47,6 +47,8 @@ use serde::{Deserialize, Serialize};
 
 use self::data::{DataPlane, NoData};
 use self::phase::Answers;
+#[cfg(feature = "torch")]
+pub(crate) use self::phase::guarded;
 use self::star::Star;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rank::{LocalRank, Rank, WorldSize};

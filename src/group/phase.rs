@@ -195,7 +195,7 @@ impl Drop for Inside {
 }
 
 /// Runs a part of a phase; error and panic come back as an error that names rank and phase.
-fn guarded<T>(rank: Rank, phase: &str, part: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn guarded<T>(rank: Rank, phase: &str, part: impl FnOnce() -> Result<T>) -> Result<T> {
     hook_panics();
     let inside = Inside::enter();
     let outcome = catch_unwind(AssertUnwindSafe(part));

@@ -194,13 +194,7 @@ impl<M: Model> NNHandler<M> {
 
     fn auto_save_now(&mut self, epoch: u64, logs: &BTreeMap<String, f64>) -> Result<()> {
         let Some(saver) = &self.auto_saver else { return Ok(()) };
-        let mut numbers: BTreeMap<String, Number> =
-            logs.iter().map(|(name, value)| (name.clone(), Number::Float(*value))).collect();
-        numbers.insert("epoch".to_owned(), Number::Int(count(epoch)));
-        numbers.insert("step".to_owned(), Number::Int(count(self.step)));
-        for (group, index) in self.optimizer.iter().flat_map(Optimizer::groups).zip(0..) {
-            numbers.insert(format!("lr_group_{index}"), Number::Float(group.lr));
-        }
+        let numbers = name_fields(epoch, self.step, logs, self.optimizer.as_ref());
         let path = saver.path(epoch, &numbers)?;
         let overwrite = saver.state.overwrite;
         let on_existing = if overwrite { OnExisting::Replace } else { OnExisting::Number };
@@ -224,25 +218,55 @@ impl<M: Model> NNHandler<M> {
         let Some(saver) = &mut self.auto_saver else { return };
         let now = (committed.name.clone(), committed.save_id);
         let previous = std::mem::replace(&mut saver.state.previous, vec![now]);
-        if !overwrite || !self.group.is_coordinator() {
+        if overwrite {
+            let directory = saver.state.directory.clone();
+            self.remove_own(&directory, &previous, &committed.name);
+        }
+    }
+
+    /// Coordinator: removes those of `previous`, but never `keep`, that still are the saves meant.
+    pub(super) fn remove_own(
+        &self,
+        directory: &Path,
+        previous: &[(CheckpointName, SaveId)],
+        keep: &CheckpointName,
+    ) {
+        if previous.is_empty() || !self.group.is_coordinator() {
             return;
         }
         let pace = Pace::of(&self.group);
-        let opened = self.storage.open_dir(&saver.state.directory);
-        for (name, save_id) in previous.iter().filter(|(name, _)| *name != committed.name) {
+        let opened = self.storage.open_dir(directory);
+        for (name, save_id) in previous.iter().filter(|(name, _)| name != keep) {
             let removed = opened
                 .as_ref()
                 .map_err(Clone::clone)
                 .and_then(|dir| sweep::remove(dir.as_ref(), name, save_id, &pace));
             if let Err(error) = removed {
-                tracing::warn!(%error, %name, "a previous automatic checkpoint stays");
+                tracing::warn!(%error, %name, "a previous checkpoint stays");
             }
         }
     }
 }
 
+/// What a name can mention, after an epoch with these logs.
+pub(super) fn name_fields(
+    epoch: u64,
+    step: u64,
+    logs: &BTreeMap<String, f64>,
+    optimizer: Option<&Optimizer>,
+) -> BTreeMap<String, Number> {
+    let mut numbers: BTreeMap<String, Number> =
+        logs.iter().map(|(name, value)| (name.clone(), Number::Float(*value))).collect();
+    numbers.insert("epoch".to_owned(), Number::Int(count(epoch)));
+    numbers.insert("step".to_owned(), Number::Int(count(step)));
+    for (group, index) in optimizer.into_iter().flat_map(Optimizer::groups).zip(0..) {
+        numbers.insert(format!("lr_group_{index}"), Number::Float(group.lr));
+    }
+    numbers
+}
+
 /// Whether `name` is `asked`, or `asked-v<N>` as it is numbered where the name is taken.
-fn is_version_of(name: &str, asked: &str) -> bool {
+pub(super) fn is_version_of(name: &str, asked: &str) -> bool {
     let number = name.strip_prefix(asked).and_then(|rest| rest.strip_prefix("-v"));
     name == asked || number.is_some_and(|n| n.parse::<u32>().is_ok())
 }

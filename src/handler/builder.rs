@@ -6,7 +6,9 @@ use tch::{Device, Tensor, nn};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
-use crate::handler::{History, InEpoch, KeptCode, Model, NNHandler, Parts, StepSettings, ddp};
+use crate::handler::{
+    Callbacks, History, InEpoch, KeptCode, Model, NNHandler, Parts, StepSettings, ddp,
+};
 use crate::rank::Rank;
 use crate::state::Values;
 use crate::storage::{LocalStorage, Storage};
@@ -111,6 +113,7 @@ impl<M: Model> HandlerBuilder<M> {
             val_feed: None,
             validate_every: 1,
             auto_saver: None,
+            callbacks: Callbacks::default(),
             epoch: 0,
             step: 0,
             in_epoch: InEpoch::default(),

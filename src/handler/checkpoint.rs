@@ -11,6 +11,7 @@ use crate::catalog::{CheckpointPath, Wanted};
 use crate::code::ModelCode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
+use crate::handler::callbacks::{self, agree_on_values, replace_values, values_of_callbacks};
 use crate::handler::destination::{Fresh, Live, cuda_index};
 use crate::handler::{History, KeptCode, Model, NNHandler, ddp};
 use crate::load::{Atomicity, Loaded, load};
@@ -62,6 +63,8 @@ pub struct LoadOptions {
     /// that of the checkpoint ([`NNHandler::code_differences`]), and saved with every checkpoint
     /// from then on. Default: none.
     pub model_code: Option<ModelCode>,
+    /// Leave the states of callbacks out: those that are added begin anew. Default: no.
+    pub skip_callbacks: bool,
 }
 
 impl<M: Model> NNHandler<M> {
@@ -86,7 +89,27 @@ impl<M: Model> NNHandler<M> {
         path: &CheckpointPath,
         on_existing: OnExisting,
     ) -> Result<Checkpoint> {
-        let state = self.agreed_state()?;
+        let state = self.agreed_state(|| self.state_dict())?;
+        self.save_state_as(path, on_existing, &state)
+    }
+
+    /// Only the model, as checkpoint `path`: its variables, under their own names, and its
+    /// configuration. Collective, as [`NNHandler::save`].
+    pub(super) fn save_weights_as(
+        &self,
+        path: &CheckpointPath,
+        on_existing: OnExisting,
+    ) -> Result<Checkpoint> {
+        let state = self.agreed_state(|| self.model_state())?;
+        self.save_state_as(path, on_existing, &state)
+    }
+
+    fn save_state_as(
+        &self,
+        path: &CheckpointPath,
+        on_existing: OnExisting,
+        state: &StateDict,
+    ) -> Result<Checkpoint> {
         let options = SaveOptions {
             step: self.step,
             epoch: self.epoch,
@@ -94,39 +117,49 @@ impl<M: Model> NNHandler<M> {
             audit: self.audit,
             libtorch_version: torch::libtorch_version(),
         };
-        save(&self.group, self.storage.as_ref(), path, &state, &options)
+        save(&self.group, self.storage.as_ref(), path, state, &options)
     }
 
     /// The state, if every rank has one: a rank that cannot say what it holds must not leave the
-    /// others waiting in the save.
-    fn agreed_state(&self) -> Result<StateDict> {
+    /// others waiting in the save. Values of callbacks are the coordinator's.
+    fn agreed_state(&self, make: impl FnOnce() -> Result<StateDict>) -> Result<StateDict> {
         let mut state = None;
         let take = || {
             self.refuse_if_poisoned()?;
-            state = Some(self.state_dict()?);
-            Ok(())
+            let made = make()?;
+            let of_callbacks = values_of_callbacks(&made.values);
+            state = Some(made);
+            Ok(of_callbacks)
         };
-        self.group.phase_all(Channel::Save, "state", take, |_| Ok(()))?;
-        state.ok_or_else(|| {
+        let agreed = self.group.phase_all(Channel::Save, "state", take, agree_on_values)?;
+        let mut state = state.ok_or_else(|| {
             Error::new(ErrorKind::Disagreement, "phase state passed without a state")
-        })
+        })?;
+        replace_values(&mut state.values, &agreed);
+        Ok(state)
     }
 
-    /// Model, optimizer, counters, history, auto-saver, code if set, and this rank's random state.
+    fn model_state(&self) -> Result<StateDict> {
+        let mut state = StateDict::new();
+        torch::add_var_store(&mut state, &Component::model(), "", &self.vars)?;
+        state.values.set("model.type", type_name::<M>());
+        state.values.set("model.config", Value::json(&self.config)?);
+        Ok(state)
+    }
+
+    /// Model, optimizer, counters, history, auto-saver, callbacks, code if set, and this rank's
+    /// random state.
     /// No tensor is copied.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] for tensors that cannot be stored.
     pub fn state_dict(&self) -> Result<StateDict> {
-        let mut state = StateDict::new();
-        torch::add_var_store(&mut state, &Component::model(), "", &self.vars)?;
+        let mut state = self.model_state()?;
         if let Some(optimizer) = &self.optimizer {
             optimizer.save_state(OPTIMIZER, &mut state)?;
         }
         self.parts.save(&mut state)?;
         let values = &mut state.values;
-        values.set("model.type", type_name::<M>());
-        values.set("model.config", Value::json(&self.config)?);
         values.set("trainer.epoch", counter(self.epoch)?);
         values.set("trainer.step", counter(self.step)?);
         // A seed uses all 64 bits, which no integer of JSON readers is sure to keep.
@@ -141,6 +174,7 @@ impl<M: Model> NNHandler<M> {
         if let Some(saver) = &self.auto_saver {
             values.set("auto_saver", Value::json(&saver.state())?);
         }
+        self.callbacks.save_state(self.group.rank(), &mut state)?;
         state.rank_values.set("rng.cpu", torch::cpu_rng_state()?);
         if let Device::Cuda(index) = self.device {
             state.rank_values.set("rng.cuda", torch::cuda_rng_state(cuda_index(index)?)?);
@@ -210,8 +244,9 @@ impl<M: Model> NNHandler<M> {
         let skipped = [
             (options.skip_optimizer, Component::optimizer()),
             (options.skip_ema, Component::ema()),
+            (options.skip_callbacks, Component::new(callbacks::COMPONENT)?),
         ];
-        let rules = rules(options.lenient, &skipped);
+        let rules = rules(options.lenient, &skipped)?;
         let loaded = load(&group, &*storage, &wanted, &mut fresh, &rules, Atomicity::InPlace)?;
         if group.is_coordinator() {
             report(&loaded);
@@ -231,6 +266,9 @@ impl<M: Model> NNHandler<M> {
         if options.skip_history {
             handler.history = History::begin_after(handler.epoch);
         }
+        if options.skip_callbacks {
+            handler.callbacks.skip();
+        }
         Ok(handler)
     }
 
@@ -247,7 +285,7 @@ impl<M: Model> NNHandler<M> {
     pub fn restore(&mut self, path: impl AsRef<Path>, atomicity: Atomicity) -> Result<Loaded> {
         let wanted = Wanted::parse(path)?;
         let (group, storage) = (self.group.clone(), self.storage.clone());
-        let rules = rules(false, &[(self.optimizer.is_none(), Component::optimizer())]);
+        let rules = rules(false, &[(self.optimizer.is_none(), Component::optimizer())])?;
         let mut live = Live::new(self);
         let restored = load(&group, &*storage, &wanted, &mut live, &rules, atomicity);
         let touched = live.is_touched();
@@ -256,7 +294,10 @@ impl<M: Model> NNHandler<M> {
                 self.poisoned = false;
                 self.adopt(loaded);
             }
-            Err(_) => self.poisoned |= touched,
+            Err(_) => {
+                self.poisoned |= touched;
+                self.callbacks.forget_incoming();
+            }
         }
         restored
     }
@@ -280,6 +321,7 @@ impl<M: Model> NNHandler<M> {
         if let Some(saver) = &mut self.auto_saver {
             saver.adopt(loaded);
         }
+        self.callbacks.adopt(loaded, self.group.rank());
     }
 }
 
@@ -288,12 +330,13 @@ fn counter(count: u64) -> Result<i64> {
 }
 
 /// How strictly names count, and those of which components.
-fn rules(lenient: bool, skipped: &[(bool, Component)]) -> LoadRules {
+fn rules(lenient: bool, skipped: &[(bool, Component)]) -> Result<LoadRules> {
     let is_wanted = |c: &Component| !skipped.iter().any(|(skip, other)| *skip && c == other);
-    let all = [Component::model(), Component::optimizer(), Component::ema()];
+    let callbacks = Component::new(callbacks::COMPONENT)?;
+    let all = [Component::model(), Component::optimizer(), Component::ema(), callbacks];
     let any = skipped.iter().any(|(skip, _)| *skip);
     let components = any.then(|| all.into_iter().filter(is_wanted).collect());
-    LoadRules { strict: !lenient, components }
+    Ok(LoadRules { strict: !lenient, components })
 }
 
 fn report(loaded: &Loaded) {

@@ -84,6 +84,16 @@ fn of_a_handler<T>(parsed: Result<T>) -> Result<T> {
     })
 }
 
+/// A checkpoint of the weights alone has the model's values and no counters.
+fn refuse_weights_only(values: &Values) -> Result<()> {
+    if values.find("model.config").is_none() || values.find("trainer.epoch").is_some() {
+        return Ok(());
+    }
+    let message = "this checkpoint holds the weights of a model only";
+    Err(Error::new(ErrorKind::Mismatch, message)
+        .with_help("name one that was saved in full; weights alone cannot be resumed"))
+}
+
 /// The index of a CUDA device as the generators know it.
 pub(super) fn cuda_index(index: usize) -> Result<u16> {
     let beyond = |_| Error::new(ErrorKind::Device, format!("no CUDA device {index}"));
@@ -98,6 +108,7 @@ impl<M: Model> NNHandler<M> {
             optimizer.load_targets(OPTIMIZER, &mut targets)?;
         }
         self.parts.targets(&mut targets)?;
+        self.callbacks.targets(&mut targets)?;
         Ok(targets)
     }
 
@@ -109,6 +120,7 @@ impl<M: Model> NNHandler<M> {
             of_a_handler(optimizer.check_values(OPTIMIZER, values))?;
         }
         of_a_handler(self.parts.check_values(values))?;
+        self.callbacks.check_incoming()?;
         let Some(own) = self.own_random(manifest, rank_values) else { return Ok(()) };
         if let (Device::Cuda(index), Some(_)) = (self.device, own.find("rng.cuda")) {
             torch::rng::check_cuda_rng_state(cuda_index(index)?, &own.bytes("rng.cuda")?)?;
@@ -199,8 +211,12 @@ fn not_built() -> Error {
 
 impl<M: Model> Destination for Fresh<'_, M> {
     fn prepare(&mut self, manifest: &Manifest) -> Result<()> {
-        self.handler = Some(of_a_handler(self.build(manifest.values()))?);
-        Ok(())
+        refuse_weights_only(manifest.values())?;
+        let handler = self.handler.insert(of_a_handler(self.build(manifest.values()))?);
+        if self.options.skip_callbacks {
+            return Ok(());
+        }
+        handler.callbacks.expect(manifest)
     }
 
     fn targets(&mut self) -> Result<LoadTargets<'_>> {
@@ -236,9 +252,10 @@ impl<'h, M: Model> Live<'h, M> {
 }
 
 impl<M: Model> Destination for Live<'_, M> {
-    fn prepare(&mut self, _: &Manifest) -> Result<()> {
+    fn prepare(&mut self, manifest: &Manifest) -> Result<()> {
         self.is_planned = false;
-        Ok(())
+        refuse_weights_only(manifest.values())?;
+        self.handler.callbacks.expect(manifest)
     }
 
     fn targets(&mut self) -> Result<LoadTargets<'_>> {

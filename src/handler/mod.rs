@@ -16,6 +16,7 @@ use crate::torch::{Optimizer, OptimizerSpec, ParamGroupConfig};
 
 mod auto_save;
 mod builder;
+mod callbacks;
 mod checkpoint;
 mod code;
 mod data;
@@ -33,6 +34,11 @@ mod train;
 use self::code::KeptCode;
 pub use auto_save::AutoSaver;
 pub use builder::HandlerBuilder;
+use callbacks::Callbacks;
+pub use callbacks::{
+    Callback, CallbackContext, CallbackReport, CallbackState, EarlyStopping, HistoryLogger,
+    LearningRateLogger, Mode, ModelCheckpoint, Origin, SaveRequest,
+};
 pub use checkpoint::LoadOptions;
 pub use data::{Dataset, Loader, TensorDataset, epoch_order, shard};
 pub use history::History;
@@ -107,6 +113,7 @@ pub struct NNHandler<M: Model> {
     val_feed: Option<Feed>,
     validate_every: u64,
     auto_saver: Option<AutoSaver>,
+    callbacks: Callbacks,
     /// Epochs completed, over all runs.
     epoch: u64,
     /// Training steps completed, over all runs.

@@ -45,6 +45,7 @@ impl<M: Model> NNHandler<M> {
             }
         }
         self.train_feed.as_ref().map_or(Ok(()), |feed| self.check_same_data(feed))?;
+        self.callbacks.check(&KnownFields::new(&metrics))?;
         let of = |feed: Option<&Feed>, call| feed.map(|f| self.describe(f, call)).transpose();
         Ok([
             ("goal", format!("{goal:?}")),
@@ -60,6 +61,7 @@ impl<M: Model> NNHandler<M> {
             ("validation data", format!("{:?}", of(self.val_feed.as_ref(), "set_val_loader")?)),
             ("validate_every", self.validate_every.to_string()),
             ("metrics", metrics.join(", ")),
+            ("callbacks", format!("{:?}", self.callbacks.ids())),
             ("auto_save", format!("{:?}", self.auto_saver.as_ref().map(|s| s.state()))),
         ]
         .map(|(name, value)| (name.to_owned(), value))

@@ -1,7 +1,8 @@
 //! The training loop.
 //!
 //! Order at the end of an epoch: aggregate training numbers → validate, with averaged parameters if
-//! kept → advance the learning rate → history → auto-save. So a checkpoint includes the finished epoch. An epoch that a resumed run finds half
+//! kept → advance the learning rate → history → callbacks → saves that they asked for → auto-save. So a
+//! checkpoint includes the finished epoch. An epoch that a resumed run finds half
 //! done is gone on with.
 
 mod measure;
@@ -46,7 +47,8 @@ impl Goal {
 impl<M: Model> NNHandler<M> {
     /// Trains `epochs` **more** epochs, saving as [`NNHandler::auto_save`] says. An epoch that was
     /// left half done, by [`NNHandler::train_steps`] or by the run that saved a loaded checkpoint,
-    /// is completed first and counts as one of them.
+    /// is completed first and counts as one of them. A callback may end it early; the epoch then
+    /// counts as the last one.
     ///
     /// # Collective
     /// Every rank.
@@ -57,7 +59,7 @@ impl<M: Model> NNHandler<M> {
     /// metric has the name of another number, or the name template does not fit the metrics;
     /// [`ErrorKind::Disagreement`] if ranks are set up differently; [`ErrorKind::Poisoned`].
     ///
-    /// Later: errors of an automatic save (what was saved before is untouched, and training may go
+    /// Later: errors of an automatic save, or of one that a callback asked for (what was saved before is untouched, and training may go
     /// on); [`ErrorKind::PeerLost`], [`ErrorKind::CoordinatorLost`] or [`ErrorKind::Deadline`] if a
     /// rank is lost, also by an error or panic of its own, such as [`ErrorKind::Device`].
     pub fn train(&mut self, epochs: u64) -> Result<()> {
@@ -79,18 +81,20 @@ impl<M: Model> NNHandler<M> {
     fn train_to(&mut self, goal: Goal) -> Result<()> {
         self.agree_to_train(goal)?;
         self.start_auto_save_clock();
-        while !self.has_reached(goal) {
-            self.train_epoch(goal)?;
+        let mut stopped = self.callbacks_begin()?;
+        while !self.has_reached(goal) && !stopped {
+            stopped = self.train_epoch(goal)?;
         }
-        Ok(())
+        self.callbacks_end()
     }
 
     fn has_reached(&self, goal: Goal) -> bool {
         goal.is_reached(self.epoch, self.step)
     }
 
-    /// The rest of the epoch under way, or as much of it as the goal asks for.
-    fn train_epoch(&mut self, goal: Goal) -> Result<()> {
+    /// The rest of the epoch under way, or as much of it as the goal asks for; whether training is
+    /// to stop.
+    fn train_epoch(&mut self, goal: Goal) -> Result<bool> {
         let Some(feed) = self.train_feed.clone() else {
             return Err(Error::new(ErrorKind::InvalidInput, "no training data"));
         };
@@ -99,7 +103,7 @@ impl<M: Model> NNHandler<M> {
         let is_through = self.train_batches(&feed, goal);
         self.in_epoch.seconds = self.in_epoch.seconds_until_now();
         self.in_epoch.since = None;
-        if is_through? { self.finish_epoch(goal) } else { Ok(()) }
+        if is_through? { self.finish_epoch(goal) } else { Ok(false) }
     }
 
     /// Whether the epoch is through.
@@ -123,11 +127,13 @@ impl<M: Model> NNHandler<M> {
         Ok(true)
     }
 
-    fn finish_epoch(&mut self, goal: Goal) -> Result<()> {
+    /// Whether a callback asks to stop.
+    fn finish_epoch(&mut self, goal: Goal) -> Result<bool> {
         let mut logs = self.aggregate("", &self.in_epoch.sums)?;
         let epoch = self.epoch + 1;
         let last = goal.is_reached(epoch, self.step);
         let due = self.validate_every > 0 && (epoch.is_multiple_of(self.validate_every) || last);
+        let validated = due && self.val_feed.is_some();
         logs.extend(match self.val_feed.clone() {
             Some(feed) if due => self.with_ema(|handler| handler.validate(&feed))??,
             _ => BTreeMap::from([("val_loss".to_owned(), f64::NAN)]),
@@ -152,7 +158,9 @@ impl<M: Model> NNHandler<M> {
             "epoch done"
         );
         EpochDisplay::line(self, goal, &logs);
-        self.auto_save_epoch(last, &logs)
+        let stopped = self.callbacks_epoch(&logs, validated)?;
+        self.auto_save_epoch(last || stopped, &logs)?;
+        Ok(stopped)
     }
 
     /// Learning rate of the first parameter group.

@@ -57,6 +57,7 @@ impl<M: Model> NNHandler<M> {
         self.step += 1;
         self.in_epoch.samples += samples;
         self.group.progress().add(1);
+        self.callbacks_step();
         Ok(())
     }
 
