@@ -126,3 +126,28 @@ pub fn visible(storage: &dyn Storage, directory: &str) -> Vec<String> {
     names.retain(|name| !name.starts_with('.'));
     names
 }
+
+/// What `body` returns, and the log of this thread meanwhile.
+pub fn captured<T>(body: impl FnOnce() -> T) -> (T, String) {
+    #[derive(Clone, Default)]
+    struct Log(Arc<parking_lot::Mutex<Vec<u8>>>);
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let result = tracing::subscriber::with_default(subscriber, body);
+    let text = String::from_utf8_lossy(&log.0.lock()).into_owned();
+    (result, text)
+}

@@ -4,12 +4,17 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod auto_save;
+mod callback_state;
+mod callbacks;
 mod code;
+mod early_stopping;
 mod exact;
 mod harness;
 mod kinds;
 mod loading;
+mod loggers;
 mod mid_epoch;
+mod model_checkpoint;
 mod models;
 mod names;
 mod parts;

@@ -225,3 +225,14 @@ impl Model for DoubleNet {
         input.to_kind(Kind::Double).mv(&self.0).unsqueeze(1)
     }
 }
+
+/// Adds a metric `m` whose mean over epoch `i`, counted from here, is `script[i]`: 3 batches make
+/// an epoch of [`equip`], on any number of ranks up to 6.
+pub fn scripted(mut handler: NNHandler<Net>, script: &[f64]) -> NNHandler<Net> {
+    let (script, calls) = (script.to_vec(), std::cell::Cell::new(0));
+    handler.add_metric("m", move |_, _| {
+        let call = calls.replace(calls.get() + 1);
+        script.get(call / 3).copied().unwrap_or(f64::NAN)
+    });
+    handler
+}

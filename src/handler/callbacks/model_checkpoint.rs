@@ -177,7 +177,11 @@ impl ModelCheckpoint {
         if values.find("saving").is_some() {
             let asked = CheckpointName::new(&values.text("saving")?)
                 .map_err(|e| e.with_kind(ErrorKind::Mismatch))?;
-            state.previous.extend(own_origin(stored, &asked));
+            if let Some(own) = own_origin(stored, &asked) {
+                // It took the place of an earlier one of that name.
+                state.previous.retain(|(name, _)| *name != own.0);
+                state.previous.push(own);
+            }
         }
         Ok(state)
     }

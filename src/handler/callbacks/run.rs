@@ -18,11 +18,12 @@ use super::{Callback, weights};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup, guarded};
 use crate::handler::{Model, NNHandler, ddp};
+use crate::layout::{CheckpointName, SaveId};
 use crate::plan::OnExisting;
 use crate::rank::Rank;
 use crate::save::Checkpoint;
 use crate::storage::Storage;
-use crate::sweep;
+use crate::sweep::{self, Existing};
 
 /// Name of the phase, and of where a failing hook failed.
 const PHASE: &str = "callbacks";
@@ -247,15 +248,16 @@ fn warn(id: &str, error: &Error) {
 /// Coordinator: a name that is taken by the very checkpoint that the new one supersedes is
 /// replaced; one that is taken by anything else is not.
 fn on_existing(storage: &dyn Storage, request: &SaveRequest) -> Result<OnExisting> {
-    let own = request.superseded().iter().find(|(name, _)| name == request.name());
-    let Some((name, save_id)) = own.filter(|_| request.existing() == OnExisting::Number) else {
+    let of_that_name = |earlier: &&(CheckpointName, SaveId)| earlier.0 == *request.name();
+    let mut own = request.superseded().iter().filter(of_that_name).peekable();
+    if own.peek().is_none() || request.existing() != OnExisting::Number {
         return Ok(request.existing());
-    };
+    }
     let found = storage
         .open_dir(request.directory())
-        .and_then(|dir| sweep::existing(dir.as_ref(), name.as_str()));
+        .and_then(|dir| sweep::existing(dir.as_ref(), request.name().as_str()));
     Ok(match found {
-        Ok(sweep::Existing::Checkpoint(found)) if found == *save_id => OnExisting::Replace,
+        Ok(Existing::Checkpoint(found)) if own.any(|(_, id)| *id == found) => OnExisting::Replace,
         // Whatever is wrong there, the save will find out, and replaces nothing.
         _ => OnExisting::Number,
     })
