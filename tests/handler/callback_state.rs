@@ -307,7 +307,7 @@ fn after_a_failure_on_one_rank_the_coordinators_state_is_stored() {
     }
 }
 
-/// What is on disk: names as docs/format.md has them, and nothing without callbacks.
+/// What is on disk, where later versions have to find it; and nothing without callbacks.
 #[test]
 fn stored_names_are_those_of_the_format() {
     on_ranks(1, |group| {
