@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod auto_save;
+mod callback_failures;
 mod callback_state;
 mod callbacks;
 mod code;
