@@ -43,7 +43,7 @@ impl Callback for Fails {
 }
 
 #[test]
-fn nn_41_a_failure_on_one_rank_is_a_warning_on_every_rank_and_training_goes_on() {
+fn a_failure_on_one_rank_is_a_warning_on_every_rank_and_training_goes_on() {
     for (at, panics) in [("begin", true), ("step", false), ("step", true), ("epoch", true)]
         .into_iter()
         .chain([("epoch", false), ("end", false)])

@@ -91,7 +91,7 @@ fn counted(group: &ProcessGroup, storage: &Arc<dyn Storage>, ids: &[&str]) -> NN
 }
 
 #[test]
-fn nnb_13_each_has_a_state_of_its_own_whatever_the_order_and_the_world_size() {
+fn each_has_a_state_of_its_own_whatever_the_order_and_the_world_size() {
     let (memory, storage) = memory();
     on_ranks(2, move |group| {
         counted(&group, &storage, &IDS).save("runs/e2").unwrap();
@@ -114,7 +114,7 @@ fn nnb_13_each_has_a_state_of_its_own_whatever_the_order_and_the_world_size() {
             let report = again.callback_report();
             assert_eq!(report.restored.len(), 4);
             assert!(report.only_in_checkpoint.is_empty() && report.only_in_handler.is_empty());
-            // Settings are those of now (NNB-12).
+            // Settings are those of now.
             again.train(1).unwrap();
             assert_eq!(counters(&again, &IDS), [12, 14, 16, 18]);
         });
@@ -122,7 +122,7 @@ fn nnb_13_each_has_a_state_of_its_own_whatever_the_order_and_the_world_size() {
 }
 
 #[test]
-fn nnb_20_handlers_of_one_process_share_nothing() {
+fn handlers_of_one_process_share_nothing() {
     on_ranks(1, |group| {
         let (_, storage) = memory();
         let first = counted(&group, &storage, &["a"]);

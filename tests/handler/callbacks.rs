@@ -54,7 +54,7 @@ impl Callback for Recorder {
 }
 
 #[test]
-fn nn_41_hooks_run_in_order_on_every_rank_with_the_same_numbers() {
+fn hooks_run_in_order_on_every_rank_with_the_same_numbers() {
     for n in [1, 2] {
         let seen = on_ranks(n, |group| {
             let (_, storage) = memory();
@@ -153,7 +153,7 @@ impl Callback for AtEnd {
 }
 
 #[test]
-fn nn_29_saves_asked_for_come_before_the_automatic_one_and_the_end_after_both() {
+fn saves_asked_for_come_before_the_automatic_one_and_the_end_after_both() {
     let (memory, storage) = memory();
     on_ranks(2, move |group| {
         let mut handler = usual(&group, &storage);
@@ -174,7 +174,7 @@ fn nn_29_saves_asked_for_come_before_the_automatic_one_and_the_end_after_both() 
         assert_eq!((handler.epoch(), handler.stop_reason()), (1, Some("enough")));
         assert_eq!(before.take(), [[""; 0]]);
         assert_eq!(saved.take(), ["saving mine", "mine as mine"]);
-        // The stopped epoch counts as the last one, which interval -1 saves (NNB-14, 5e.6).
+        // The stopped epoch counts as the last one, which interval -1 saves.
         assert_eq!(at_end.take(), ["auto", "mine"]);
 
         // The next call trains again.

@@ -48,7 +48,7 @@ const FALLING: &[f64] = &[9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0];
 const VALLEY: &[f64] = &[3.0, 1.0, 2.0, 1.0, 0.5, 0.5];
 
 #[test]
-fn nn_40_it_stops_after_so_many_epochs_without_improvement() {
+fn it_stops_after_so_many_epochs_without_improvement() {
     for n in [1, 2] {
         assert_eq!(stops(n, VALLEY, stopping), 4);
         assert_eq!(stops(n, FALLING, stopping), 10);
@@ -67,7 +67,7 @@ fn nn_40_it_stops_after_so_many_epochs_without_improvement() {
 }
 
 #[test]
-fn nn_40_numbers_that_are_none_do_not_improve_and_absent_ones_do_not_count() {
+fn numbers_that_are_none_do_not_improve_and_absent_ones_do_not_count() {
     assert_eq!(stops(1, &[1.0, f64::NAN, f64::NEG_INFINITY, 0.5], stopping), 3);
     assert_eq!(stops(1, &[f64::NAN, f64::NAN, 0.5], stopping), 2);
     assert_eq!(stops(1, FALLING, || stopping().monitor("absent")), 10);
@@ -90,7 +90,7 @@ fn nn_40_numbers_that_are_none_do_not_improve_and_absent_ones_do_not_count() {
 }
 
 #[test]
-fn nnb_14_a_stopped_epoch_is_the_last_one_and_is_saved() {
+fn a_stopped_epoch_is_the_last_one_and_is_saved() {
     for (interval, expected) in [(-1, vec!["e4"]), (3, vec!["e3", "e4"]), (0, vec![])] {
         let (memory, storage) = memory();
         on_ranks(2, move |group| {
@@ -103,7 +103,7 @@ fn nnb_14_a_stopped_epoch_is_the_last_one_and_is_saved() {
 }
 
 #[test]
-fn nnb_11_a_resumed_run_stops_where_the_uninterrupted_one_does() {
+fn a_resumed_run_stops_where_the_uninterrupted_one_does() {
     for (done, world) in [(1, 1), (2, 2), (3, 1)] {
         let (memory, storage) = memory();
         on_ranks(2, move |group| {
@@ -124,7 +124,7 @@ fn nnb_11_a_resumed_run_stops_where_the_uninterrupted_one_does() {
 }
 
 #[test]
-fn nnb_12_patience_is_what_the_resuming_program_says() {
+fn patience_is_what_the_resuming_program_says() {
     on_ranks(1, |group| {
         let (_, storage) = memory();
         let mut handler = watching(&group, &storage, VALLEY, stopping().patience(99));
@@ -181,7 +181,7 @@ fn by_epoch(group: &ProcessGroup, storage: &Arc<dyn Storage>, epochs: u64) -> Ve
 }
 
 #[test]
-fn nn_40_best_weights_are_restored_on_every_rank_before_the_automatic_save() {
+fn best_weights_are_restored_on_every_rank_before_the_automatic_save() {
     for n in [1, 2] {
         let (_, storage) = memory();
         on_ranks(n, move |group| {

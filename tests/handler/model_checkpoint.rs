@@ -55,7 +55,7 @@ fn saved(script: &'static [f64], callback: fn() -> ModelCheckpoint) -> Vec<Strin
 }
 
 #[test]
-fn nn_39_only_strict_improvements_are_saved_in_either_direction() {
+fn only_strict_improvements_are_saved_in_either_direction() {
     const SCRIPT: &[f64] = &[1.0, 2.0, 1.0, 0.5, 0.75, -3.0];
     assert_eq!(saved(SCRIPT, || best("e{epoch}")), ["e1", "e4", "e6"]);
     assert_eq!(saved(SCRIPT, || best("e{epoch}").mode(Mode::Max)), ["e1", "e2"]);
@@ -66,7 +66,7 @@ fn nn_39_only_strict_improvements_are_saved_in_either_direction() {
 }
 
 #[test]
-fn nn_39_without_best_only_every_so_many_epochs_are_saved() {
+fn without_best_only_every_so_many_epochs_are_saved() {
     const SCRIPT: &[f64] = &[1.0, 2.0, 3.0, f64::NAN, 5.0];
     assert_eq!(saved(SCRIPT, || best("e{epoch}").save_best_only(false)).len(), 5);
     fn every_second() -> ModelCheckpoint {
@@ -79,7 +79,7 @@ fn nn_39_without_best_only_every_so_many_epochs_are_saved() {
 }
 
 #[test]
-fn nn_39_what_is_no_number_never_improves_and_is_said_once() {
+fn what_is_no_number_never_improves_and_is_said_once() {
     const SCRIPT: &[f64] = &[f64::NAN, f64::NEG_INFINITY, f64::INFINITY, 4.0, f64::NAN, 3.0];
     assert_eq!(saved(SCRIPT, || best("e{epoch}")), ["e4", "e6"]);
     on_ranks(1, |group| {
@@ -98,7 +98,7 @@ fn nn_39_what_is_no_number_never_improves_and_is_said_once() {
 }
 
 #[test]
-fn nnb_11_the_best_value_survives_a_resume_and_a_worse_epoch_saves_nothing() {
+fn the_best_value_survives_a_resume_and_a_worse_epoch_saves_nothing() {
     for overwrite in [false, true] {
         let (memory, storage) = memory();
         on_ranks(2, move |group| {
@@ -121,7 +121,7 @@ fn nnb_11_the_best_value_survives_a_resume_and_a_worse_epoch_saves_nothing() {
 
 /// The checkpoint that it saves itself says what is best, and counts as its own after a load.
 #[test]
-fn nnb_11_a_resume_from_the_best_checkpoint_itself_knows_that_it_is_the_best() {
+fn a_resume_from_the_best_checkpoint_itself_knows_that_it_is_the_best() {
     on_ranks(1, |group| {
         let (memory, storage) = memory();
         let make = || best("top").overwrite(true);
@@ -145,7 +145,7 @@ fn nnb_11_a_resume_from_the_best_checkpoint_itself_knows_that_it_is_the_best() {
 }
 
 #[test]
-fn nnb_12_a_best_value_of_another_number_or_direction_is_not_taken_over() {
+fn a_best_value_of_another_number_or_direction_is_not_taken_over() {
     on_ranks(1, |group| {
         let (_, storage) = memory();
         let mut handler = watching(&group, &storage, &[1.0], best("e{epoch}"));
@@ -165,7 +165,7 @@ fn nnb_12_a_best_value_of_another_number_or_direction_is_not_taken_over() {
 }
 
 #[test]
-fn nnb_13_two_with_different_settings_coexist_by_default() {
+fn two_with_different_settings_coexist_by_default() {
     on_ranks(1, |group| {
         let (memory, storage) = memory();
         let add = |handler: &mut NNHandler<Net>| {
@@ -192,7 +192,7 @@ fn nnb_13_two_with_different_settings_coexist_by_default() {
 
 /// What another one will only have saved after this one is not in this one's checkpoint.
 #[test]
-fn nnb_13_a_checkpoint_does_not_count_on_a_save_that_comes_after_it() {
+fn a_checkpoint_does_not_count_on_a_save_that_comes_after_it() {
     on_ranks(1, |group| {
         let (_, storage) = memory();
         let first = || ModelCheckpoint::new("first", "top").monitor("m").id("first");
@@ -209,7 +209,7 @@ fn nnb_13_a_checkpoint_does_not_count_on_a_save_that_comes_after_it() {
 }
 
 #[test]
-fn nnb_22_a_bare_name_is_saved_and_a_template_that_cannot_work_is_refused_at_once() {
+fn a_bare_name_is_saved_and_a_template_that_cannot_work_is_refused_at_once() {
     on_ranks(1, |group| {
         for directory in ["", "."] {
             let (memory, storage) = memory();
@@ -243,7 +243,7 @@ fn manifest_of(storage: &MemoryStorage, path: &str) -> tch_checkpoint::manifest:
 }
 
 #[test]
-fn nnb_23_weights_alone_have_the_names_of_a_full_save_and_cannot_be_resumed() {
+fn weights_alone_have_the_names_of_a_full_save_and_cannot_be_resumed() {
     let (memory, storage) = memory();
     let inner = memory.clone();
     let failed = on_ranks(2, move |group| {
