@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::{
-    BodyV1, DATA_ALIGNMENT, DataFile, HEADER_BYTES_MAX, Manifest, OtherFile, SUM_BYTES,
+    BodyV1, DATA_ALIGNMENT, DataFile, Form, HEADER_BYTES_MAX, Manifest, OtherFile, SUM_BYTES,
     SUMS_HEADER_BYTES, TensorRecord, sums_of,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -16,13 +16,13 @@ use crate::tensor::TensorName;
 const VERSION_BYTES_MAX: usize = 256;
 
 /// Per data file its pieces in file order, as indices of tensor and piece.
-type FilePieces = Vec<Vec<(usize, usize)>>;
+pub(super) type FilePieces = Vec<Vec<(usize, usize)>>;
 
-fn corrupt(message: impl Into<String>) -> Error {
+pub(super) fn corrupt(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Corrupt, message)
 }
 
-fn require(rule: bool, fault: impl FnOnce() -> Error) -> Result<()> {
+pub(super) fn require(rule: bool, fault: impl FnOnce() -> Error) -> Result<()> {
     if rule { Ok(()) } else { Err(fault()) }
 }
 
@@ -40,11 +40,11 @@ impl Manifest {
         for (index, pieces) in file_pieces.iter().enumerate() {
             fill_file(&mut body, index, pieces)?;
         }
-        Ok(Self { body, world_size, file_pieces, total_bytes })
+        Ok(Self { body, form: Form::Directory, world_size, file_pieces, total_bytes })
     }
 }
 
-fn check_world(body: &BodyV1) -> Result<WorldSize> {
+pub(super) fn check_world(body: &BodyV1) -> Result<WorldSize> {
     let world_size =
         WorldSize::new(body.world_size).map_err(|e| e.with_kind(ErrorKind::Corrupt))?;
     require(world_size.len() == body.rank_values.len(), || {
@@ -147,7 +147,7 @@ fn check_tensor(tensor: &TensorRecord, files: &[DataFile]) -> Result<()> {
     check_cover(shape, &slices).map_err(corrupt)
 }
 
-fn check_aliases(body: &BodyV1) -> Result<()> {
+pub(super) fn check_aliases(body: &BodyV1) -> Result<()> {
     require(body.aliases.is_sorted_by(|a, b| a.0 < b.0), || {
         corrupt("aliases are not unique and in order")
     })?;

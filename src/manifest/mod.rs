@@ -6,11 +6,13 @@
 mod check;
 mod parse;
 mod seal;
+mod single;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::parse::{FORMAT_VERSION, MANIFEST_BYTES_MAX};
 pub use self::seal::SealInfo;
+pub(crate) use self::single::{FileParts, SingleParts, place_in};
 use crate::layout::SaveId;
 use crate::rank::{Rank, WorldSize};
 use crate::slice::Slice;
@@ -79,7 +81,7 @@ pub struct DataFile {
     pub data_start: u64,
     /// BLAKE3 of its first `data_start` bytes, first 16 bytes.
     pub header_hash: [u8; 16],
-    /// Index of the sums file that holds its block sums.
+    /// Index of the sums file that holds its block sums; 0 where its own header does.
     pub sums_file: u32,
     /// Where its block sums begin there.
     pub sums_begin: u64,
@@ -134,6 +136,21 @@ struct BodyV1 {
     rank_values: Vec<Values>,
 }
 
+/// How the files of a checkpoint hold what its manifest says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Form {
+    /// A directory with a manifest, and data files and sums files by rank.
+    Directory,
+    /// Safetensors files that carry manifest and block sums in their headers, and whole tensors.
+    Single {
+        /// The components that lie in files of their own beside this one.
+        siblings: Vec<Component>,
+    },
+    /// Safetensors files of other tools: no manifest, no sums, nothing to verify.
+    Plain,
+}
+
 /// Everything a checkpoint consists of; valid by construction.
 ///
 /// What holds for every one: each tensor is covered by its pieces exactly, each data file is
@@ -142,6 +159,7 @@ struct BodyV1 {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Manifest {
     body: BodyV1,
+    form: Form,
     world_size: WorldSize,
     /// Per data file its pieces in file order, as indices of tensor and piece.
     file_pieces: Vec<Vec<(usize, usize)>>,
@@ -153,6 +171,12 @@ impl Manifest {
     #[must_use]
     pub fn save_id(&self) -> SaveId {
         self.body.save_id
+    }
+
+    /// How its files hold it.
+    #[must_use]
+    pub fn form(&self) -> &Form {
+        &self.form
     }
 
     /// Training steps completed.

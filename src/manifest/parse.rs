@@ -1,6 +1,6 @@
 //! The manifest as bytes: magic, format version, length, body, checksum.
 
-use super::{BodyV1, Manifest};
+use super::{BodyV1, Form, Manifest, single};
 use crate::codec;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -10,18 +10,26 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const MANIFEST_BYTES_MAX: u64 = codec::ENCODED_BYTES_MAX as u64;
 
 const MAGIC: &[u8; 8] = b"TCHCKPT\n";
+const MAGIC_SINGLE: &[u8; 8] = b"TCHSNGL\n";
+/// Never on disk: between ranks that load files of other tools.
+const MAGIC_PLAIN: &[u8; 8] = b"TCHPLAI\n";
 /// Magic, version, length of the body.
 const HEAD_BYTES: usize = 8 + 4 + 8;
 const CHECKSUM_BYTES: usize = 32;
 
 impl Manifest {
-    /// Its bytes: the 8 bytes `TCHCKPT\n`, the version as `u32` and the length of the body as
+    /// Its bytes: the 8 bytes `TCHCKPT\n` (other forms have others), the version as `u32` and the length of the body as
     /// `u64` (both little-endian), the body, and the BLAKE3 of all these.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if it would be larger than [`MANIFEST_BYTES_MAX`].
     pub fn encode(&self) -> Result<Vec<u8>> {
-        envelope(FORMAT_VERSION, &codec::encode(&self.body)?)
+        let (magic, body) = match &self.form {
+            Form::Directory => (MAGIC, codec::encode(&self.body)?),
+            Form::Single { siblings } => (MAGIC_SINGLE, codec::encode(&(siblings, &self.body))?),
+            Form::Plain => (MAGIC_PLAIN, codec::encode(&self.body)?),
+        };
+        envelope_of(magic, FORMAT_VERSION, &body)
     }
 
     /// Reads a manifest. Nothing in `bytes` is trusted.
@@ -30,24 +38,36 @@ impl Manifest {
     /// [`ErrorKind::Corrupt`] if a single bit is not as written, or the content breaks a rule.
     /// [`ErrorKind::Incompatible`] for an intact manifest of a newer format.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let (version, body) = open_envelope(bytes)?;
+        let (magic, version, body) = open_envelope(bytes)?;
         if version != FORMAT_VERSION {
             let message = format!("format version {version}, but this library knows version 1");
             return Err(Error::new(ErrorKind::Incompatible, message)
                 .with_help("load it with the version of tch-checkpoint that saved it, or newer"));
         }
-        Self::from_body(codec::decode::<BodyV1>(body)?)
+        match magic {
+            MAGIC => Self::from_body(codec::decode::<BodyV1>(body)?),
+            MAGIC_SINGLE => {
+                let (siblings, body) = codec::decode::<single::Body>(body)?;
+                Self::from_single(body, Form::Single { siblings })
+            }
+            _ => Self::from_single(codec::decode::<BodyV1>(body)?, Form::Plain),
+        }
     }
 }
 
+#[cfg(test)]
 pub(super) fn envelope(version: u32, body: &[u8]) -> Result<Vec<u8>> {
+    envelope_of(MAGIC, version, body)
+}
+
+fn envelope_of(magic: &[u8; 8], version: u32, body: &[u8]) -> Result<Vec<u8>> {
     let len = body.len().saturating_add(HEAD_BYTES + CHECKSUM_BYTES);
     if len as u64 > MANIFEST_BYTES_MAX {
         let message = format!("the manifest would have {len} bytes, at most 1 GiB is allowed");
         return Err(Error::new(ErrorKind::InvalidInput, message));
     }
     let mut bytes = Vec::with_capacity(len);
-    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(magic);
     bytes.extend_from_slice(&version.to_le_bytes());
     bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
     bytes.extend_from_slice(body);
@@ -56,14 +76,16 @@ pub(super) fn envelope(version: u32, body: &[u8]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Version and body. The envelope is the same in every version, so that a newer format and
+/// Magic, version and body. The envelope is the same in every version, so that a newer format and
 /// damage can be told apart.
-fn open_envelope(bytes: &[u8]) -> Result<(u32, &[u8])> {
+fn open_envelope(bytes: &[u8]) -> Result<(&'static [u8; 8], u32, &[u8])> {
     let corrupt = |message: &str| Error::new(ErrorKind::Corrupt, message);
     if bytes.len() as u64 > MANIFEST_BYTES_MAX {
         return Err(corrupt("the manifest is larger than 1 GiB"));
     }
-    let Some(after_magic) = bytes.strip_prefix(MAGIC) else {
+    let known = [MAGIC, MAGIC_SINGLE, MAGIC_PLAIN].into_iter();
+    let mut opened = known.filter_map(|magic| Some((magic, bytes.strip_prefix(magic)?)));
+    let Some((magic, after_magic)) = opened.next() else {
         return Err(corrupt("not a checkpoint manifest"));
     };
     let parts = after_magic.split_first_chunk::<4>().and_then(|(version, rest)| {
@@ -82,5 +104,5 @@ fn open_envelope(bytes: &[u8]) -> Result<(u32, &[u8])> {
     if blake3::hash(covered) != checksum {
         return Err(corrupt("the manifest's checksum does not match its content"));
     }
-    Ok((version, body))
+    Ok((magic, version, body))
 }

@@ -17,7 +17,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 pub use faulty::{Fault, FaultyStorage};
 pub use local::LocalStorage;
 pub use memory::MemoryStorage;
@@ -62,6 +62,17 @@ pub trait Directory: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists), [`Storage`](crate::ErrorKind::Storage).
     fn create_file(&self, name: &str) -> Result<Box<dyn WriteFile>>;
+
+    /// Opens an existing regular file for writing, as several ranks do that each fill ranges of
+    /// their own. Nothing is created or cut off; a link is not followed, and a FIFO or device is
+    /// refused without blocking. A storage without it says so by default.
+    ///
+    /// # Errors
+    /// As [`Directory::open_file`]; [`Unsupported`](crate::ErrorKind::Unsupported).
+    fn open_for_writing(&self, name: &str) -> Result<Box<dyn WriteFile>> {
+        Err(Error::new(ErrorKind::Unsupported, "this storage cannot write into an existing file")
+            .with_path(self.path().join(name)))
+    }
 
     /// Opens a regular file for reading; a link is not followed, and a FIFO or device is refused
     /// without blocking.

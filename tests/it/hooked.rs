@@ -100,6 +100,11 @@ impl Directory for HookedDir {
         self.inner.create_file(name)
     }
 
+    fn open_for_writing(&self, name: &str) -> Result<Box<dyn WriteFile>> {
+        self.ask("open_for_writing", name)?;
+        self.inner.open_for_writing(name)
+    }
+
     fn open_file(&self, name: &str) -> Result<Arc<dyn ReadFile>> {
         self.ask("open_file", name)?;
         let inner = self.inner.open_file(name)?;

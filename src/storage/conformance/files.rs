@@ -5,6 +5,7 @@ use super::*;
 on_every_storage!(
     a_file_is_created_once,
     only_regular_files_are_read,
+    an_existing_file_is_filled_by_several_writers,
     bytes_come_back_from_their_offsets,
     ranges_are_written_by_many_threads,
     reserving_keeps_length_and_bytes,
@@ -34,6 +35,24 @@ fn only_regular_files_are_read(place: &Place) {
         assert_eq!(kind(dir.open_file(other), other), ErrorKind::Corrupt, "{other}");
     }
     assert_eq!(kind(dir.open_file("missing"), "missing"), ErrorKind::NotFound);
+}
+
+fn an_existing_file_is_filled_by_several_writers(place: &Place) {
+    let dir = place.dir();
+    put(&*dir, "a", b"0123456789");
+    dir.create_dir("d").unwrap();
+    dir.create_link("link", "a").unwrap();
+    let (one, two) = (dir.open_for_writing("a").unwrap(), dir.open_for_writing("a").unwrap());
+    one.write_at(2, b"ab").unwrap();
+    two.write_at(8, b"cdef").unwrap();
+    two.finish().unwrap();
+    one.finish().unwrap();
+    assert_eq!(get(&*dir, "a"), b"01ab4567cdef");
+    for other in ["d", "link"] {
+        assert_eq!(kind(dir.open_for_writing(other), other), ErrorKind::Corrupt, "{other}");
+    }
+    assert_eq!(kind(dir.open_for_writing("missing"), "missing"), ErrorKind::NotFound);
+    assert_eq!(names(&*dir), ["a", "d", "link"], "nothing was created");
 }
 
 fn bytes_come_back_from_their_offsets(place: &Place) {

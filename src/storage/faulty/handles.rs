@@ -46,6 +46,12 @@ impl Directory for FaultyDir {
         Ok(Box::new(FaultyWriteFile { inner, path, faults: self.faults.clone() }))
     }
 
+    fn open_for_writing(&self, name: &str) -> Result<Box<dyn WriteFile>> {
+        let path = self.check("open_for_writing", name)?;
+        let inner = self.inner.open_for_writing(name)?;
+        Ok(Box::new(FaultyWriteFile { inner, path, faults: self.faults.clone() }))
+    }
+
     fn open_file(&self, name: &str) -> Result<Arc<dyn ReadFile>> {
         let path = self.check("open_file", name)?;
         let inner = self.inner.open_file(name)?;

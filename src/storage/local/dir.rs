@@ -36,6 +36,19 @@ impl LocalDir {
         retry_on_intr(|| rustix::fs::openat(&self.fd, name, flags, Mode::empty()))
     }
 
+    /// An existing regular file, and its length.
+    fn open_regular(&self, name: &str, access: OFlags, path: &Path) -> Result<(OwnedFd, u64)> {
+        // NONBLOCK: a FIFO would wait for its other end; NOCTTY: a terminal would become ours.
+        let fd = self
+            .open(name, access | OFlags::NONBLOCK | OFlags::NOCTTY)
+            .map_err(|errno| opening(errno, path))?;
+        let stat = rustix::fs::fstat(&fd).map_err(|errno| opening(errno, path))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(no_regular_file(path));
+        }
+        Ok((fd, u64::try_from(stat.st_size).unwrap_or(0)))
+    }
+
     fn kind_of(&self, name: &std::ffi::CStr) -> Result<FileType, Errno> {
         let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
         Ok(FileType::from_raw_mode(stat.st_mode))
@@ -113,17 +126,15 @@ impl Directory for LocalDir {
         Ok(Box::new(LocalWriteFile::new(fd, path)))
     }
 
+    fn open_for_writing(&self, name: &str) -> Result<Box<dyn WriteFile>> {
+        let path = self.entry(name)?;
+        let (fd, _) = self.open_regular(name, OFlags::WRONLY, &path)?;
+        Ok(Box::new(LocalWriteFile::new(fd, path)))
+    }
+
     fn open_file(&self, name: &str) -> Result<Arc<dyn ReadFile>> {
         let path = self.entry(name)?;
-        // NONBLOCK: a FIFO would wait for a writer; NOCTTY: a terminal would become ours.
-        let fd = self
-            .open(name, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)
-            .map_err(|errno| opening(errno, &path))?;
-        let stat = rustix::fs::fstat(&fd).map_err(|errno| opening(errno, &path))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(no_regular_file(&path));
-        }
-        let len = u64::try_from(stat.st_size).unwrap_or(0);
+        let (fd, len) = self.open_regular(name, OFlags::RDONLY, &path)?;
         Ok(Arc::new(LocalReadFile::new(fd, path, len)))
     }
 

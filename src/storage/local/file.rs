@@ -123,7 +123,7 @@ impl ReadFile for LocalReadFile {
 pub(super) fn opening(errno: Errno, path: &Path) -> Error {
     match errno {
         // A link; a socket, or a device that nobody answers for.
-        Errno::LOOP | Errno::NXIO | Errno::NODEV => no_regular_file(path),
+        Errno::LOOP | Errno::NXIO | Errno::NODEV | Errno::ISDIR => no_regular_file(path),
         _ => failed(errno, "opening", path),
     }
 }

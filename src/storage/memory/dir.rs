@@ -182,6 +182,15 @@ impl Directory for MemoryDir {
         Ok(Box::new(MemoryWriteFile { content, path }))
     }
 
+    fn open_for_writing(&self, name: &str) -> Result<Box<dyn WriteFile>> {
+        let path = self.entry(name)?;
+        match self.tree.get(name) {
+            Some(Node::File(content)) => Ok(Box::new(MemoryWriteFile { content, path })),
+            Some(_) => Err(no_regular_file(&path)),
+            None => Err(refused(ErrorKind::NotFound, "opening", path)),
+        }
+    }
+
     fn open_file(&self, name: &str) -> Result<Arc<dyn ReadFile>> {
         let path = self.entry(name)?;
         match self.tree.get(name) {

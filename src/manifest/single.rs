@@ -1,0 +1,291 @@
+//! Manifests whose data files carry everything in their own headers, and those made up for files
+//! of other tools.
+//!
+//! Other rules than in a directory: files have the names that users give them, hold whole tensors
+//! of any component, and a tensor may have several pieces in one file, each with sums of its own.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::check::{FilePieces, check_aliases, check_world, corrupt, require};
+use super::{
+    BodyV1, DATA_ALIGNMENT, DataFile, Form, HEADER_BYTES_MAX, Manifest, Piece, SealInfo,
+    TensorRecord, sums_of,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::layout::SaveId;
+use crate::plan::cover::check_cover;
+use crate::plan::save::MergedPlan;
+use crate::slice::Slice;
+use crate::state::Values;
+use crate::tensor::{Component, TensorName, TensorSpec};
+
+/// What is encoded: the components in files beside this one, and the rest.
+pub(super) type Body = (Vec<Component>, BodyV1);
+
+/// What the manifest of one file is made of.
+pub(crate) struct SingleParts<'a> {
+    pub(crate) merged: &'a MergedPlan,
+    pub(crate) info: &'a SealInfo,
+    pub(crate) siblings: &'a [Component],
+    /// Whether it holds the values; only one of several files does.
+    pub(crate) has_values: bool,
+    /// By name, with positions in the file.
+    pub(crate) tensors: Vec<TensorRecord>,
+    pub(crate) aliases: Vec<(TensorName, TensorName)>,
+    pub(crate) file: FileParts,
+}
+
+/// What the manifest says of the file that holds it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FileParts {
+    pub(crate) len: u64,
+    pub(crate) data_start: u64,
+    pub(crate) header_hash: [u8; 16],
+    pub(crate) sums_hash: [u8; 16],
+}
+
+/// The name in a manifest of the file that holds it: whatever users call it later.
+const ITSELF: &str = "self";
+
+impl Manifest {
+    /// Makes the manifest that goes into a file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if it would be no valid one.
+    pub(crate) fn seal_single(parts: SingleParts<'_>) -> Result<Self> {
+        let merged = parts.merged;
+        let (values, rank_values) = if parts.has_values {
+            (merged.values.clone(), merged.rank_values.clone())
+        } else {
+            (Values::new(), vec![Values::new(); merged.plans.len()])
+        };
+        let body = BodyV1 {
+            step: merged.target.step,
+            epoch: merged.target.epoch,
+            world_size: u32::try_from(merged.plans.len()).unwrap_or(u32::MAX),
+            created_unix_ms: parts.info.created_unix_ms,
+            library_version: parts.info.library_version.clone(),
+            libtorch_version: parts.info.libtorch_version.clone(),
+            tensors: parts.tensors,
+            aliases: parts.aliases,
+            values,
+            rank_values,
+            ..empty_body(merged.save_id, vec![data_file(ITSELF, merged.save_id, &parts.file)])
+        };
+        let form = Form::Single { siblings: parts.siblings.to_vec() };
+        Self::from_single(body, form).map_err(|e| e.with_kind(ErrorKind::InvalidInput))
+    }
+
+    /// A manifest for files that have none: names, and the tensors of each with their positions.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] if a tensor is in two files, or a header's claims do not fit.
+    pub(crate) fn of_plain(
+        files: Vec<(String, FileParts)>,
+        tensors: BTreeMap<TensorName, (u32, TensorSpec, u64)>,
+    ) -> Result<Self> {
+        let save_id = SaveId::from_bytes([0; 16]);
+        let files = files.iter().map(|(name, parts)| data_file(name, save_id, parts)).collect();
+        let record = |(name, (file, spec, begin)): (TensorName, (u32, TensorSpec, u64))| {
+            let slice = Slice::full(spec.shape());
+            let pieces = vec![Piece { file, begin, slice, first_sum: 0 }];
+            TensorRecord { name, component: Component::model(), spec, pieces }
+        };
+        let tensors = tensors.into_iter().map(record).collect();
+        let body = BodyV1 { tensors, ..empty_body(save_id, files) };
+        Self::from_single(body, Form::Plain)
+    }
+
+    /// Gives the file that holds this manifest the name under which it was found.
+    pub(crate) fn found_as(mut self, name: &str) -> Self {
+        for file in &mut self.body.data_files {
+            name.clone_into(&mut file.name);
+        }
+        self
+    }
+
+    /// One manifest for a file and its siblings, which have been checked to belong together. The
+    /// values are those of this one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] if a tensor is in two of them.
+    pub(crate) fn join(self, siblings: Vec<Manifest>) -> Result<Self> {
+        let mut body = self.body;
+        for sibling in siblings {
+            let shift = u32::try_from(body.data_files.len()).unwrap_or(u32::MAX);
+            let (files, tensors) = (sibling.body.data_files, sibling.body.tensors);
+            body.data_files.extend(files);
+            body.aliases.extend(sibling.body.aliases);
+            body.tensors.extend(tensors.into_iter().map(|mut tensor| {
+                for piece in &mut tensor.pieces {
+                    piece.file = piece.file.saturating_add(shift);
+                }
+                tensor
+            }));
+        }
+        body.tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        body.aliases.sort();
+        Self::from_single(body, Form::Single { siblings: Vec::new() })
+    }
+
+    /// Checks every rule and derives what is not stored.
+    pub(super) fn from_single(mut body: BodyV1, form: Form) -> Result<Self> {
+        let world_size = check_world(&body)?;
+        let total_bytes = check_files(&body, &form)?;
+        require(body.tensors.is_sorted_by(|a, b| a.name < b.name), || {
+            corrupt("tensor names are not unique and in order")
+        })?;
+        for tensor in &body.tensors {
+            let checked = check_tensor(tensor, &body.data_files);
+            checked.map_err(|e| e.with_tensor(tensor.name.as_str()))?;
+        }
+        check_aliases(&body)?;
+        let file_pieces = pieces_by_file(&body);
+        for (index, pieces) in file_pieces.iter().enumerate() {
+            fill_file(&mut body, index, pieces)?;
+        }
+        Ok(Self { body, form, world_size, file_pieces, total_bytes })
+    }
+}
+
+fn empty_body(save_id: SaveId, data_files: Vec<DataFile>) -> BodyV1 {
+    BodyV1 {
+        save_id,
+        step: 0,
+        epoch: 0,
+        world_size: 1,
+        created_unix_ms: 0,
+        library_version: String::new(),
+        libtorch_version: String::new(),
+        data_files,
+        sums_files: Vec::new(),
+        other_files: Vec::new(),
+        tensors: Vec::new(),
+        aliases: Vec::new(),
+        values: Values::new(),
+        rank_values: vec![Values::new()],
+    }
+}
+
+fn data_file(name: &str, save_id: SaveId, parts: &FileParts) -> DataFile {
+    DataFile {
+        name: name.to_owned(),
+        component: Component::model(),
+        save_id,
+        len: parts.len,
+        data_start: parts.data_start,
+        header_hash: parts.header_hash,
+        sums_file: 0,
+        sums_begin: 0,
+        sums_count: 0,
+        sums_hash: parts.sums_hash,
+    }
+}
+
+fn check_files(body: &BodyV1, form: &Form) -> Result<u64> {
+    let alone = body.sums_files.is_empty() && body.other_files.is_empty();
+    require(alone && !body.data_files.is_empty(), || corrupt("files that this form cannot have"))?;
+    let alignment = if *form == Form::Plain { 1 } else { DATA_ALIGNMENT };
+    let (mut names, mut total) = (HashSet::new(), 0u64);
+    for file in &body.data_files {
+        let fault = |message: &str| corrupt(message).with_path(&file.name);
+        let name = file.name.as_str();
+        let harmless = !name.is_empty() && !name.starts_with('.') && !name.contains('/');
+        require(harmless && name.len() <= 255, || fault("a file name that is not allowed"))?;
+        require(names.insert(name), || fault("a file is listed twice"))?;
+        require(file.save_id == body.save_id, || fault("a file of another save"))?;
+        require(file.sums_file == 0 && file.sums_begin == 0, || fault("sums in another file"))?;
+        let start = file.data_start;
+        let fits = start > 0 && start <= HEADER_BYTES_MAX + 8 && start <= file.len;
+        require(fits && start.is_multiple_of(alignment), || {
+            fault(&format!("its data cannot begin at {start}"))
+        })?;
+        let sum = total.checked_add(file.len).filter(|t| i64::try_from(*t).is_ok());
+        total = sum.ok_or_else(|| corrupt("the lengths of the files overflow"))?;
+    }
+    Ok(total)
+}
+
+/// A tensor is whole in one file: its pieces are contiguous in it, and lie where they belong.
+fn check_tensor(tensor: &TensorRecord, files: &[DataFile]) -> Result<()> {
+    let shape = tensor.spec.shape();
+    for piece in &tensor.pieces {
+        require(piece.slice.fits(shape), || {
+            corrupt(format!("slice {} is not inside {}", piece.slice, tensor.spec))
+        })?;
+    }
+    require(tensor.pieces.is_sorted_by(|a, b| a.slice < b.slice), || {
+        corrupt("its pieces are not unique and in order")
+    })?;
+    let slices: Vec<_> = tensor.pieces.iter().map(|p| &p.slice).collect();
+    check_cover(shape, &slices).map_err(corrupt)?;
+    let Some(first) = tensor.pieces.first() else { return Err(corrupt("it has no piece")) };
+    let file = files.get(first.file as usize);
+    let file = file.ok_or_else(|| corrupt("it is in a file that is not listed"))?;
+    let end = first.begin.checked_add(tensor.spec.size_bytes());
+    require(first.begin >= file.data_start && end.is_some_and(|end| end <= file.len), || {
+        corrupt("it leaves its file").with_path(&file.name).with_offset(first.begin)
+    })?;
+    for piece in &tensor.pieces {
+        let place = place_in(&tensor.spec, &piece.slice).map(|place| first.begin + place);
+        require(piece.file == first.file && place == Some(piece.begin), || {
+            corrupt("a piece does not lie where it belongs").with_offset(piece.begin)
+        })?;
+    }
+    Ok(())
+}
+
+/// Where a contiguous box begins in the bytes of a whole tensor; `None` if it is not contiguous.
+pub(crate) fn place_in(spec: &TensorSpec, slice: &Slice) -> Option<u64> {
+    let elements = slice.elements();
+    if elements == 0 {
+        return Some(0);
+    }
+    let run = Slice::full(spec.shape()).runs_of(slice).next()?;
+    (run.elements == elements).then(|| run.from * spec.dtype().size_bytes())
+}
+
+/// Indices of files have been checked.
+fn pieces_by_file(body: &BodyV1) -> FilePieces {
+    let mut by_file: FilePieces = vec![Vec::new(); body.data_files.len()];
+    for (index, tensor) in body.tensors.iter().enumerate() {
+        for (place, piece) in tensor.pieces.iter().enumerate() {
+            if let Some(pieces) = by_file.get_mut(piece.file as usize) {
+                pieces.push((index, place));
+            }
+        }
+    }
+    for pieces in &mut by_file {
+        pieces.sort_by_key(|&(tensor, place)| {
+            let tensor = &body.tensors[tensor];
+            let piece = &tensor.pieces[place];
+            (piece.begin, tensor.piece_bytes(piece))
+        });
+    }
+    by_file
+}
+
+/// Checks that `pieces` fill the data of the file without gap or overlap, and counts block sums.
+fn fill_file(body: &mut BodyV1, index: usize, pieces: &[(usize, usize)]) -> Result<()> {
+    let file = &mut body.data_files[index];
+    let fault = |message: String, name: &str| -> Error { corrupt(message).with_path(name) };
+    let (mut end, mut sums) = (file.data_start, 0);
+    for &(tensor, place) in pieces {
+        let tensor = &mut body.tensors[tensor];
+        let bytes = tensor.piece_bytes(&tensor.pieces[place]);
+        let piece = &mut tensor.pieces[place];
+        require(piece.begin == end, || {
+            fault("a gap or an overlap between tensors".to_owned(), &file.name)
+                .with_tensor(tensor.name.as_str())
+                .with_offset(piece.begin)
+        })?;
+        piece.first_sum = sums;
+        sums += sums_of(bytes);
+        end += bytes;
+    }
+    require(end == file.len, || {
+        fault(format!("its tensors end at {end}, the file at {}", file.len), &file.name)
+    })?;
+    file.sums_count = sums;
+    Ok(())
+}
