@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, CheckpointName, Debris};
-use crate::manifest::Manifest;
+use crate::manifest::{Form, Manifest};
 use crate::memory::zeroed;
+use crate::single;
 use crate::storage::{Directory, EntryKind, Storage};
 
 pub(crate) use other::open_other;
@@ -84,6 +85,8 @@ pub enum Which {
 pub struct Wanted {
     directory: PathBuf,
     which: Which,
+    /// Whether files of other tools, which cannot be verified, will do.
+    unverified: bool,
 }
 
 impl Wanted {
@@ -103,7 +106,13 @@ impl Wanted {
     /// The newest checkpoint of a directory.
     #[must_use]
     pub fn latest(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into(), which: Which::Latest }
+        Self { directory: directory.into(), which: Which::Latest, unverified: false }
+    }
+
+    /// Accepts safetensors files of other tools too: they have no sums, nothing can be verified.
+    #[must_use]
+    pub fn or_unverified(self) -> Self {
+        Self { unverified: true, ..self }
     }
 
     /// The directory that holds checkpoints.
@@ -121,7 +130,7 @@ impl Wanted {
 
 impl From<CheckpointPath> for Wanted {
     fn from(path: CheckpointPath) -> Self {
-        Self { directory: path.directory, which: Which::Named(path.name) }
+        Self { directory: path.directory, which: Which::Named(path.name), unverified: false }
     }
 }
 
@@ -143,13 +152,26 @@ pub struct Found {
     /// The entry of the directory under which it lies; differs from the name only while a
     /// replacement was interrupted.
     pub entry: String,
-    /// The handle through which its files are to be read.
+    /// The handle through which its files are to be read: the checkpoint's directory, or the one
+    /// in which it lies as a file.
     pub dir: Arc<dyn Directory>,
     /// What it consists of.
     pub manifest: Manifest,
 }
 
-/// Opens a checkpoint; an interrupted replacement is looked through.
+impl Found {
+    /// Where it is: its directory, or its file.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        match self.manifest.form() {
+            Form::Directory => self.dir.path().to_path_buf(),
+            _ => self.dir.path().join(&self.entry),
+        }
+    }
+}
+
+/// Opens a checkpoint, a directory or a file (see [`single`]); an interrupted replacement is
+/// looked through.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`], listing what there is; [`ErrorKind::Corrupt`] or
@@ -172,7 +194,10 @@ pub(crate) fn find_counting(
         _ => e,
     })?;
     let found = match wanted.which() {
-        Which::Named(name) => find_named(parent.as_ref(), name),
+        Which::Named(name) => find_named(parent.as_ref(), name).or_else(|e| match e.kind() {
+            ErrorKind::NotFound => single::find(&parent, name, wanted.unverified)?.ok_or(e),
+            _ => Err(e),
+        }),
         Which::Latest => newest(parent.as_ref(), looked),
     };
     found.map_err(|e| match e.kind() {
@@ -266,7 +291,12 @@ pub fn visit(
 /// [`ErrorKind::Incompatible`], [`ErrorKind::Storage`].
 pub fn read_manifest(dir: &dyn Directory) -> Result<Manifest> {
     let path = dir.path().join(layout::MANIFEST);
-    Manifest::parse(&read_manifest_bytes(dir)?).map_err(|e| e.with_path(path))
+    let manifest = Manifest::parse(&read_manifest_bytes(dir)?).map_err(|e| e.with_path(&path))?;
+    if *manifest.form() != Form::Directory {
+        let message = "the manifest of a file is no manifest of a directory";
+        return Err(Error::new(ErrorKind::Corrupt, message).with_path(path));
+    }
+    Ok(manifest)
 }
 
 fn read_manifest_bytes(dir: &dyn Directory) -> Result<Vec<u8>> {

@@ -24,6 +24,8 @@ pub const HF_INDEX: &str = "model.safetensors.index.json";
 pub const LATEST: &str = "latest";
 /// The link to the best checkpoint of a directory.
 pub const BEST: &str = "best";
+/// How the names of files with tensors end.
+pub const SAFETENSORS: &str = ".safetensors";
 /// Folder of a checkpoint that holds model source.
 pub const CODE_DIR: &str = "code";
 
@@ -168,6 +170,21 @@ impl fmt::Display for CheckpointName {
 #[must_use]
 pub fn partial_dir(name: &CheckpointName, id: &SaveId) -> String {
     format!(".{name}.{id}.partial")
+}
+
+/// The file of one component, of several under one stem: `{stem}_{component}.safetensors`.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] if it would be too long for a name.
+pub fn component_file(stem: &CheckpointName, component: &Component) -> Result<CheckpointName> {
+    CheckpointName::new(&format!("{stem}_{component}{SAFETENSORS}"))
+}
+
+/// The stem of the name of a `model` file that [`component_file`] made; `None` for other names.
+#[must_use]
+pub fn stem_of(name: &CheckpointName) -> Option<CheckpointName> {
+    let ending = format!("_{}{SAFETENSORS}", Component::model());
+    CheckpointName::new(name.as_str().strip_suffix(&ending)?).ok()
 }
 
 /// Where a checkpoint waits while its successor takes its name.

@@ -32,6 +32,7 @@ pub mod sweep;
 pub mod audit;
 pub mod load;
 pub mod save;
+pub mod single;
 pub mod verify;
 // libtorch
 #[cfg(feature = "torch")]

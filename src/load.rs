@@ -17,10 +17,11 @@ use crate::catalog::{self, Wanted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup, Progress};
 use crate::layout::SaveId;
-use crate::manifest::Manifest;
+use crate::manifest::{Form, Manifest};
 use crate::plan::load::{LoadPlan, LoadReport, LoadRules, WantedBox, plan_load};
 use crate::rank::Rank;
 use crate::shard::ShardReader;
+use crate::single;
 use crate::state::{LoadTargets, Values};
 use crate::storage::{Directory, Storage};
 use crate::tensor::TensorName;
@@ -118,6 +119,8 @@ struct Resolved {
     directory: PathBuf,
     entry: String,
     manifest: Vec<u8>,
+    /// Whether `entry` is a file, not a directory.
+    is_file: bool,
 }
 
 /// Loads checkpoint `wanted` into `destination`; see [`Wanted`] for the newest one.
@@ -242,6 +245,7 @@ fn resolve(group: &ProcessGroup, storage: &dyn Storage, asked: &[Asked]) -> Resu
         directory: wanted.directory().to_path_buf(),
         entry: found.entry,
         manifest: found.manifest.encode()?,
+        is_file: *found.manifest.form() != Form::Directory,
     })
 }
 
@@ -330,9 +334,11 @@ fn open_reader(
     manifest: &Manifest,
     progress: Progress,
 ) -> Result<ShardReader> {
-    let dir = open_entry(storage, resolved)?;
-    let reader = ShardReader::new(dir, manifest.data_files(), manifest.sums_files())
-        .on_read(move |bytes| progress.add(bytes));
+    let dir = match manifest.form() {
+        Form::Directory => open_entry(storage, resolved)?,
+        _ => single::place_of(storage, &resolved.directory, &resolved.entry)?,
+    };
+    let reader = ShardReader::of(dir, manifest).on_read(move |bytes| progress.add(bytes));
     reader.check_lengths()?;
     Ok(reader)
 }
@@ -350,11 +356,20 @@ fn explain_missing(
     save_id: SaveId,
     error: Error,
 ) -> Error {
-    if error.kind() != ErrorKind::NotFound {
+    let is_file = resolved.is_file;
+    // A file that was replaced is there, with other bytes.
+    let may_be_replaced = is_file && error.kind() == ErrorKind::Corrupt;
+    if error.kind() != ErrorKind::NotFound && !may_be_replaced {
         return error;
     }
-    let now = open_entry(storage, resolved).and_then(|dir| catalog::read_manifest(dir.as_ref()));
+    let now = if is_file {
+        single::reread(storage, &resolved.directory, &resolved.entry)
+    } else {
+        open_entry(storage, resolved).and_then(|dir| catalog::read_manifest(dir.as_ref()))
+    };
     match now {
+        Ok(manifest) if may_be_replaced && manifest.save_id() == save_id => error,
+        Err(_) if may_be_replaced => error,
         Ok(manifest) if manifest.save_id() == save_id => error
             .with_kind(ErrorKind::Corrupt)
             .with_help("a file of this checkpoint is gone; load another one"),

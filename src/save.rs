@@ -235,7 +235,7 @@ fn close(group: &ProcessGroup, coordinator: Option<(Attempt, MergedPlan)>) {
     }
 }
 
-fn target(path: &CheckpointPath, options: &SaveOptions) -> SaveTarget {
+pub(crate) fn target(path: &CheckpointPath, options: &SaveOptions) -> SaveTarget {
     SaveTarget {
         directory: path.directory().to_string_lossy().into_owned(),
         name: path.name().to_string(),
@@ -245,7 +245,7 @@ fn target(path: &CheckpointPath, options: &SaveOptions) -> SaveTarget {
     }
 }
 
-fn unix_ms() -> u64 {
+pub(crate) fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -263,7 +263,7 @@ fn verdict_error(error: Error, path: &CheckpointPath, assignment: &Assignment) -
     }
 }
 
-fn help_uncommitted(error: Error) -> Error {
+pub(crate) fn help_uncommitted(error: Error) -> Error {
     const SAFE: &str = "nothing was committed; older checkpoints are untouched";
     let known = matches!(
         error.kind(),

@@ -124,6 +124,17 @@ impl Slice {
         Some(common)
     }
 
+    /// The boxes of length 1 along `dimension` that make up this one.
+    pub(crate) fn layers(&self, dimension: usize) -> impl Iterator<Item = Slice> + '_ {
+        let range = self.ranges().nth(dimension).unwrap_or_default();
+        range.filter_map(move |index| {
+            let (mut offsets, mut lengths) = (self.offsets.clone(), self.lengths.clone());
+            *offsets.get_mut(dimension)? = index;
+            *lengths.get_mut(dimension)? = 1;
+            Slice::new(offsets, lengths).ok()
+        })
+    }
+
     /// The first dimension longer than 1, along which a piece is split; `None` for one element.
     #[must_use]
     pub fn split_dimension(&self) -> Option<usize> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::catalog::{Found, open_other};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::OtherFile;
+use crate::manifest::{Form, OtherFile};
 use crate::shard::{PieceAt, ShardReader};
 use crate::storage::{Directory, EntryKind};
 
@@ -31,8 +31,10 @@ pub struct Verified {
 /// [`ErrorKind::Storage`] if the directory cannot be listed; damage is no error.
 pub fn verify(found: &Found, progress: &mut dyn FnMut(u64)) -> Result<Verified> {
     let manifest = &found.manifest;
-    let reader = ShardReader::new(found.dir.clone(), manifest.data_files(), manifest.sums_files());
-    let mut verified = Verified { files: 1, ..Verified::default() };
+    let reader = ShardReader::of(found.dir.clone(), manifest);
+    let is_directory = *manifest.form() == Form::Directory;
+    // A manifest of its own counts as a file.
+    let mut verified = Verified { files: usize::from(is_directory), ..Verified::default() };
     for (index, file) in manifest.sums_files().iter().enumerate() {
         verified.damage.extend(reader.verify_sums_file(index).err());
         verified.count(file.len);
@@ -52,7 +54,9 @@ pub fn verify(found: &Found, progress: &mut dyn FnMut(u64)) -> Result<Verified> 
         verified.damage.extend(check_other(found, file).err());
         verified.count(file.len);
     }
-    verified.foreign = foreign(found)?;
+    if is_directory {
+        verified.foreign = foreign(found)?;
+    }
     Ok(verified)
 }
 

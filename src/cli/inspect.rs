@@ -25,7 +25,7 @@ pub(super) fn inspect(out: &mut Output<'_>, path: &Path, json: bool) -> Result<u
 
 fn summary(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
     let m = &found.manifest;
-    out.line(format!("checkpoint  {}", found.dir.path().display()))?;
+    out.line(format!("checkpoint  {}", found.path().display()))?;
     out.line(format!("save id     {}", m.save_id()))?;
     out.line(format!("step        {}   epoch {}", m.step(), m.epoch()))?;
     out.line(format!("saved by    {} ranks", m.world_size()))?;
@@ -99,7 +99,7 @@ fn as_json(found: &Found) -> serde_json::Value {
     let values: serde_json::Map<_, _> =
         m.values().iter().map(|(name, stored)| (name.to_owned(), plain(stored))).collect();
     json!({
-        "path": found.dir.path().display().to_string(), "save_id": m.save_id().to_string(),
+        "path": found.path().display().to_string(), "save_id": m.save_id().to_string(),
         "step": m.step(), "epoch": m.epoch(), "world_size": m.world_size().get(),
         "created_unix_ms": m.created_unix_ms(), "tensor_bytes": m.tensor_bytes(),
         "library_version": m.library_version(), "libtorch_version": m.libtorch_version(),

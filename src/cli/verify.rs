@@ -20,7 +20,7 @@ pub(super) fn verify(out: &mut Output<'_>, path: &Path, json: bool) -> Result<u8
     let bar = bar(found.manifest.total_bytes());
     let verified = verify_all(&found, &mut |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
-    let shown = found.dir.path().display().to_string();
+    let shown = found.path().display().to_string();
     let said = if json {
         out.line(as_json(&shown, &verified).to_string())
     } else {

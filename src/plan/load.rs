@@ -307,20 +307,9 @@ fn split_at_gaps(common: &Slice, strides: &[u64], gap: u64) -> Vec<Slice> {
     let outer = (0..lengths.len()).rev().find(wide).map_or(0, |d| d + 1);
     let mut parts = vec![common.clone()];
     for dimension in 0..outer {
-        parts = parts.iter().flat_map(|part| one_by_one(part, dimension)).collect();
+        parts = parts.iter().flat_map(|part| part.layers(dimension)).collect();
     }
     parts
-}
-
-/// The layers of a box along `dimension`.
-fn one_by_one(part: &Slice, dimension: usize) -> impl Iterator<Item = Slice> + '_ {
-    let range = part.ranges().nth(dimension).unwrap_or_default();
-    range.filter_map(move |index| {
-        let (mut offsets, mut lengths) = (part.offsets().to_vec(), part.lengths().to_vec());
-        *offsets.get_mut(dimension)? = index;
-        *lengths.get_mut(dimension)? = 1;
-        Slice::new(offsets, lengths).ok()
-    })
 }
 
 /// Row-major strides in elements.

@@ -45,19 +45,7 @@ impl Header {
         let metadata = metadata(file, save_id, rank, step)?;
         let data_bytes = tensors.last().map_or(0, |t| t.end);
         let piece_bytes = tensors.iter().map(|t| t.end - t.begin).collect();
-        let mut bytes = vec![0; PREFIX_BYTES];
-        serde_json::to_writer(&mut bytes, &Json { metadata, tensors }).map_err(no_json)?;
-        bytes.resize(bytes.len().next_multiple_of(PAGE), b' ');
-        let json_bytes = (bytes.len() - PREFIX_BYTES) as u64;
-        if json_bytes > HEADER_JSON_MAX {
-            let message = format!(
-                "{} tensors need a header of {json_bytes} bytes, readers accept {HEADER_JSON_MAX}",
-                file.pieces.len()
-            );
-            let help = "spread the tensors over more ranks or components";
-            return Err(Error::new(ErrorKind::InvalidInput, message).with_help(help));
-        }
-        bytes[..PREFIX_BYTES].copy_from_slice(&json_bytes.to_le_bytes());
+        let bytes = Json { metadata, tensors }.to_bytes()?;
         Ok(Self { bytes, piece_bytes, data_bytes })
     }
 
@@ -270,9 +258,29 @@ fn check_coverage(tensors: &[HeaderTensor], data_bytes: u64) -> Result<()> {
 }
 
 /// What is serialized: metadata first, tensors in file order.
-struct Json {
-    metadata: BTreeMap<String, String>,
-    tensors: Vec<HeaderTensor>,
+pub(super) struct Json {
+    pub(super) metadata: BTreeMap<String, String>,
+    pub(super) tensors: Vec<HeaderTensor>,
+}
+
+impl Json {
+    /// How the file begins: length, JSON, padding.
+    pub(super) fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; PREFIX_BYTES];
+        serde_json::to_writer(&mut bytes, self).map_err(no_json)?;
+        bytes.resize(bytes.len().next_multiple_of(PAGE), b' ');
+        let json_bytes = (bytes.len() - PREFIX_BYTES) as u64;
+        if json_bytes > HEADER_JSON_MAX {
+            let message = format!(
+                "{} tensors need a header of {json_bytes} bytes, readers accept {HEADER_JSON_MAX}",
+                self.tensors.len()
+            );
+            let help = "spread the tensors over more ranks or components";
+            return Err(Error::new(ErrorKind::InvalidInput, message).with_help(help));
+        }
+        bytes[..PREFIX_BYTES].copy_from_slice(&json_bytes.to_le_bytes());
+        Ok(bytes)
+    }
 }
 
 impl Serialize for Json {

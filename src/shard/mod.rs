@@ -6,7 +6,9 @@
 
 mod header;
 mod pipeline;
+mod ranges;
 mod reader;
+mod single;
 mod sums;
 mod verify;
 mod writer;
@@ -14,7 +16,9 @@ mod writer;
 pub use header::{
     DATA_ALIGNMENT, HEADER_JSON_MAX, Header, HeaderTensor, ParsedHeader, read_header,
 };
+pub(crate) use ranges::{RangePiece, write_ranges};
 pub use reader::{PieceAt, ShardReader};
+pub(crate) use single::{SingleFile, SingleText, read_single, single_header};
 pub use sums::{block_count, sum};
 pub use verify::{DAMAGE_MAX, Damage};
 pub use writer::write_shards;

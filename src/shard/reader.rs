@@ -10,7 +10,9 @@ use parking_lot::Mutex;
 use super::sums::{block_count, sum, sums_header};
 use super::{at_file, file_path};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::{BLOCK_BYTES, DataFile, OtherFile, SUM_BYTES, SUMS_HEADER_BYTES, hash16};
+use crate::manifest::{
+    BLOCK_BYTES, DataFile, Form, Manifest, OtherFile, SUM_BYTES, SUMS_HEADER_BYTES, hash16,
+};
 use crate::memory::zeroed;
 use crate::storage::{Directory, ReadFile};
 
@@ -36,6 +38,7 @@ pub struct ShardReader {
     dir: Arc<dyn Directory>,
     files: Vec<DataFile>,
     pub(super) sums_files: Vec<OtherFile>,
+    pub(super) form: Form,
     /// Block sums per data file, loaded when first needed.
     sums: Vec<Mutex<Option<Arc<[u8]>>>>,
     open: Mutex<OpenFiles>,
@@ -73,11 +76,19 @@ impl ShardReader {
             dir,
             files: files.to_vec(),
             sums_files: sums_files.to_vec(),
+            form: Form::Directory,
             sums: files.iter().map(|_| Mutex::new(None)).collect(),
             open: Mutex::default(),
             bytes_read: AtomicU64::new(0),
             on_read: None,
         }
+    }
+
+    /// A reader of the files of `manifest`, whatever its form, in the directory where they lie.
+    #[must_use]
+    pub fn of(dir: Arc<dyn Directory>, manifest: &Manifest) -> Self {
+        let form = manifest.form().clone();
+        Self { form, ..Self::new(dir, manifest.data_files(), manifest.sums_files()) }
     }
 
     /// Calls `on_read` with the bytes of each finished read, from the thread that reads.
@@ -236,6 +247,11 @@ impl ShardReader {
 
     pub(super) fn load_sums(&self, index: usize) -> Result<Arc<[u8]>> {
         let record = self.record(index)?;
+        match self.form {
+            Form::Directory => {}
+            Form::Single { .. } => return self.sums_in_header(index),
+            Form::Plain => return Ok(Arc::default()),
+        }
         let other = usize::try_from(record.sums_file).ok().and_then(|i| self.sums_files.get(i));
         let other = other.ok_or_else(no_sums)?;
         let file = self.open_checked(&other.name, other.len)?;
@@ -274,7 +290,9 @@ impl ShardReader {
         let record = self.record(piece.file)?;
         let end = piece.begin.checked_add(piece.bytes);
         let last_sum = piece.first_sum.checked_add(block_count(piece.bytes));
-        let sums_there = last_sum.is_some_and(|last| last <= sums.len() as u64 / SUM_BYTES);
+        let has_none = self.form == Form::Plain;
+        let sums_there =
+            has_none || last_sum.is_some_and(|last| last <= sums.len() as u64 / SUM_BYTES);
         if piece.begin < record.data_start || end.is_none_or(|e| e > record.len) || !sums_there {
             let what = "a piece named by the manifest lies outside";
             return Err(self.corrupt(&record.name, what).with_offset(piece.begin));
@@ -302,6 +320,9 @@ impl Source<'_> {
     /// As [`Source::read_blocks`], but returns every damaged block.
     pub(super) fn bad_blocks(&self, begin: u64, out: &mut [u8]) -> Result<Vec<Error>> {
         self.reader.read_at(&*self.file, self.name, self.piece.begin + begin, out)?;
+        if self.reader.form == Form::Plain {
+            return Ok(Vec::new());
+        }
         let first = to_usize(self.piece.first_sum + begin / BLOCK_BYTES)?;
         let sums = self.sums.as_chunks::<16>().0.get(first..).unwrap_or_default();
         let blocks = out.chunks(to_usize(BLOCK_BYTES)?);

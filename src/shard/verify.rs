@@ -6,7 +6,7 @@ use super::header::{DATA_ALIGNMENT, HEADER_JSON_MAX};
 use super::reader::{CHUNK_BYTES, PieceAt, ShardReader, chunks, sized};
 use super::sums::truncated;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::DataFile;
+use crate::manifest::{DataFile, Form};
 use crate::storage::ReadFile;
 
 /// Most damaged places that [`ShardReader::verify_file`] lists per file.
@@ -33,9 +33,13 @@ impl ShardReader {
     /// # Errors
     /// [`ErrorKind::Corrupt`], [`ErrorKind::NotFound`] or [`ErrorKind::Storage`], with the path.
     pub fn verify_header(&self, index: usize) -> Result<()> {
+        if matches!(self.form, Form::Single { .. }) {
+            return self.header_with_manifest(index).map(drop);
+        }
         let record = self.record(index)?;
         let fault = |what: &str| Err(self.corrupt(&record.name, what).with_offset(0));
-        let aligned = record.data_start.is_multiple_of(DATA_ALIGNMENT);
+        let any_start = self.form == Form::Plain;
+        let aligned = any_start || record.data_start.is_multiple_of(DATA_ALIGNMENT);
         if !aligned || record.data_start > record.len.min(HEADER_JSON_MAX + 8) {
             return fault("its header has an impossible length");
         }

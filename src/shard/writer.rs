@@ -77,17 +77,17 @@ impl<'a> PreparedFile<'a> {
 }
 
 /// The byte range that a piece takes out of a held box.
-struct Cut<'a> {
-    tensor: &'a str,
-    source: &'a dyn TensorSource,
+pub(super) struct Cut<'a> {
+    pub(super) tensor: &'a str,
+    pub(super) source: &'a dyn TensorSource,
     held_bytes: u64,
-    begin: u64,
-    bytes: u64,
+    pub(super) begin: u64,
+    pub(super) bytes: u64,
 }
 
 impl<'a> Cut<'a> {
     /// The piece lies inside its tensor (the header was made).
-    fn new(piece: &'a PlannedPiece, state: &'a StateDict) -> Result<Self> {
+    pub(super) fn new(piece: &'a PlannedPiece, state: &'a StateDict) -> Result<Self> {
         let boxes = state.boxes(piece.name.as_str());
         let Some(entry) = boxes.iter().find(|b| b.slice == piece.held && b.spec == piece.spec)
         else {

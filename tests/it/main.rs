@@ -15,6 +15,7 @@ mod hooked;
 mod hostile;
 mod replaced;
 mod reshard;
+mod single;
 mod stock;
 mod verdicts;
 

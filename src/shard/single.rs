@@ -1,0 +1,187 @@
+//! The header of a single-form file: that of a data file, with manifest and block sums as text.
+//!
+//! The manifest holds a hash of the header that contains it, taken without the manifest's text;
+//! the manifest has a checksum of its own. So every byte of the header is covered.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use base64ct::{Base64, Encoding};
+
+use super::header::{HEADER_JSON_MAX, HeaderTensor, Json, ParsedHeader};
+use super::reader::ShardReader;
+use crate::error::{Error, ErrorKind, Result};
+use crate::layout::SaveId;
+use crate::manifest::hash16;
+use crate::memory::zeroed;
+use crate::storage::ReadFile;
+
+const FORM: &str = "tch_checkpoint.form";
+const MANIFEST: &str = "tch_checkpoint.manifest";
+const SUMS: &str = "tch_checkpoint.sums";
+/// How the manifest's text is introduced; a quote inside of a text would be escaped.
+const BEFORE_MANIFEST: &[u8] = b"\"tch_checkpoint.manifest\":\"";
+
+/// The texts of a header, base64.
+#[derive(Debug, Clone)]
+pub(crate) struct SingleText {
+    manifest: String,
+    sums: String,
+}
+
+impl SingleText {
+    pub(crate) fn new(manifest: &[u8], sums: &[u8]) -> Self {
+        Self { manifest: Base64::encode_string(manifest), sums: Base64::encode_string(sums) }
+    }
+
+    /// Texts of the right lengths, to find out how long a header will be.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if no header could hold them.
+    pub(crate) fn placeholder(manifest_bytes: u64, sums_bytes: u64) -> Result<Self> {
+        let lens = [encoded_len(manifest_bytes), encoded_len(sums_bytes)];
+        let total = lens[0].saturating_add(lens[1]);
+        if total > HEADER_JSON_MAX {
+            let message = format!(
+                "the header of a single file would have {total} bytes of manifest and block sums, \
+                 readers accept {HEADER_JSON_MAX}"
+            );
+            return Err(Error::new(ErrorKind::InvalidInput, message)
+                .with_help("save a checkpoint directory instead: it has no such limit"));
+        }
+        let [manifest, sums] = lens.map(|len| "A".repeat(usize::try_from(len).unwrap_or(0)));
+        Ok(Self { manifest, sums })
+    }
+}
+
+/// Length of the text for so many bytes.
+pub(crate) const fn encoded_len(bytes: u64) -> u64 {
+    bytes.div_ceil(3).saturating_mul(4)
+}
+
+/// The header of a file with these tensors, in file order, and its hash without the manifest.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] if it is longer than readers accept.
+pub(crate) fn single_header(
+    tensors: Vec<HeaderTensor>,
+    save_id: &SaveId,
+    step: u64,
+    text: SingleText,
+) -> Result<(Vec<u8>, [u8; 16])> {
+    let pairs = [
+        ("format", "pt".to_owned()),
+        (FORM, "single".to_owned()),
+        (MANIFEST, text.manifest),
+        ("tch_checkpoint.save_id", save_id.to_string()),
+        ("tch_checkpoint.step", step.to_string()),
+        (SUMS, text.sums),
+    ];
+    let metadata = pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let bytes = Json { metadata, tensors }.to_bytes()?;
+    let hash = hash_without_manifest(&bytes)
+        .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "a header without its manifest"))?;
+    Ok((bytes, hash))
+}
+
+/// What the header of a safetensors file says, and the manifest in it, if there is one.
+pub(crate) struct SingleFile {
+    pub(crate) header: ParsedHeader,
+    /// Hash of all of the header.
+    pub(crate) whole_hash: [u8; 16],
+    /// Hash of the header without the manifest, and the manifest's bytes.
+    pub(crate) embedded: Option<([u8; 16], Vec<u8>)>,
+}
+
+/// Reads the header of a file that nobody vouches for.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] for a malformed header, and for one that was made by this library and
+/// lacks what it needs; as [`ReadFile::read_at`].
+pub(crate) fn read_single(file: &dyn ReadFile) -> Result<SingleFile> {
+    let bytes = read_header_bytes(file)?;
+    let header = ParsedHeader::parse(&bytes, file.len()).map_err(|e| match e.kind() {
+        // This library wrote no dtype that it does not know.
+        ErrorKind::Incompatible if manifest_text(&bytes).is_some() => {
+            e.with_kind(ErrorKind::Corrupt)
+        }
+        _ => e,
+    })?;
+    let metadata = &header.metadata;
+    let embedded = match metadata.get(MANIFEST) {
+        Some(text) => {
+            let manifest = decode(text, "manifest")?;
+            let hash = hash_without_manifest(&bytes).ok_or_else(|| damaged("its manifest"))?;
+            Some((hash, manifest))
+        }
+        None if metadata.contains_key(FORM) || metadata.contains_key(SUMS) => {
+            return Err(damaged("the name of its manifest"));
+        }
+        None => None,
+    };
+    Ok(SingleFile { whole_hash: hash16(&bytes), header, embedded })
+}
+
+fn read_header_bytes(file: &dyn ReadFile) -> Result<Vec<u8>> {
+    let mut prefix = [0; 8];
+    file.read_at(0, &mut prefix)?;
+    let mut bytes = zeroed(ParsedHeader::data_start(prefix, file.len())?)?;
+    file.read_at(0, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn damaged(what: &str) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("{what} in the header is damaged"))
+}
+
+fn decode(text: &str, what: &str) -> Result<Vec<u8>> {
+    Base64::decode_vec(text).map_err(|_| damaged(&format!("the text of the {what}")))
+}
+
+fn hash_without_manifest(header: &[u8]) -> Option<[u8; 16]> {
+    let text = manifest_text(header)?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(header.get(..text.start)?);
+    hasher.update(header.get(text.end..)?);
+    let mut short = [0; 16];
+    short.copy_from_slice(hasher.finalize().as_bytes().get(..16)?);
+    Some(short)
+}
+
+/// Where the text of the manifest lies in a header.
+fn manifest_text(header: &[u8]) -> Option<Range<usize>> {
+    let len = BEFORE_MANIFEST.len();
+    let start = header.windows(len).position(|window| window == BEFORE_MANIFEST)? + len;
+    let end = start + header.get(start..)?.iter().position(|byte| *byte == b'"')?;
+    Some(start..end)
+}
+
+impl ShardReader {
+    /// The header of a file that holds its own manifest, if it is what was saved.
+    pub(super) fn header_with_manifest(&self, index: usize) -> Result<BTreeMap<String, String>> {
+        let record = self.record(index)?;
+        let corrupt = |what: &str| self.corrupt(&record.name, what).with_offset(0);
+        let file = self.open(index)?;
+        let mut bytes = zeroed(record.data_start.min(record.len))?;
+        self.read_at(&*file, &record.name, 0, &mut bytes)?;
+        if hash_without_manifest(&bytes) != Some(record.header_hash) {
+            return Err(corrupt("its header is not what was saved"));
+        }
+        let parsed = ParsedHeader::parse(&bytes, record.len)
+            .map_err(|e| corrupt(e.message()).with_kind(e.kind()))?;
+        Ok(parsed.metadata)
+    }
+
+    /// The block sums in the header of a file.
+    pub(super) fn sums_in_header(&self, index: usize) -> Result<Arc<[u8]>> {
+        let record = self.record(index)?;
+        let metadata = self.header_with_manifest(index)?;
+        let sums = decode(metadata.get(SUMS).map_or("", String::as_str), "block sums");
+        let sums = sums.map_err(|e| self.corrupt(&record.name, e.message()))?;
+        if hash16(&sums) != record.sums_hash {
+            return Err(self.corrupt(&record.name, "its block sums are not what was saved"));
+        }
+        Ok(sums.into())
+    }
+}

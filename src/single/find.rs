@@ -1,0 +1,183 @@
+//! Finding checkpoints that are files, and files of other tools.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::catalog::Found;
+use crate::error::{Error, ErrorKind, Result};
+use crate::layout::{self, CheckpointName};
+use crate::manifest::{Form, Manifest};
+use crate::shard::{HeaderTensor, SingleFile, read_single};
+use crate::single::debris::bears_our_mark;
+use crate::single::foreign;
+use crate::storage::{Directory, Storage};
+use crate::tensor::Component;
+
+/// The file of this name with its siblings, or that of the component `model` under this stem;
+/// `None` if there is neither. `unverified` accepts files of other tools.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] for damage; [`ErrorKind::Incompatible`] for a file of another tool;
+/// [`ErrorKind::NotFound`] and [`ErrorKind::Mismatch`] for a sibling that is missing or of another
+/// save.
+pub(crate) fn find(
+    parent: &Arc<dyn Directory>,
+    name: &CheckpointName,
+    unverified: bool,
+) -> Result<Option<Found>> {
+    let found = |entry: &CheckpointName, dir: &Arc<dyn Directory>, manifest| {
+        let (name, entry, dir) = (name.clone(), entry.to_string(), dir.clone());
+        Ok(Some(Found { name, entry, dir, manifest }))
+    };
+    if let Some(manifest) = open_with_siblings(parent.as_ref(), name, unverified)? {
+        return found(name, parent, manifest);
+    }
+    let of_model = layout::component_file(name, &Component::model()).ok();
+    let opened = of_model.map(|file| {
+        open_with_siblings(parent.as_ref(), &file, unverified).map(|opened| (file, opened))
+    });
+    if let Some((file, Some(manifest))) = opened.transpose()? {
+        return found(&file, parent, manifest);
+    }
+    if !unverified {
+        return Ok(None);
+    }
+    match parent.open_dir(name.as_str()) {
+        Ok(dir) => match foreign::open_directory(dir.as_ref())? {
+            Some(manifest) => found(name, &dir, manifest),
+            None => Ok(None),
+        },
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The directory in which the files of a checkpoint of this form lie.
+pub(crate) fn place_of(
+    storage: &dyn Storage,
+    directory: &Path,
+    entry: &str,
+) -> Result<Arc<dyn Directory>> {
+    let parent = storage.open_dir(directory)?;
+    match parent.open_dir(entry) {
+        // A directory of another tool.
+        Ok(dir) => Ok(dir),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(parent),
+        Err(e) => Err(e),
+    }
+}
+
+/// What is under the name now.
+pub(crate) fn reread(storage: &dyn Storage, directory: &Path, entry: &str) -> Result<Manifest> {
+    let parent = storage.open_dir(directory)?;
+    let name = CheckpointName::new(entry)?;
+    let manifest = open_with_siblings(parent.as_ref(), &name, false)?;
+    manifest.ok_or_else(|| Error::new(ErrorKind::NotFound, "no file here"))
+}
+
+fn open_with_siblings(
+    parent: &dyn Directory,
+    name: &CheckpointName,
+    unverified: bool,
+) -> Result<Option<Manifest>> {
+    let opened = open(parent, name.as_str(), unverified);
+    let Some(manifest) = opened.map_err(|e| at(e, parent, name.as_str()))? else { return Ok(None) };
+    let Form::Single { siblings } = manifest.form().clone() else { return Ok(Some(manifest)) };
+    if siblings.is_empty() {
+        return Ok(Some(manifest));
+    }
+    let Some(stem) = layout::stem_of(name) else {
+        let message = "it names files of other components, which cannot be found under this name";
+        return Err(Error::new(ErrorKind::NotFound, message)
+            .with_path(parent.path().join(name.as_str()))
+            .with_help("give it back the name that ends in `_model.safetensors`"));
+    };
+    let opened = siblings.iter().map(|component| sibling(parent, &manifest, &stem, component));
+    let opened = opened.collect::<Result<Vec<_>>>()?;
+    manifest.join(opened).map(Some)
+}
+
+fn sibling(
+    parent: &dyn Directory,
+    model: &Manifest,
+    stem: &CheckpointName,
+    component: &Component,
+) -> Result<Manifest> {
+    let name = layout::component_file(stem, component)?;
+    let refuse = |kind, message: String| {
+        Err(Error::new(kind, message)
+            .with_path(parent.path().join(name.as_str()))
+            .with_help("nothing was changed; put the files of one save together again"))
+    };
+    let opened = open(parent, name.as_str(), false).map_err(|e| at(e, parent, name.as_str()))?;
+    match opened {
+        Some(manifest) if manifest.save_id() == model.save_id() => Ok(manifest),
+        Some(manifest) => refuse(
+            ErrorKind::Mismatch,
+            format!(
+                "the file of component {component} is of save {}, the model of {}",
+                manifest.save_id(),
+                model.save_id()
+            ),
+        ),
+        None => refuse(ErrorKind::NotFound, format!("the file of component {component} is gone")),
+    }
+}
+
+fn at(error: Error, parent: &dyn Directory, name: &str) -> Error {
+    if error.path().is_some() { error } else { error.with_path(parent.path().join(name)) }
+}
+
+/// The manifest in (or, of another tool's file, for) one file; `None` if there is no such file.
+fn open(parent: &dyn Directory, name: &str, unverified: bool) -> Result<Option<Manifest>> {
+    let file = match parent.open_file(name) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        // A directory, or something that is no file at all.
+        Err(e) if e.kind() == ErrorKind::Corrupt => return Ok(None),
+        opened => opened?,
+    };
+    let single = match read_single(file.as_ref()) {
+        // Neither by name nor by content is it meant to be a file of tensors.
+        Err(_) if !name.ends_with(layout::SAFETENSORS) && !bears_our_mark(file.as_ref())? => {
+            return Ok(None);
+        }
+        read => read?,
+    };
+    let Some((hash, bytes)) = &single.embedded else {
+        if unverified {
+            return foreign::manifest_of(vec![(name.to_owned(), single, file.len())]).map(Some);
+        }
+        return Err(Error::new(
+            ErrorKind::Incompatible,
+            "a file without a manifest, of another tool",
+        )
+        .with_help("only its weights can be loaded: use `initialize_from_checkpoint`"));
+    };
+    let manifest = Manifest::parse(bytes)?;
+    check_file(&manifest, &single, *hash, file.len())?;
+    Ok(Some(manifest.found_as(name)))
+}
+
+/// Whether the manifest is that of this file.
+fn check_file(manifest: &Manifest, single: &SingleFile, hash: [u8; 16], len: u64) -> Result<()> {
+    let corrupt = |message: &str| Err(Error::new(ErrorKind::Corrupt, message));
+    let (Form::Single { .. }, [file]) = (manifest.form(), manifest.data_files()) else {
+        return corrupt("the manifest in the header is not that of a file");
+    };
+    if file.header_hash != hash || file.data_start != single.header.data_start {
+        return corrupt("its header is not what was saved");
+    }
+    if file.len != len {
+        return corrupt("its length is not what was saved");
+    }
+    let mut named: Vec<&HeaderTensor> = single.header.tensors.iter().collect();
+    named.sort_by(|a, b| a.name.cmp(&b.name));
+    let stated = manifest.tensors().iter().map(|tensor| {
+        let begin = tensor.pieces.first().map_or(0, |piece| piece.begin);
+        (&tensor.name, &tensor.spec, begin.checked_sub(file.data_start))
+    });
+    if !stated.eq(named.into_iter().map(|t| (&t.name, &t.spec, Some(t.begin)))) {
+        return corrupt("its header and its manifest name different tensors");
+    }
+    Ok(())
+}

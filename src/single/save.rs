@@ -1,0 +1,344 @@
+//! Saving into files, from top to bottom as the protocol; see [`crate::save`] for its rules.
+
+use std::time::Instant;
+
+use crate::catalog::CheckpointPath;
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::{Channel, ProcessGroup};
+use crate::layout::{self, CheckpointName, SaveId};
+use crate::manifest::{SUM_BYTES, SealInfo, sums_of};
+use crate::plan::OnExisting;
+use crate::plan::save::{MergedPlan, local_plan, merge_plans};
+use crate::rank::Rank;
+use crate::sabotage;
+use crate::save::{Checkpoint, SaveOptions, help_uncommitted, target, unix_ms};
+use crate::shard::{RangePiece, write_ranges};
+use crate::single::attempt::Attempt;
+use crate::single::plan::{Content, FileLayout};
+use crate::single::seams::check_seams;
+use crate::state::StateDict;
+use crate::storage::{Storage, WriteFile};
+use crate::sweep::{Pace, RETRY_INTERVAL};
+use crate::tensor::Component;
+
+/// What a rank writes into one file.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Share {
+    name: CheckpointName,
+    pieces: Vec<RangePiece>,
+}
+
+/// What each rank learns in phase "plan".
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Assignment {
+    save_id: SaveId,
+    shares: Vec<Share>,
+}
+
+/// What a rank brings to phase "commit": per file the block sums of its pieces.
+type Receipt = Vec<Vec<u8>>;
+
+/// How a state is spread over files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spread {
+    /// One file holds everything.
+    Whole,
+    /// Component by component.
+    ByComponent,
+}
+
+/// Saves `state` as one safetensors file, with all values, and returns once it is committed for
+/// every rank. The name is taken as it is; no extension is added.
+///
+/// # Collective
+/// Every rank of the group, with the same `path` and `options`; two phases. Every rank writes its
+/// share of the bytes into the one file, which the storage must allow
+/// ([`Directory::open_for_writing`](crate::storage::Directory::open_for_writing)).
+///
+/// # Durability
+/// As [`save`](fn@crate::save::save): a crash leaves the old file or the new one.
+///
+/// # Errors
+/// As [`save`](fn@crate::save::save); [`ErrorKind::InvalidInput`], before anything is written, if
+/// manifest and block sums do not fit into a header of 100 MB (about 250 GB of tensors, less if
+/// they are sharded along inner dimensions). [`ErrorKind::AlreadyExists`] also with
+/// [`OnExisting::Replace`] if the name is taken by something that is no such file.
+pub fn save_single_file(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    path: &CheckpointPath,
+    state: &StateDict,
+    options: &SaveOptions,
+) -> Result<Checkpoint> {
+    save_files(group, storage, path, state, options, Spread::Whole)
+}
+
+/// Saves `state` as one file per component, `{stem}_{component}.safetensors`, all of one save. The
+/// values travel in the `model` file, which is committed last and names the others.
+///
+/// # Collective
+/// As [`save_single_file`].
+///
+/// # Errors
+/// As [`save_single_file`]. Several renames are not atomic, so that nothing is ever replaced:
+/// [`ErrorKind::AlreadyExists`] if any of the files exists, whatever `options.on_existing`. A
+/// crash in the middle may leave files of components without a `model` file that names them; they
+/// are no checkpoint, and can be removed.
+pub fn save_multi_files(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    stem: &CheckpointPath,
+    state: &StateDict,
+    options: &SaveOptions,
+) -> Result<Checkpoint> {
+    let options = SaveOptions { on_existing: OnExisting::Refuse, ..options.clone() };
+    save_files(group, storage, stem, state, &options, Spread::ByComponent)
+}
+
+fn save_files(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    path: &CheckpointPath,
+    state: &StateDict,
+    options: &SaveOptions,
+    spread: Spread,
+) -> Result<Checkpoint> {
+    let mut coordinator: Option<Coordinator> = None;
+    let assignment = group.phase(
+        Channel::Save,
+        "plan",
+        || Ok(local_plan(target(path, options), state)),
+        |plans| {
+            let merged = merge_plans(SaveId::random()?, &plans)?;
+            let begun = Coordinator::begin(group, storage, path, options, merged, spread)?;
+            let answers = begun.assignments();
+            coordinator = Some(begun);
+            Ok(answers)
+        },
+    );
+    let close = |coordinator: Option<Coordinator>| {
+        if let Some(coordinator) = coordinator {
+            coordinator.attempt.close(&Pace::of(group));
+        }
+    };
+    let assignment = match assignment {
+        Ok(assignment) => assignment,
+        Err(error) => {
+            close(coordinator);
+            return Err(help_uncommitted(error));
+        }
+    };
+    let verdict = group.phase_all(
+        Channel::Save,
+        "commit",
+        || write(group, storage, path, &assignment, state),
+        |receipts| match &mut coordinator {
+            Some(coordinator) => coordinator.commit(&receipts, &Pace::of(group)),
+            None => Err(Error::new(ErrorKind::Disagreement, "commit without a plan")),
+        },
+    );
+    close(coordinator);
+    let (name, tensor_bytes) = verdict.map_err(|e| verdict_error(e, path, &assignment))?;
+    let (path, save_id) = (path.directory().join(name.as_str()), assignment.save_id);
+    Ok(Checkpoint { path, name, save_id, tensor_bytes })
+}
+
+/// What the coordinator knows between the phases.
+struct Coordinator {
+    attempt: Attempt,
+    merged: MergedPlan,
+    info: SealInfo,
+    /// Per file, in the order of the attempt's: the component that it holds, if not all.
+    files: Vec<(Option<Component>, FileLayout)>,
+}
+
+impl Coordinator {
+    fn begin(
+        group: &ProcessGroup,
+        storage: &dyn Storage,
+        path: &CheckpointPath,
+        options: &SaveOptions,
+        merged: MergedPlan,
+        spread: Spread,
+    ) -> Result<Self> {
+        let info = SealInfo {
+            created_unix_ms: unix_ms(),
+            library_version: env!("CARGO_PKG_VERSION").to_owned(),
+            libtorch_version: options.libtorch_version.clone(),
+        };
+        let components = match spread {
+            Spread::Whole => vec![None],
+            Spread::ByComponent => components(&merged).into_iter().map(Some).collect(),
+        };
+        let siblings = siblings(&components);
+        let (mut files, mut names) = (Vec::new(), Vec::new());
+        for only in &components {
+            let content = content(&merged, &info, &siblings, only.as_ref());
+            let layout = FileLayout::of(content)?;
+            let name = match only {
+                None => path.name().clone(),
+                Some(component) => layout::component_file(path.name(), component)?,
+            };
+            names.push((name, layout.len));
+            files.push((only.clone(), layout));
+        }
+        let parent = storage.create_dir_all(path.directory())?;
+        let (save_id, pace) = (merged.save_id, Pace::of(group));
+        let attempt = Attempt::begin(parent, &names, save_id, options.on_existing, &pace)?;
+        Ok(Self { attempt, merged, info, files })
+    }
+
+    fn assignments(&self) -> Vec<Assignment> {
+        let names = self.attempt.names();
+        let of_rank = |rank: usize| {
+            let shares = names.iter().zip(&self.files).map(|(name, (_, layout))| Share {
+                name: name.clone(),
+                pieces: layout.share(rank),
+            });
+            Assignment { save_id: self.merged.save_id, shares: shares.collect() }
+        };
+        (0..self.merged.plans.len()).map(of_rank).collect()
+    }
+
+    /// Believe nothing, then publish.
+    fn commit(&mut self, receipts: &[Receipt], pace: &Pace) -> Result<(CheckpointName, u64)> {
+        let components: Vec<_> = self.files.iter().map(|(only, _)| only.clone()).collect();
+        let siblings = siblings(&components);
+        let names = self.attempt.names();
+        let (mut headers, mut bytes) = (Vec::new(), 0);
+        for (index, ((only, layout), name)) in self.files.iter().zip(&names).enumerate() {
+            let sums = sums_in_file_order(layout, index, receipts)?;
+            let partial = layout::partial_dir(name, &self.merged.save_id);
+            let file = self.attempt.parent().open_file(&partial)?;
+            check_seams(file.as_ref(), &layout.pieces, &sums, pace)?;
+            let content = content(&self.merged, &self.info, &siblings, only.as_ref());
+            headers.push(layout.header(content, &sums)?);
+            bytes += layout.len - layout.data_start;
+        }
+        self.attempt.publish(&headers, pace)?;
+        let name = names.into_iter().next();
+        let name = name.ok_or_else(|| Error::new(ErrorKind::Disagreement, "no file was made"))?;
+        Ok((name, bytes))
+    }
+}
+
+/// The components of a plan; `model`, whose file holds the values, first, and always.
+fn components(merged: &MergedPlan) -> Vec<Component> {
+    let planned = merged.plans.iter().flat_map(|plan| &plan.files);
+    let mut components: Vec<_> = planned.map(|file| file.component.clone()).collect();
+    components.sort();
+    components.dedup();
+    components.retain(|component| *component != Component::model());
+    components.insert(0, Component::model());
+    components
+}
+
+fn siblings(components: &[Option<Component>]) -> Vec<Component> {
+    components.iter().skip(1).flatten().cloned().collect()
+}
+
+fn content<'a>(
+    merged: &'a MergedPlan,
+    info: &'a SealInfo,
+    siblings: &'a [Component],
+    only: Option<&'a Component>,
+) -> Content<'a> {
+    let has_values = only.is_none_or(|component| *component == Component::model());
+    let siblings = if has_values { siblings } else { &[] };
+    Content { merged, info, only, siblings, has_values }
+}
+
+/// Every rank: its bytes into the files that the coordinator made.
+fn write(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    path: &CheckpointPath,
+    assignment: &Assignment,
+    state: &StateDict,
+) -> Result<Receipt> {
+    let progress = group.progress();
+    let mut receipt = Receipt::new();
+    for share in &assignment.shares {
+        if share.pieces.is_empty() {
+            receipt.push(Vec::new());
+            continue;
+        }
+        let file = open_partial(group, storage, path, assignment, share)?;
+        let sums = write_ranges(file.as_ref(), &share.pieces, state, &|bytes| {
+            progress.add(bytes);
+            sabotage::pass(group.rank(), "write", "part");
+        })?;
+        file.finish()?;
+        receipt.push(sums);
+    }
+    Ok(receipt)
+}
+
+/// The file was made on the coordinator's host; a network file system may need a moment.
+fn open_partial(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    path: &CheckpointPath,
+    assignment: &Assignment,
+    share: &Share,
+) -> Result<Box<dyn WriteFile>> {
+    let partial = layout::partial_dir(&share.name, &assignment.save_id);
+    let until = Instant::now() + Pace::of(group).patience;
+    loop {
+        let dir = storage.open_dir(path.directory());
+        match dir.and_then(|dir| dir.open_for_writing(&partial)) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                if Instant::now() >= until {
+                    return Err(not_shared(
+                        "the file that the coordinator made is not visible on this rank",
+                    )
+                    .with_path(path.directory().join(partial)));
+                }
+            }
+            opened => return opened,
+        }
+        std::thread::sleep(RETRY_INTERVAL);
+    }
+}
+
+fn not_shared(message: &str) -> Error {
+    Error::new(ErrorKind::NotShared, message)
+        .with_help("is the directory on a file system that all ranks share?")
+}
+
+/// Puts the sums of all ranks into the order of the pieces of file number `file`.
+fn sums_in_file_order(layout: &FileLayout, file: usize, receipts: &[Receipt]) -> Result<Vec<u8>> {
+    let of_rank = |receipt: &Receipt| receipt.get(file).cloned().unwrap_or_default();
+    let reported: Vec<Vec<u8>> = receipts.iter().map(of_rank).collect();
+    let mut rest: Vec<&[u8]> = reported.iter().map(Vec::as_slice).collect();
+    let wrong = |rank: usize| {
+        let message = "the block sums reported are not those of the bytes planned";
+        let rank = Rank::new(u32::try_from(rank).unwrap_or(u32::MAX));
+        Error::new(ErrorKind::Disagreement, message).at_rank(rank)
+    };
+    let mut sums = Vec::new();
+    for (rank, placed) in &layout.pieces {
+        let len = usize::try_from(sums_of(placed.piece.size_bytes()) * SUM_BYTES);
+        let own = rest.get_mut(*rank).zip(len.ok());
+        let (own, len) = own.ok_or_else(|| wrong(*rank))?;
+        sums.extend_from_slice(own.split_off(..len).ok_or_else(|| wrong(*rank))?);
+    }
+    match rest.iter().position(|own| !own.is_empty()) {
+        Some(rank) => Err(wrong(rank)),
+        None => Ok(sums),
+    }
+}
+
+fn verdict_error(error: Error, path: &CheckpointPath, assignment: &Assignment) -> Error {
+    let name = assignment.shares.first().map_or_else(|| path.name(), |share| &share.name);
+    match error.kind() {
+        ErrorKind::CoordinatorLost => {
+            error.with_kind(ErrorKind::OutcomeUnknown).with_help(format!(
+                "if `{}` holds save {}, it was committed; older files are untouched",
+                path.directory().join(name.as_str()).display(),
+                assignment.save_id
+            ))
+        }
+        _ => help_uncommitted(error),
+    }
+}
