@@ -172,11 +172,13 @@ pub fn partial_dir(name: &CheckpointName, id: &SaveId) -> String {
     format!(".{name}.{id}.partial")
 }
 
-/// The file of one component, of several under one stem: `{stem}_{component}.safetensors`.
+/// The file of one component, of several under one stem: `{stem}_{component}.safetensors`. A stem
+/// that ends in `.safetensors` itself counts without that.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidInput`] if it would be too long for a name.
 pub fn component_file(stem: &CheckpointName, component: &Component) -> Result<CheckpointName> {
+    let stem = stem.as_str().strip_suffix(SAFETENSORS).unwrap_or(stem.as_str());
     CheckpointName::new(&format!("{stem}_{component}{SAFETENSORS}"))
 }
 

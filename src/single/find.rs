@@ -17,9 +17,8 @@ use crate::tensor::Component;
 /// `None` if there is neither. `unverified` accepts files of other tools.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`] for damage; [`ErrorKind::Incompatible`] for a file of another tool;
-/// [`ErrorKind::NotFound`] and [`ErrorKind::Mismatch`] for a sibling that is missing or of another
-/// save.
+/// [`ErrorKind::Corrupt`] for damage and for a sibling that is missing, [`ErrorKind::Mismatch`]
+/// for one of another save; [`ErrorKind::Incompatible`] for a file of another tool.
 pub(crate) fn find(
     parent: &Arc<dyn Directory>,
     name: &CheckpointName,
@@ -88,7 +87,7 @@ fn open_with_siblings(
     }
     let Some(stem) = layout::stem_of(name) else {
         let message = "it names files of other components, which cannot be found under this name";
-        return Err(Error::new(ErrorKind::NotFound, message)
+        return Err(Error::new(ErrorKind::Corrupt, message)
             .with_path(parent.path().join(name.as_str()))
             .with_help("give it back the name that ends in `_model.safetensors`"));
     };
@@ -120,7 +119,7 @@ fn sibling(
                 model.save_id()
             ),
         ),
-        None => refuse(ErrorKind::NotFound, format!("the file of component {component} is gone")),
+        None => refuse(ErrorKind::Corrupt, format!("the file of component {component} is gone")),
     }
 }
 
@@ -138,7 +137,11 @@ fn open(parent: &dyn Directory, name: &str, unverified: bool) -> Result<Option<M
     };
     let single = match read_single(file.as_ref()) {
         // Neither by name nor by content is it meant to be a file of tensors.
-        Err(_) if !name.ends_with(layout::SAFETENSORS) && !bears_our_mark(file.as_ref())? => {
+        Err(e)
+            if e.kind() != ErrorKind::Storage
+                && !name.ends_with(layout::SAFETENSORS)
+                && !bears_our_mark(file.as_ref())? =>
+        {
             return Ok(None);
         }
         read => read?,

@@ -30,22 +30,16 @@ struct Share {
 
 /// What each rank learns in phase "plan".
 #[derive(serde::Serialize, serde::Deserialize)]
-struct Assignment {
+pub(super) struct Assignment {
     save_id: SaveId,
     shares: Vec<Share>,
 }
 
 /// What a rank brings to phase "commit": per file the block sums of its pieces.
-type Receipt = Vec<Vec<u8>>;
+pub(super) type Receipt = Vec<Vec<u8>>;
 
-/// How a state is spread over files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Spread {
-    /// One file holds everything.
-    Whole,
-    /// Component by component.
-    ByComponent,
-}
+/// The components of a plan, for each of which there is a file; `None` stands for all in one.
+type Spread = fn(&MergedPlan) -> Vec<Option<Component>>;
 
 /// Saves `state` as one safetensors file, with all values, and returns once it is committed for
 /// every rank. The name is taken as it is; no extension is added.
@@ -70,7 +64,7 @@ pub fn save_single_file(
     state: &StateDict,
     options: &SaveOptions,
 ) -> Result<Checkpoint> {
-    save_files(group, storage, path, state, options, Spread::Whole)
+    save_files(group, storage, path, state, options, |_| vec![None])
 }
 
 /// Saves `state` as one file per component, `{stem}_{component}.safetensors`, all of one save. The
@@ -92,7 +86,7 @@ pub fn save_multi_files(
     options: &SaveOptions,
 ) -> Result<Checkpoint> {
     let options = SaveOptions { on_existing: OnExisting::Refuse, ..options.clone() };
-    save_files(group, storage, stem, state, &options, Spread::ByComponent)
+    save_files(group, storage, stem, state, &options, by_component)
 }
 
 fn save_files(
@@ -110,7 +104,14 @@ fn save_files(
         || Ok(local_plan(target(path, options), state)),
         |plans| {
             let merged = merge_plans(SaveId::random()?, &plans)?;
-            let begun = Coordinator::begin(group, storage, path, options, merged, spread)?;
+            let info = SealInfo {
+                created_unix_ms: unix_ms(),
+                library_version: env!("CARGO_PKG_VERSION").to_owned(),
+                libtorch_version: options.libtorch_version.clone(),
+            };
+            let files = spread(&merged);
+            let pace = Pace::of(group);
+            let begun = Coordinator::begin(storage, path, merged, info, files, &pace)?;
             let answers = begun.assignments();
             coordinator = Some(begun);
             Ok(answers)
@@ -118,7 +119,7 @@ fn save_files(
     );
     let close = |coordinator: Option<Coordinator>| {
         if let Some(coordinator) = coordinator {
-            coordinator.attempt.close(&Pace::of(group));
+            coordinator.close(&Pace::of(group));
         }
     };
     let assignment = match assignment {
@@ -144,7 +145,7 @@ fn save_files(
 }
 
 /// What the coordinator knows between the phases.
-struct Coordinator {
+pub(super) struct Coordinator {
     attempt: Attempt,
     merged: MergedPlan,
     info: SealInfo,
@@ -153,42 +154,38 @@ struct Coordinator {
 }
 
 impl Coordinator {
-    fn begin(
-        group: &ProcessGroup,
+    /// Lays out one file per entry of `components`, and makes them, hidden.
+    pub(super) fn begin(
         storage: &dyn Storage,
         path: &CheckpointPath,
-        options: &SaveOptions,
         merged: MergedPlan,
-        spread: Spread,
+        info: SealInfo,
+        components: Vec<Option<Component>>,
+        pace: &Pace,
     ) -> Result<Self> {
-        let info = SealInfo {
-            created_unix_ms: unix_ms(),
-            library_version: env!("CARGO_PKG_VERSION").to_owned(),
-            libtorch_version: options.libtorch_version.clone(),
-        };
-        let components = match spread {
-            Spread::Whole => vec![None],
-            Spread::ByComponent => components(&merged).into_iter().map(Some).collect(),
-        };
-        let siblings = siblings(&components);
+        let siblings = siblings(components.iter());
         let (mut files, mut names) = (Vec::new(), Vec::new());
-        for only in &components {
-            let content = content(&merged, &info, &siblings, only.as_ref());
-            let layout = FileLayout::of(content)?;
-            let name = match only {
+        for only in components {
+            let layout = FileLayout::of(content(&merged, &info, &siblings, only.as_ref()))?;
+            let name = match &only {
                 None => path.name().clone(),
                 Some(component) => layout::component_file(path.name(), component)?,
             };
             names.push((name, layout.len));
-            files.push((only.clone(), layout));
+            files.push((only, layout));
         }
         let parent = storage.create_dir_all(path.directory())?;
-        let (save_id, pace) = (merged.save_id, Pace::of(group));
-        let attempt = Attempt::begin(parent, &names, save_id, options.on_existing, &pace)?;
+        let on_existing = merged.target.on_existing;
+        let attempt = Attempt::begin(parent, &names, merged.save_id, on_existing, pace)?;
         Ok(Self { attempt, merged, info, files })
     }
 
-    fn assignments(&self) -> Vec<Assignment> {
+    /// After the verdict: what is left of the attempt, or of what it replaced.
+    pub(super) fn close(self, pace: &Pace) {
+        self.attempt.close(pace);
+    }
+
+    pub(super) fn assignments(&self) -> Vec<Assignment> {
         let names = self.attempt.names();
         let of_rank = |rank: usize| {
             let shares = names.iter().zip(&self.files).map(|(name, (_, layout))| Share {
@@ -201,9 +198,12 @@ impl Coordinator {
     }
 
     /// Believe nothing, then publish.
-    fn commit(&mut self, receipts: &[Receipt], pace: &Pace) -> Result<(CheckpointName, u64)> {
-        let components: Vec<_> = self.files.iter().map(|(only, _)| only.clone()).collect();
-        let siblings = siblings(&components);
+    pub(super) fn commit(
+        &mut self,
+        receipts: &[Receipt],
+        pace: &Pace,
+    ) -> Result<(CheckpointName, u64)> {
+        let siblings = siblings(self.files.iter().map(|(only, _)| only));
         let names = self.attempt.names();
         let (mut headers, mut bytes) = (Vec::new(), 0);
         for (index, ((only, layout), name)) in self.files.iter().zip(&names).enumerate() {
@@ -223,18 +223,18 @@ impl Coordinator {
 }
 
 /// The components of a plan; `model`, whose file holds the values, first, and always.
-fn components(merged: &MergedPlan) -> Vec<Component> {
+pub(super) fn by_component(merged: &MergedPlan) -> Vec<Option<Component>> {
     let planned = merged.plans.iter().flat_map(|plan| &plan.files);
     let mut components: Vec<_> = planned.map(|file| file.component.clone()).collect();
     components.sort();
     components.dedup();
     components.retain(|component| *component != Component::model());
     components.insert(0, Component::model());
-    components
+    components.into_iter().map(Some).collect()
 }
 
-fn siblings(components: &[Option<Component>]) -> Vec<Component> {
-    components.iter().skip(1).flatten().cloned().collect()
+fn siblings<'a>(components: impl Iterator<Item = &'a Option<Component>>) -> Vec<Component> {
+    components.skip(1).flatten().cloned().collect()
 }
 
 fn content<'a>(
@@ -249,7 +249,7 @@ fn content<'a>(
 }
 
 /// Every rank: its bytes into the files that the coordinator made.
-fn write(
+pub(super) fn write(
     group: &ProcessGroup,
     storage: &dyn Storage,
     path: &CheckpointPath,

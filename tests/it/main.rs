@@ -13,6 +13,7 @@ mod golden;
 mod harness;
 mod hooked;
 mod hostile;
+mod multi;
 mod replaced;
 mod reshard;
 mod single;
