@@ -6,7 +6,7 @@ use super::format::{bytes, table};
 use super::{Output, Stop};
 use crate::catalog::{Found, Wanted, find, read_other};
 use crate::code::ModelCode;
-use crate::code::read::{code_files, read_open};
+use crate::code::read::{code_files, code_values, read_open};
 use crate::error::{Error, ErrorKind};
 use crate::layout::CODE_DIR;
 use crate::storage::LocalStorage;
@@ -23,6 +23,9 @@ pub(super) fn code(out: &mut Output<'_>, path: &Path, file: Option<&str>) -> Res
 /// The bytes of one file, as they were saved.
 fn print(out: &mut Output<'_>, found: &Found, file: &str) -> Result<(), Stop> {
     let full = format!("{CODE_DIR}/{file}");
+    if let Some(text) = code_values(&found.manifest).get(&full) {
+        return out.text(text);
+    }
     let record = code_files(&found.manifest).find(|r| r.name == file || r.name == full);
     let record = record.ok_or_else(|| {
         Error::new(ErrorKind::NotFound, format!("no file `{file}` was saved with it"))

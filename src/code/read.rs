@@ -9,6 +9,7 @@ use crate::catalog::{Wanted, find, read_other};
 use crate::error::{ErrorKind, Result};
 use crate::layout::CODE_DIR;
 use crate::manifest::{Manifest, OtherFile};
+use crate::state::Value;
 use crate::storage::{Directory, LocalStorage, Storage};
 
 /// How often a checkpoint that was replaced while it was read is looked for again.
@@ -50,7 +51,7 @@ pub(crate) fn read_open(
     dir: &Arc<dyn Directory>,
     manifest: &Manifest,
 ) -> Result<Option<ModelCode>> {
-    let mut attached = BTreeMap::new();
+    let mut attached = code_values(manifest);
     for record in code_files(manifest) {
         attached.insert(record.name.clone(), read_other(dir, record)?);
     }
@@ -59,6 +60,19 @@ pub(crate) fn read_open(
 
 /// The files under `code/` of a checkpoint.
 pub(crate) fn code_files(manifest: &Manifest) -> impl Iterator<Item = &OtherFile> {
-    let below = |name: &str| name.strip_prefix(CODE_DIR).is_some_and(|rest| rest.starts_with('/'));
-    manifest.other_files().iter().filter(move |file| below(&file.name))
+    manifest.other_files().iter().filter(|file| is_code(&file.name))
+}
+
+/// The same where the checkpoint is one file, which holds them among its values.
+pub(crate) fn code_values(manifest: &Manifest) -> BTreeMap<String, Vec<u8>> {
+    let values = manifest.values().iter().filter(|(name, _)| is_code(name));
+    let texts = values.filter_map(|(name, value)| match value {
+        Value::Bytes(bytes) => Some((name.to_owned(), bytes.clone())),
+        _ => None,
+    });
+    texts.collect()
+}
+
+fn is_code(name: &str) -> bool {
+    name.strip_prefix(CODE_DIR).is_some_and(|rest| rest.starts_with('/'))
 }

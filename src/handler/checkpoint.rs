@@ -122,7 +122,10 @@ impl<M: Model> NNHandler<M> {
 
     /// The state, if every rank has one: a rank that cannot say what it holds must not leave the
     /// others waiting in the save. Values of callbacks are the coordinator's.
-    fn agreed_state(&self, make: impl FnOnce() -> Result<StateDict>) -> Result<StateDict> {
+    pub(super) fn agreed_state(
+        &self,
+        make: impl FnOnce() -> Result<StateDict>,
+    ) -> Result<StateDict> {
         let mut state = None;
         let take = || {
             self.refuse_if_poisoned()?;
@@ -339,7 +342,7 @@ fn rules(lenient: bool, skipped: &[(bool, Component)]) -> Result<LoadRules> {
     Ok(LoadRules { strict: !lenient, components })
 }
 
-fn report(loaded: &Loaded) {
+pub(super) fn report(loaded: &Loaded) {
     let report = &loaded.report;
     if !report.missing.is_empty() || !report.unexpected.is_empty() {
         tracing::warn!(missing = ?report.missing, unexpected = ?report.unexpected,

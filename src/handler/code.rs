@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::code::read::{code_files, read_open};
+use crate::code::read::{code_files, code_values, read_open};
 use crate::code::{CodeDifference, ModelCode, load_model_code};
 use crate::error::Result;
 use crate::handler::{Model, NNHandler};
@@ -77,7 +77,7 @@ impl<M: Model> NNHandler<M> {
     /// The code of the very checkpoint that was loaded: its manifest binds what is read.
     fn code_of(&self, loaded: &Loaded) -> Result<Option<ModelCode>> {
         if code_files(&loaded.manifest).next().is_none() {
-            return Ok(None);
+            return ModelCode::from_attached(&code_values(&loaded.manifest));
         }
         read_open(&self.storage.open_dir(&loaded.path)?, &loaded.manifest)
     }

@@ -15,6 +15,7 @@ use crate::storage::Storage;
 use crate::torch::{Optimizer, OptimizerSpec, ParamGroupConfig};
 
 mod auto_save;
+mod begin_anew;
 mod builder;
 mod callbacks;
 mod checkpoint;
@@ -22,6 +23,7 @@ mod code;
 mod data;
 mod ddp;
 mod destination;
+mod forms;
 mod history;
 mod in_epoch;
 mod model;
@@ -30,6 +32,7 @@ mod progress;
 mod resume_check;
 mod setup;
 mod train;
+mod weights;
 
 use self::code::KeptCode;
 pub use auto_save::AutoSaver;
@@ -41,6 +44,7 @@ pub use callbacks::{
 };
 pub use checkpoint::LoadOptions;
 pub use data::{Dataset, Loader, TensorDataset, epoch_order, shard};
+pub use forms::InitOptions;
 pub use history::History;
 pub use model::Model;
 pub use resume_check::{Difference, check_resume};

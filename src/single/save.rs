@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use crate::audit::audit;
 use crate::catalog::CheckpointPath;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
@@ -97,13 +98,20 @@ fn save_files(
     options: &SaveOptions,
     spread: Spread,
 ) -> Result<Checkpoint> {
+    if options.audit {
+        audit(group, state).map_err(help_uncommitted)?;
+    }
     let mut coordinator: Option<Coordinator> = None;
     let assignment = group.phase(
         Channel::Save,
         "plan",
         || Ok(local_plan(target(path, options), state)),
         |plans| {
-            let merged = merge_plans(SaveId::random()?, &plans)?;
+            let mut merged = merge_plans(SaveId::random()?, &plans)?;
+            // There is no directory to put them in: what is attached travels among the values.
+            for (name, bytes) in state.attached_files() {
+                merged.values.set(name.as_str(), bytes.to_vec());
+            }
             let info = SealInfo {
                 created_unix_ms: unix_ms(),
                 library_version: env!("CARGO_PKG_VERSION").to_owned(),

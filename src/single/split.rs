@@ -127,6 +127,7 @@ fn merged(manifest: &Manifest) -> Result<MergedPlan> {
         },
         plans,
         aliases: manifest.aliases().to_vec(),
+        attached: Vec::new(),
         values: manifest.values().clone(),
         rank_values: rank_values.map(|values| values.cloned().unwrap_or_default()).collect(),
     })

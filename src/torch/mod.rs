@@ -64,6 +64,7 @@ pub use schedule::{
 };
 pub use tensor_io::{TchSink, TchSource};
 pub use var_store::{add_var_store, var_store_targets};
+pub(crate) use var_store::{var_store_targets_as, variable_names};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::tensor::TensorName;

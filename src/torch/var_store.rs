@@ -8,10 +8,10 @@ use tch::{Tensor, nn};
 
 use super::ffi::{self, Form};
 use super::tensor_io::{TchSink, TchSource};
-use super::tensor_name;
+use super::{join, tensor_name};
 use crate::error::Result;
 use crate::state::{LoadTargets, StateDict};
-use crate::tensor::Component;
+use crate::tensor::{Component, TensorName};
 
 #[cfg(test)]
 mod tests;
@@ -54,8 +54,17 @@ pub fn var_store_targets(
     prefix: &str,
     store: &nn::VarStore,
 ) -> Result<()> {
+    var_store_targets_as(targets, store, &|names| join(prefix, names.first().unwrap_or(&"")))
+}
+
+/// As [`var_store_targets`], each variable under the name that `choose` makes of its own names.
+pub(crate) fn var_store_targets_as(
+    targets: &mut LoadTargets<'_>,
+    store: &nn::VarStore,
+    choose: &dyn Fn(&[&str]) -> String,
+) -> Result<()> {
     for variable in variables(store)? {
-        let name = tensor_name(prefix, &variable.name)?;
+        let name = TensorName::new(choose(&variable.names()))?;
         let sink = TchSink::new(&variable.tensor).map_err(|e| e.with_tensor(name.as_str()))?;
         targets.add(name, sink.spec().clone(), Box::new(sink))?;
     }
@@ -67,6 +76,18 @@ struct Variable {
     name: String,
     tensor: Tensor,
     aliases: Vec<String>,
+}
+
+impl Variable {
+    fn names(&self) -> Vec<&str> {
+        std::iter::once(&self.name).chain(&self.aliases).map(String::as_str).collect()
+    }
+}
+
+/// The names of each variable of `store`: several where variables are tied.
+pub(crate) fn variable_names(store: &nn::VarStore) -> Result<Vec<Vec<String>>> {
+    let owned = |variable: &Variable| variable.names().into_iter().map(str::to_owned).collect();
+    Ok(variables(store)?.iter().map(owned).collect())
 }
 
 /// What two handles of the same bytes have in common.

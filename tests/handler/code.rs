@@ -178,3 +178,40 @@ fn a_rank_that_drifted_apart_is_found_by_an_audit() {
     assert_eq!(error.rank().map(tch_checkpoint::Rank::get), Some(1));
     assert_eq!(entries(&memory, "runs"), ["auto1", "b"]);
 }
+
+/// A single file has no directory for it: it travels inside.
+#[test]
+fn code_goes_into_files_too() {
+    let (memory, _) = memory();
+    let inner = memory.clone();
+    on_ranks(2, move |group| {
+        let storage: Arc<dyn Storage> = Arc::new(inner.clone());
+        let mut handler = usual(&group, &storage);
+        handler.save_model_code(code());
+        handler.save_single_file("runs/one.safetensors").unwrap();
+        handler.save_multi_files("runs/many").unwrap();
+        let again = load_with(&group, &storage, "runs/one.safetensors", Some(changed())).unwrap();
+        assert_eq!(again.code_differences().unwrap().len(), 2);
+    });
+    for at in ["runs/one.safetensors", "runs/many"] {
+        assert_eq!(saved_code(&memory, at), Some(code()), "{at}");
+    }
+}
+
+#[test]
+fn the_audit_looks_at_files_too() {
+    let (memory, storage) = memory();
+    let saves: Vec<Result<()>> = on_ranks(2, move |group| {
+        let mut handler = usual(&group, &storage);
+        handler.audit_replicas(true);
+        if group.rank().get() == 1 {
+            let mut bias = handler.vars().variables()["input.bias"].detach();
+            let _same = bias.fill_(1.0);
+        }
+        handler.save_single_file("runs/one.safetensors").map(drop)
+    });
+    let error = one_error(&saves);
+    assert_eq!(error.kind(), ErrorKind::Disagreement);
+    assert!(error.to_string().contains("input.bias"), "{error}");
+    assert_eq!(visible(&memory, "runs"), [""; 0]);
+}

@@ -10,6 +10,7 @@ mod callbacks;
 mod code;
 mod early_stopping;
 mod exact;
+mod forms;
 mod harness;
 mod kinds;
 mod loading;
