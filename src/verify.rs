@@ -28,9 +28,14 @@ pub struct Verified {
 /// committed. Changes nothing. `progress` is called with the bytes of each finished read.
 ///
 /// # Errors
-/// [`ErrorKind::Storage`] if the directory cannot be listed; damage is no error.
+/// [`ErrorKind::Storage`] if the directory cannot be listed; [`ErrorKind::Unsupported`] for files
+/// of other tools, which have no sums; damage is no error.
 pub fn verify(found: &Found, progress: &mut dyn FnMut(u64)) -> Result<Verified> {
     let manifest = &found.manifest;
+    if *manifest.form() == Form::Plain {
+        let message = "a file of another tool has no checksums";
+        return Err(Error::new(ErrorKind::Unsupported, message).with_path(found.path()));
+    }
     let reader = ShardReader::of(found.dir.clone(), manifest);
     let is_directory = *manifest.form() == Form::Directory;
     // A manifest of its own counts as a file.

@@ -174,6 +174,38 @@ fn verify_names_the_damaged_place() {
     }
 }
 
+/// A checkpoint that is one file is looked at and verified like a directory.
+#[test]
+fn inspect_and_verify_take_a_single_file() {
+    use tch_checkpoint::state::StateDict;
+    use tch_checkpoint::storage::LocalStorage;
+    use tch_checkpoint::tensor::{Component, Dtype, TensorName, TensorSpec};
+    let folder = Folder::new();
+    let at = folder.at("x.safetensors");
+    let mut state = StateDict::new();
+    let spec = TensorSpec::new(Dtype::U8, [300]).unwrap();
+    let bytes = std::sync::Arc::new(vec![7u8; 300]);
+    state.add(&Component::model(), TensorName::new("weights").unwrap(), spec, bytes).unwrap();
+    tch_checkpoint::single::save_single_file(
+        &tch_checkpoint::ProcessGroup::solo(),
+        &LocalStorage::new(),
+        &tch_checkpoint::CheckpointPath::parse(&at).unwrap(),
+        &state,
+        &tch_checkpoint::SaveOptions::default(),
+    )
+    .unwrap();
+    let shown = run(&["inspect", &at]);
+    assert_code(&shown, 0);
+    assert!(shown.stdout.contains("weights") && shown.stdout.contains(&at), "{}", shown.stdout);
+    let good = run(&["verify", &at]);
+    assert_code(&good, 0);
+    assert!(good.stdout.contains(&format!("ok: {at}: 1 files")), "{}", good.stdout);
+    flip(Path::new(&at), 4096 + 10);
+    let bad = run(&["verify", &at]);
+    assert_code(&bad, 3);
+    assert!(bad.stdout.contains("checksum mismatch"), "{}", bad.stdout);
+}
+
 #[test]
 fn verify_notes_what_does_not_belong() {
     let folder = Folder::new();

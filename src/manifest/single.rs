@@ -289,3 +289,6 @@ fn fill_file(body: &mut BodyV1, index: usize, pieces: &[(usize, usize)]) -> Resu
     file.sums_count = sums;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,7 @@ mod multi;
 mod replaced;
 mod reshard;
 mod single;
+mod single_races;
 mod stock;
 mod verdicts;
 

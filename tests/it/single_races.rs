@@ -1,0 +1,102 @@
+//! Files on storages that lack something, and beside other jobs.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tch_checkpoint::catalog;
+use tch_checkpoint::single::save_single_file;
+use tch_checkpoint::storage::{MemoryStorage, Rename, Storage};
+use tch_checkpoint::{Checkpoint, ErrorKind, OnExisting, ProcessGroup, Result, SaveOptions};
+
+use crate::harness::*;
+use crate::hooked::{Hooked, unsupported};
+
+const FILE: &str = "runs/a.safetensors";
+
+fn save_on(storage: &dyn Storage, generation: u64) -> Result<Checkpoint> {
+    let group = ProcessGroup::solo();
+    let options = SaveOptions {
+        step: generation,
+        on_existing: OnExisting::Replace,
+        ..SaveOptions::default()
+    };
+    let state = state(&usual_tensors(), &group, generation);
+    save_single_file(&group, storage, &path(FILE), &state, &options)
+}
+
+/// Another job, on a thread of its own as phases demand.
+fn other_job(storage: &(impl Storage + Clone + 'static), generation: u64) {
+    let storage = storage.clone();
+    std::thread::spawn(move || save_on(&storage, generation).unwrap()).join().unwrap();
+}
+
+fn without_locks(memory: &MemoryStorage) -> Hooked {
+    Hooked::new(memory, |call| {
+        if call.operation.starts_with("try_lock") { Err(unsupported()) } else { Ok(()) }
+    })
+}
+
+fn step(storage: &dyn Storage) -> u64 {
+    catalog::find(storage, &wanted(FILE)).unwrap().manifest.step()
+}
+
+#[test]
+fn where_names_cannot_be_exchanged_the_file_is_replaced_at_once() {
+    let memory = MemoryStorage::new();
+    save_on(&memory, 1).unwrap();
+    let poor = Hooked::new(&memory, |call| match call.mode {
+        Some(Rename::Exchange) => Err(unsupported()),
+        _ => Ok(()),
+    });
+    save_on(&poor, 2).unwrap();
+    assert_eq!(step(&memory), 2);
+    assert_eq!(entries(&memory, "runs"), ["a.safetensors"]);
+}
+
+/// Another job commits under the name between the phases: with locks it is seen before the rename,
+/// without them after, and undone.
+#[test]
+fn a_file_of_another_job_is_never_replaced_unseen() {
+    let moments = [(true, "open_for_writing"), (false, "open_for_writing"), (false, "rename")];
+    for (has_locks, before) in moments {
+        let memory = MemoryStorage::new();
+        save_on(&memory, 1).unwrap();
+        let (inner, calls) = (memory.clone(), AtomicUsize::new(0));
+        let hooked = Hooked::new(&memory, move |call| {
+            if call.operation.starts_with("try_lock") && !has_locks {
+                return Err(unsupported());
+            }
+            if call.operation == before && calls.fetch_add(1, Ordering::Relaxed) == 0 {
+                if has_locks { other_job(&inner, 9) } else { other_job(&without_locks(&inner), 9) }
+            }
+            Ok(())
+        });
+        let error = save_on(&hooked, 2).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Superseded, "{has_locks} {before}: {error}");
+        assert_eq!(step(&memory), 9, "{has_locks} {before}");
+        assert_good(&memory, FILE);
+    }
+}
+
+/// The file is replaced whenever a load is about to open it: to find it, to see its length, to
+/// read it. The load gives the new one, never a mix.
+#[test]
+fn a_file_that_is_replaced_while_it_is_loaded_is_loaded_anew() {
+    for at in 1..=3 {
+        let memory = MemoryStorage::new();
+        save_on(&memory, 1).unwrap();
+        let (inner, calls) = (memory.clone(), Arc::new(AtomicUsize::new(0)));
+        let seen = calls.clone();
+        let hooked = Hooked::new(&memory, move |call| {
+            let opens = call.operation == "open_file" && call.path.ends_with(Path::new(FILE));
+            if opens && calls.fetch_add(1, Ordering::Relaxed) + 1 == at {
+                other_job(&inner, 2);
+            }
+            Ok(())
+        });
+        let verdicts = loaded(hooked, 1, FILE, &usual_tensors(), 2);
+        assert!(seen.load(Ordering::Relaxed) >= at, "a load opens its file three times");
+        verdicts.into_iter().for_each(|verdict| drop(verdict.unwrap()));
+    }
+}
