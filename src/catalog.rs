@@ -9,10 +9,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::{self, FoundFile};
 use crate::layout::{self, CheckpointName, Debris};
 use crate::manifest::{Form, Manifest};
 use crate::memory::zeroed;
-use crate::single;
 use crate::storage::{Directory, EntryKind, Storage};
 
 pub(crate) use other::open_other;
@@ -170,7 +170,7 @@ impl Found {
     }
 }
 
-/// Opens a checkpoint, a directory or a file (see [`single`]); an interrupted replacement is
+/// Opens a checkpoint, a directory or a file (see [`single`](crate::single)); an interrupted replacement is
 /// looked through.
 ///
 /// # Errors
@@ -195,7 +195,7 @@ pub(crate) fn find_counting(
     })?;
     let found = match wanted.which() {
         Which::Named(name) => find_named(parent.as_ref(), name).or_else(|e| match e.kind() {
-            ErrorKind::NotFound => single::find(&parent, name, wanted.unverified)?.ok_or(e),
+            ErrorKind::NotFound => find_file(&parent, name, wanted.unverified)?.ok_or(e),
             _ => Err(e),
         }),
         Which::Latest => newest(parent.as_ref(), looked),
@@ -204,6 +204,20 @@ pub(crate) fn find_counting(
         ErrorKind::NotFound => not_a_checkpoint(parent.as_ref(), wanted),
         _ => e,
     })
+}
+
+fn find_file(
+    parent: &Arc<dyn Directory>,
+    name: &CheckpointName,
+    unverified: bool,
+) -> Result<Option<Found>> {
+    let found = files::find(parent, name, unverified)?;
+    Ok(found.map(|FoundFile { entry, dir, manifest }| Found {
+        name: name.clone(),
+        entry,
+        dir,
+        manifest,
+    }))
 }
 
 fn find_named(parent: &dyn Directory, name: &CheckpointName) -> Result<Found> {

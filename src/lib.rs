@@ -24,6 +24,7 @@ pub mod plan;
 pub mod catalog;
 pub mod code;
 mod commit;
+mod files;
 pub mod group;
 pub mod shard;
 pub mod storage;
@@ -49,7 +50,7 @@ pub use code::ModelCode;
 pub use error::{Error, ErrorKind, Result};
 pub use group::ProcessGroup;
 #[cfg(feature = "torch")]
-pub use handler::{LoadOptions, Loader, Model, NNHandler, TensorDataset};
+pub use handler::{InitOptions, LoadOptions, Loader, Model, NNHandler, TensorDataset};
 pub use load::{Atomicity, Destination, load};
 pub use plan::OnExisting;
 pub use rank::{LocalRank, Rank, WorldSize};

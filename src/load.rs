@@ -15,13 +15,13 @@ use std::sync::Arc;
 
 use crate::catalog::{self, Wanted};
 use crate::error::{Error, ErrorKind, Result};
+use crate::files;
 use crate::group::{Channel, ProcessGroup, Progress};
 use crate::layout::SaveId;
 use crate::manifest::{Form, Manifest};
 use crate::plan::load::{LoadPlan, LoadReport, LoadRules, WantedBox, plan_load};
 use crate::rank::Rank;
 use crate::shard::ShardReader;
-use crate::single;
 use crate::state::{LoadTargets, Values};
 use crate::storage::{Directory, Storage};
 use crate::tensor::TensorName;
@@ -336,7 +336,7 @@ fn open_reader(
 ) -> Result<ShardReader> {
     let dir = match manifest.form() {
         Form::Directory => open_entry(storage, resolved)?,
-        _ => single::place_of(storage, &resolved.directory, &resolved.entry)?,
+        _ => files::place_of(storage, &resolved.directory, &resolved.entry)?,
     };
     let reader = ShardReader::of(dir, manifest).on_read(move |bytes| progress.add(bytes));
     reader.check_lengths()?;
@@ -363,7 +363,7 @@ fn explain_missing(
         return error;
     }
     let now = if is_file {
-        single::reread(storage, &resolved.directory, &resolved.entry)
+        files::reread(storage, &resolved.directory, &resolved.entry)
     } else {
         open_entry(storage, resolved).and_then(|dir| catalog::read_manifest(dir.as_ref()))
     };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{ErrorKind, Result};
+use crate::files::bears_our_mark;
 use crate::layout::Debris;
 use crate::manifest::Manifest;
 use crate::shard::read_single;
@@ -36,14 +37,6 @@ pub(super) fn existing(parent: &dyn Directory, name: &str) -> Result<Existing> {
         }
         Err(e) => Err(e),
     }
-}
-
-/// Whether a file that cannot be parsed began as one of ours.
-pub(super) fn bears_our_mark(file: &dyn ReadFile) -> Result<bool> {
-    const MARK: &[u8] = b"\"tch_checkpoint.form\":\"single\"";
-    let mut start = vec![0; usize::try_from(file.len()).unwrap_or(usize::MAX).min(1 << 10)];
-    file.read_at(0, &mut start)?;
-    Ok(start.windows(MARK.len()).any(|window| window == MARK))
 }
 
 /// Removes hidden files whose owner is gone. One that was replaced by a crashed job goes only

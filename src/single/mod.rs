@@ -6,13 +6,10 @@
 
 mod attempt;
 mod debris;
-mod find;
-mod foreign;
 mod plan;
 mod save;
 mod seams;
 mod split;
 
-pub(crate) use find::{find, place_of, reread};
 pub use save::{save_multi_files, save_single_file};
 pub use split::save_multi_from_single;

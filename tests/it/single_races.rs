@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tch_checkpoint::catalog;
 use tch_checkpoint::single::save_single_file;
-use tch_checkpoint::storage::{MemoryStorage, Rename, Storage};
+use tch_checkpoint::storage::{FaultyStorage, MemoryStorage, Rename, Storage};
 use tch_checkpoint::{Checkpoint, ErrorKind, OnExisting, ProcessGroup, Result, SaveOptions};
 
 use crate::harness::*;
@@ -99,4 +99,30 @@ fn a_file_that_is_replaced_while_it_is_loaded_is_loaded_anew() {
         assert!(seen.load(Ordering::Relaxed) >= at, "a load opens its file three times");
         verdicts.into_iter().for_each(|verdict| drop(verdict.unwrap()));
     }
+}
+
+/// The bytes of all ranks and the header are durable before the rename, the rename before what it
+/// replaced is unlinked.
+#[test]
+fn a_file_is_durable_step_by_step() {
+    let memory = MemoryStorage::new();
+    save_on(&memory, 1).unwrap();
+    let counting = FaultyStorage::new(Arc::new(memory));
+    let id = save_on(&counting, 2).unwrap().save_id.to_string();
+    let log: Vec<String> = counting.log().iter().map(|line| line.replace(&id, "ID")).collect();
+    let places = |start: &str| -> Vec<usize> {
+        let all: Vec<_> = (0..log.len()).filter(|i| log[*i].starts_with(start)).collect();
+        assert!(!all.is_empty(), "no `{start}` in {log:#?}");
+        all
+    };
+    let partial = "runs/.a.safetensors.ID.partial";
+    let written = places(&format!("write_at {partial}"));
+    let finished = places(&format!("finish {partial}"));
+    let [of_rank, of_coordinator] = finished[..] else { panic!("{log:#?}") };
+    let (data, header) = (written[written.len() - 2], written[written.len() - 1]);
+    assert!(data < of_rank && of_rank < header && header < of_coordinator, "{log:#?}");
+    let renamed = places(&format!("rename {partial}"))[0];
+    assert!(of_coordinator < renamed, "{log:#?}");
+    let committed = places("sync runs").into_iter().find(|i| *i > renamed).unwrap();
+    assert!(committed < places("remove_file")[0], "unlinked too early: {log:#?}");
 }

@@ -1,17 +1,24 @@
-//! Finding checkpoints that are files, and files of other tools.
+//! From a name to a manifest.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::catalog::Found;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::foreign;
 use crate::layout::{self, CheckpointName};
 use crate::manifest::{Form, Manifest};
 use crate::shard::{HeaderTensor, SingleFile, read_single};
-use crate::single::debris::bears_our_mark;
-use crate::single::foreign;
-use crate::storage::{Directory, Storage};
+use crate::storage::{Directory, ReadFile, Storage};
 use crate::tensor::Component;
+
+/// A checkpoint that is a file, or several.
+pub(crate) struct FoundFile {
+    /// The name under which it was found.
+    pub(crate) entry: String,
+    /// The directory in which its files lie.
+    pub(crate) dir: Arc<dyn Directory>,
+    pub(crate) manifest: Manifest,
+}
 
 /// The file of this name with its siblings, or that of the component `model` under this stem;
 /// `None` if there is neither. `unverified` accepts files of other tools.
@@ -23,10 +30,9 @@ pub(crate) fn find(
     parent: &Arc<dyn Directory>,
     name: &CheckpointName,
     unverified: bool,
-) -> Result<Option<Found>> {
+) -> Result<Option<FoundFile>> {
     let found = |entry: &CheckpointName, dir: &Arc<dyn Directory>, manifest| {
-        let (name, entry, dir) = (name.clone(), entry.to_string(), dir.clone());
-        Ok(Some(Found { name, entry, dir, manifest }))
+        Ok(Some(FoundFile { entry: entry.to_string(), dir: dir.clone(), manifest }))
     };
     if let Some(manifest) = open_with_siblings(parent.as_ref(), name, unverified)? {
         return found(name, parent, manifest);
@@ -183,4 +189,12 @@ fn check_file(manifest: &Manifest, single: &SingleFile, hash: [u8; 16], len: u64
         return corrupt("its header and its manifest name different tensors");
     }
     Ok(())
+}
+
+/// Whether a file that cannot be parsed began as one of ours.
+pub(crate) fn bears_our_mark(file: &dyn ReadFile) -> Result<bool> {
+    const MARK: &[u8] = b"\"tch_checkpoint.form\":\"single\"";
+    let mut start = vec![0; usize::try_from(file.len()).unwrap_or(usize::MAX).min(1 << 10)];
+    file.read_at(0, &mut start)?;
+    Ok(start.windows(MARK.len()).any(|window| window == MARK))
 }

@@ -1,0 +1,6 @@
+//! Finding checkpoints that are files, not directories, and files of other tools.
+
+mod find;
+mod foreign;
+
+pub(crate) use find::{FoundFile, bears_our_mark, find, place_of, reread};
