@@ -123,7 +123,8 @@ struct Resolved {
     is_file: bool,
 }
 
-/// Loads checkpoint `wanted` into `destination`; see [`Wanted`] for the newest one.
+/// Loads checkpoint `wanted` into `destination`; see [`Wanted`] for the newest one. It may be a
+/// directory, or files as [`single`](crate::single) writes them.
 ///
 /// # Collective
 /// Every rank of the group calls it with the same `wanted`, `rules` and `atomicity`. Every rank gets

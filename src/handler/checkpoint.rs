@@ -224,7 +224,7 @@ impl<M: Model> NNHandler<M> {
         Ok(hasher.finalize().to_hex().to_string())
     }
 
-    /// Builds a handler from a checkpoint: model, optimizer, counters, history, auto-saver and
+    /// Builds a handler from a checkpoint in any form: model, optimizer, counters, history, auto-saver and
     /// random state. Loss, metrics and data are not stored; set them before training on. The
     /// auto-saver goes on if the checkpoint lies in the directory to which it saves; elsewhere it
     /// is off, with a warning, until [`NNHandler::auto_save`] is called, unless

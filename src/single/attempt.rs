@@ -203,7 +203,7 @@ impl Attempt {
                 Stage::Durable => remove_if(parent, &partial, |_| true),
             });
         }
-        if self.files.iter().all(|file| file.stage == Stage::Durable) {
+        if self.files.first().is_some_and(|file| file.stage == Stage::Durable) {
             sweep(parent, When::AfterCommit, pace);
         }
     }

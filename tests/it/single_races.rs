@@ -126,3 +126,48 @@ fn a_file_is_durable_step_by_step() {
     let committed = places("sync runs").into_iter().find(|i| *i > renamed).unwrap();
     assert!(committed < places("remove_file")[0], "unlinked too early: {log:#?}");
 }
+
+/// What a crashed job had replaced may be all that is left: it stays until something newer is
+/// committed. What never was a checkpoint goes at once.
+#[test]
+fn a_file_that_a_crashed_job_replaced_goes_only_after_a_commit() {
+    let memory = MemoryStorage::new();
+    save_on(&memory, 1).unwrap();
+    let good = memory.read(Path::new(FILE)).unwrap();
+    let hidden = |id: char| format!(".a.safetensors.{}.partial", id.to_string().repeat(32));
+    memory.write(&Path::new("runs").join(hidden('1')), &good).unwrap();
+    memory.write(&Path::new("runs").join(hidden('2')), &good[..5000]).unwrap();
+    let group = ProcessGroup::solo();
+    let (state, refuse) = (state(&usual_tensors(), &group, 2), SaveOptions::default());
+    let refused = save_single_file(&group, &memory, &path(FILE), &state, &refuse).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::AlreadyExists, "{refused}");
+    assert_eq!(entries(&memory, "runs"), [hidden('1').as_str(), "a.safetensors"]);
+    save_on(&memory, 3).unwrap();
+    assert_eq!(entries(&memory, "runs"), ["a.safetensors"]);
+}
+
+/// A network file system that loses bytes where two ranks wrote into one page is found out before
+/// the commit.
+#[test]
+fn bytes_that_were_spoiled_where_ranks_meet_are_found_before_the_commit() {
+    let memory = MemoryStorage::new();
+    let inner = memory.clone();
+    let verdicts = on_ranks(2, move |group| {
+        let spoiled = inner.clone();
+        let hooked = Hooked::new(&inner, move |call| {
+            if call.operation == "open_file"
+                && call.path.extension().is_some_and(|e| e == "partial")
+            {
+                let end = spoiled.read(&call.path).unwrap().len() as u64 - 1;
+                spoiled.corrupt(&call.path, end, 1).unwrap();
+            }
+            Ok(())
+        });
+        let storage: &dyn Storage = if group.is_coordinator() { &hooked } else { &inner };
+        let state = state(&usual_tensors(), &group, 1);
+        save_single_file(&group, storage, &path(FILE), &state, &SaveOptions::default())
+    });
+    let error = one_error(&verdicts, "spoiled");
+    assert_eq!(error.kind(), ErrorKind::NotShared, "{error}");
+    assert_eq!(entries(&memory, "runs"), [""; 0]);
+}
