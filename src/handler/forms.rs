@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::Serialize;
 use tch::Device;
 
 use crate::catalog::{CheckpointPath, Wanted};
@@ -16,8 +17,10 @@ use crate::load::{Atomicity, Loaded, load};
 use crate::manifest::Form;
 use crate::plan::OnExisting;
 use crate::plan::load::LoadRules;
+use crate::rank::Rank;
 use crate::save::{Checkpoint, SaveOptions};
 use crate::single;
+use crate::state::Value;
 use crate::storage::Storage;
 use crate::tensor::Component;
 use crate::torch;
@@ -113,7 +116,8 @@ impl<M: Model> NNHandler<M> {
     ///
     /// # Errors
     /// As [`load`](fn@crate::load::load): [`ErrorKind::Mismatch`] lists every name, shape and dtype
-    /// that does not fit; [`ErrorKind::InvalidInput`] if there is no configuration anywhere.
+    /// that does not fit; [`ErrorKind::InvalidInput`] if there is no configuration anywhere;
+    /// [`ErrorKind::Disagreement`] if ranks give different ones.
     pub fn initialize_from_checkpoint(
         path: impl AsRef<Path>,
         config: Option<M::Config>,
@@ -125,6 +129,7 @@ impl<M: Model> NNHandler<M> {
             None => ProcessGroup::from_env()?,
         };
         let storage = options.storage.clone().unwrap_or_else(default_storage);
+        agree_on_config(&group, config.as_ref())?;
         let mut new = NewWeights::<M>::new(&group, &options, config);
         let rules = rules(options.strict);
         let loaded = load(&group, &*storage, &wanted, &mut new, &rules, Atomicity::InPlace)?;
@@ -166,6 +171,23 @@ impl<M: Model> NNHandler<M> {
         self.poisoned &= !loaded.report.missing.is_empty();
         Ok(loaded)
     }
+}
+
+/// Ranks that build different models would exchange gradients of different things.
+fn agree_on_config(group: &ProcessGroup, config: Option<&impl Serialize>) -> Result<()> {
+    let own = || config.map(Value::json).transpose();
+    group.phase_all(Channel::Save, "config", own, |all: Vec<Option<Value>>| {
+        let Some(ours) = all.first() else { return Ok(()) };
+        match all.iter().zip(0..).find(|(theirs, _)| *theirs != ours) {
+            None => Ok(()),
+            Some((_, rank)) => Err(Error::new(
+                ErrorKind::Disagreement,
+                "ranks build the model with different configurations",
+            )
+            .at_rank(Rank::new(rank))
+            .with_help("give every rank the same configuration")),
+        }
+    })
 }
 
 /// Of the checkpoint only the model counts.

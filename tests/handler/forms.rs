@@ -381,3 +381,17 @@ fn a_malformed_file_of_another_tool_is_refused() {
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     }
 }
+
+#[test]
+fn ranks_that_give_different_configurations_disagree() {
+    let (memory, _) = memory();
+    plain_file(&memory, "w/x.safetensors", str::to_owned);
+    let verdicts = on_ranks(2, move |group| {
+        let storage: Arc<dyn Storage> = Arc::new(memory.clone());
+        let dropout = if group.is_coordinator() { 0.0 } else { 0.5 };
+        let (config, options) = (NetConfig { hidden: 6, dropout }, init(&group, &storage));
+        let at = "w/x.safetensors";
+        NNHandler::<Net>::initialize_from_checkpoint(at, Some(config), options).map(drop)
+    });
+    assert_eq!(one_error(&verdicts).kind(), ErrorKind::Disagreement);
+}
