@@ -34,6 +34,8 @@ pub(super) struct State {
     peers: HashMap<Rank, Peer>,
     /// Why no later phase can succeed.
     pub(super) broken: Option<Error>,
+    /// Why this rank starts no phase any more, once it leaves.
+    left: Option<Error>,
     heard: u64,
 }
 
@@ -56,7 +58,7 @@ impl Inbox {
     pub(super) fn new(peers: impl Iterator<Item = Rank>) -> Arc<Self> {
         let heard_at = Instant::now();
         let peers = peers.map(|r| (r, Peer { standing: Standing::Live, heard_at })).collect();
-        let state = State { queues: HashMap::new(), peers, broken: None, heard: 0 };
+        let state = State { queues: HashMap::new(), peers, broken: None, left: None, heard: 0 };
         Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
     }
 
@@ -94,6 +96,16 @@ impl Inbox {
     pub(super) fn break_with(&self, error: Error) {
         self.state.lock().broken.get_or_insert(error);
         self.changed.notify_all();
+    }
+
+    /// Lets this rank start no more phases; those that wait go on.
+    pub(super) fn leave(&self, why: Error) {
+        self.state.lock().left.get_or_insert(why);
+    }
+
+    /// Why this rank may start no phase, if it has left or is about to say goodbye.
+    pub(super) fn left(&self) -> Option<Error> {
+        self.state.lock().left.clone()
     }
 
     /// A number that grows whenever anything is heard from anybody.

@@ -12,7 +12,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 impl ProcessGroup {
     /// Leaves the job in good order: peers do not report this rank as lost, unless they need it
-    /// again. Ends the membership for all clones.
+    /// again. Ends the membership for all clones: in a job of several ranks, a phase that any of
+    /// them starts from the goodbye on fails with [`ErrorKind::InvalidInput`], whatever becomes of
+    /// the peers.
     ///
     /// # Collective
     /// Under MPI alone: waits for all ranks, then for `MPI_Finalize`, and must be called on the

@@ -98,8 +98,10 @@ impl Star {
     /// Whether the phase can be run at all.
     ///
     /// # Errors
-    /// The loss that has made the group useless. The coordinator has told the others then.
+    /// This rank has left; or the loss that has made the group useless. The coordinator has told
+    /// the others of a loss then.
     pub(super) fn check(&self, turn: &Turn<'_>) -> Result<()> {
+        self.inbox.left().map_or(Ok(()), Err)?;
         let found = self.inbox.wait(|state| Look::Done(self.loss(state, turn)));
         let Some(error) = found else { return Ok(()) };
         if self.member.rank.is_coordinator() {
@@ -363,13 +365,16 @@ impl Star {
     /// Says goodbye and closes the links.
     pub(super) fn finish(&self) {
         drop(self.heartbeat.lock().take());
+        let error = Error::new(ErrorKind::InvalidInput, "this rank has left the job already");
+        let error = error.at_rank(self.member.rank);
+        // Before the goodbye: peers may act on it at once, and answer no vote after it.
+        self.inbox.leave(error.clone());
         let goodbye = Frame::signal(Kind::Goodbye);
         self.live().for_each(|rank| self.send(rank, &goodbye));
         // The last verdict may still be on its way; closing too early could tear it.
         let until = Instant::now() + self.deadlines.progress.min(DRAIN_MAX);
         self.links.values().for_each(|link| link.drain(until));
-        let error = Error::new(ErrorKind::InvalidInput, "this rank has left the job already");
-        self.inbox.break_with(error.at_rank(self.member.rank));
+        self.inbox.break_with(error);
         self.close_links();
         // Who waits for a verdict in another thread cannot get it any more.
         self.links.keys().for_each(|rank| self.inbox.lose(*rank, "this rank has left the job"));

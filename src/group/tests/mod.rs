@@ -4,6 +4,7 @@
 mod data;
 mod env;
 mod join;
+mod leave;
 mod loss;
 #[cfg(feature = "mpi")]
 mod peers;
