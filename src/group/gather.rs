@@ -24,8 +24,8 @@ impl ProcessGroup {
     pub fn all_gather(&self, bytes: &mut [u8], own: Range<usize>) -> Result<()> {
         let length = bytes.len();
         if own.start > own.end || own.end > length {
-            // The others wait for this rank, and must not wait for long.
-            let told = if length == 0 { Ok(()) } else { self.all_reduce_or(&mut []) };
+            // The others wait for this rank, and must not wait for long: another length tells them.
+            let told = self.all_reduce_or(&mut vec![0; usize::from(length == 0)]);
             tracing::debug!(?told, "an all-gather that cannot be");
             let message = format!("segment {own:?} of {length} bytes");
             return Err(Error::new(ErrorKind::InvalidInput, message));
