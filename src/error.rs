@@ -52,7 +52,8 @@ pub enum ErrorKind {
     DurabilityUncertain,
     /// This rank voted and then lost the coordinator; the disk decides.
     OutcomeUnknown,
-    /// An earlier in-place load failed half-way; load again before training or saving.
+    /// An earlier in-place load or training step failed half-way; load again before training or
+    /// saving.
     Poisoned,
 }
 

@@ -131,7 +131,7 @@ pub struct NNHandler<M: Model> {
     code: KeptCode,
     /// Whether saves compare replicas first.
     audit: bool,
-    /// Set when a load failed after it began to change the model.
+    /// Set when a load or a training step failed after it began to change the model.
     poisoned: bool,
 }
 
@@ -330,7 +330,7 @@ impl<M: Model> NNHandler<M> {
         if !self.poisoned {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Poisoned, "an earlier load failed half-way")
+        Err(Error::new(ErrorKind::Poisoned, "an earlier load or training step failed half-way")
             .with_help("load a checkpoint successfully before training or saving"))
     }
 }

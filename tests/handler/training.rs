@@ -1,9 +1,9 @@
 //! What training asks for, validation, and data of odd sizes.
 
-use tch::{Device, Kind, Tensor};
-use tch_checkpoint::ErrorKind;
-use tch_checkpoint::handler::{Loader, NNHandler, TensorDataset};
+use tch::{Device, Kind, Tensor, nn};
+use tch_checkpoint::handler::{Loader, Model, NNHandler, TensorDataset};
 use tch_checkpoint::torch::Sgd;
+use tch_checkpoint::{Atomicity, ErrorKind};
 
 use crate::harness::*;
 use crate::models::*;
@@ -189,4 +189,51 @@ fn gradients_keep_their_precision() {
     for (one, two) in train(1).into_iter().zip(train(2)) {
         assert!((one - two).abs() < 1e-12, "{one} and {two}");
     }
+}
+
+/// Its table has a sparse gradient, which no optimizer here takes.
+struct Lookup {
+    bias: Tensor,
+    table: Tensor,
+}
+
+impl Model for Lookup {
+    type Config = ();
+
+    fn new(path: &nn::Path<'_>, (): &()) -> Self {
+        Self { bias: path.zeros("bias", &[4]), table: path.var_copy("table", &ramp(&[6, 4], 1.0)) }
+    }
+
+    fn forward(&self, input: &Tensor, _: bool) -> Tensor {
+        let rows = input.abs().to_kind(Kind::Int64).clamp(0, 5);
+        let rows = Tensor::embedding(&self.table, &rows, -1, false, true);
+        (rows + &self.bias).sum_dim_intlist([1i64, 2].as_slice(), false, Kind::Float).unsqueeze(1)
+    }
+}
+
+#[test]
+fn a_model_that_was_updated_in_part_is_not_saved_until_a_load_succeeds() {
+    let _generator = exclusive();
+    let (memory, storage) = memory();
+    let group = tch_checkpoint::group::ProcessGroup::solo();
+    let builder = NNHandler::<Lookup>::builder(()).process_group(&group);
+    let mut handler = builder.storage(storage).build().unwrap();
+    handler.quiet(true);
+    handler.set_optimizer(Sgd::default()).unwrap();
+    handler.set_loss_fn(squared_error);
+    handler.set_train_loader(data(20), LOADER);
+    handler.save("runs/good").unwrap();
+    let before = parameters(&handler);
+
+    let error = handler.train(1).unwrap_err();
+    assert_eq!((error.kind(), error.tensor()), (ErrorKind::Unsupported, Some("table")), "{error}");
+    assert_ne!(parameters(&handler), before, "the bias is updated first");
+    assert_eq!(handler.step(), 0);
+    assert_eq!(handler.save("runs/torn").unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(handler.train(1).unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(entries(&memory, "runs"), ["good"]);
+
+    handler.restore("runs/good", Atomicity::Atomic).unwrap();
+    assert_eq!(parameters(&handler), before);
+    handler.save("runs/again").unwrap();
 }

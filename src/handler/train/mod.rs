@@ -61,7 +61,9 @@ impl<M: Model> NNHandler<M> {
     ///
     /// Later: errors of an automatic save, or of one that a callback asked for (what was saved before is untouched, and training may go
     /// on); [`ErrorKind::PeerLost`], [`ErrorKind::CoordinatorLost`] or [`ErrorKind::Deadline`] if a
-    /// rank is lost, also by an error or panic of its own, such as [`ErrorKind::Device`].
+    /// rank is lost, also by an error or panic of its own, such as [`ErrorKind::Device`]. If that
+    /// came while parameters were being updated, the handler is poisoned: it refuses to train or
+    /// save until a load succeeds.
     pub fn train(&mut self, epochs: u64) -> Result<()> {
         self.train_to(Goal::Epoch(self.epoch.saturating_add(epochs)))
     }

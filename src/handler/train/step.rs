@@ -50,10 +50,13 @@ impl<M: Model> NNHandler<M> {
         }
         let parameters = self.parameters();
         average_gradients(&self.group, &parameters, own as f64 / samples as f64)?;
+        // From here on parameters may be updated in part, or on some ranks only.
+        self.poisoned = true;
         self.update(&parameters)?;
         // Running statistics saw only this rank's samples. The coordinator's count, as in PyTorch,
         // and from here on: a checkpoint may be saved between any two steps.
         broadcast(&self.group, &self.buffers())?;
+        self.poisoned = false;
         self.step += 1;
         self.in_epoch.samples += samples;
         self.group.progress().add(1);
