@@ -227,3 +227,26 @@ fn groups_by_name_survive_a_load_and_other_groups_refuse_it() {
         assert_eq!(other.state_hash().unwrap(), before);
     });
 }
+
+/// Parameters are replicas, moments are not: ranks declare different boxes.
+#[test]
+fn an_audit_passes_shared_state_and_finds_a_parameter_that_drifted_apart() {
+    let memory = memory().0;
+    let inner = memory.clone();
+    let verdicts = on_ranks(3, move |group| {
+        let storage = shared(&inner);
+        let mut handler = with(&group, &storage, Sharded(ADAMW));
+        handler.audit_replicas(true);
+        handler.auto_save(1, "runs", "auto{epoch}").unwrap();
+        handler.train(1).unwrap();
+        if group.rank().get() == 2 {
+            let bias = handler.vars().variables().remove("input.bias").unwrap();
+            let _same = tch::no_grad(|| bias.get(17).fill_(0.25));
+        }
+        handler.save("runs/a").map(drop)
+    });
+    let error = one_error(&verdicts);
+    assert_eq!((error.kind(), error.tensor()), (ErrorKind::Disagreement, Some("input.bias")));
+    assert_eq!(error.rank().map(tch_checkpoint::Rank::get), Some(2), "{error}");
+    assert_eq!(entries(&memory, "runs"), ["auto1"]);
+}

@@ -69,10 +69,17 @@ fn code_is_saved_verified_and_read_back() {
     assert_eq!(load_model_code(folder.path().join("b")).unwrap_err().kind(), ErrorKind::NotFound);
 }
 
+fn link_to_moved(entry: &Path) {
+    let checkpoint = entry.ancestors().find(|path| path.ends_with("a")).unwrap();
+    let elsewhere = checkpoint.with_file_name("elsewhere");
+    std::fs::rename(entry, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(elsewhere, entry).unwrap();
+}
+
 #[test]
 fn damaged_and_foreign_code_is_found_and_tensors_still_load() {
     type Change = fn(&Path);
-    let damage: [(&str, &str, Change); 4] = [
+    let damage: [(&str, &str, Change); 6] = [
         ("main.rs", "not what was saved", |file| {
             let mut bytes = std::fs::read(file).unwrap();
             bytes[9] ^= 1;
@@ -83,6 +90,9 @@ fn damaged_and_foreign_code_is_found_and_tensors_still_load() {
         ("deep/er/harness.rs", "opening", |file| {
             std::fs::remove_dir_all(file.parent().unwrap()).unwrap();
         }),
+        // Links to good copies are not followed either.
+        ("main.rs", "not a regular file", |file| link_to_moved(file)),
+        ("deep/er/harness.rs", "opening", |file| link_to_moved(file.parent().unwrap())),
     ];
     for (file, what, change) in damage {
         let folder = tempfile::tempdir().unwrap();
