@@ -6,6 +6,9 @@ use std::fmt;
 use super::ModelCode;
 use crate::error::printable;
 
+/// Longest text of a fact that is shown.
+const SHOWN_CHARS_MAX: usize = 200;
+
 /// One difference between the code that a checkpoint was saved with and the running program's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -82,28 +85,43 @@ impl ModelCode {
     }
 }
 
+/// Paths in full, facts up to a length: half of it comes out of a file.
 impl fmt::Display for CodeDifference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unknown = |revision: &Option<String>| match revision {
-            Some(revision) => format!("`{revision}`"),
+        let change = |f: &mut fmt::Formatter<'_>, what, saved: &str, running: &str| {
+            write!(f, "{what} `{}`, now `{}`", short(saved), short(running))
+        };
+        let revision = |revision: &Option<String>| match revision {
+            Some(revision) => format!("`{}`", short(revision)),
             None => "unknown".to_owned(),
         };
-        let list = |features: &BTreeSet<String>| {
-            features.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
-        };
-        // Half of it comes out of a file.
-        f.write_str(&printable(&match self {
-            Self::FileAdded(path) => format!("`{path}` is not in the checkpoint"),
-            Self::FileRemoved(path) => format!("`{path}` is only in the checkpoint"),
-            Self::FileChanged(path) => format!("`{path}` has changed"),
-            Self::Package { saved, running } => format!("package `{saved}`, now `{running}`"),
-            Self::Version { saved, running } => format!("version `{saved}`, now `{running}`"),
+        match self {
+            Self::FileAdded(path) => write!(f, "`{}` is not in the checkpoint", printable(path)),
+            Self::FileRemoved(path) => {
+                write!(f, "`{}` is only in the checkpoint", printable(path))
+            }
+            Self::FileChanged(path) => write!(f, "`{}` has changed", printable(path)),
+            Self::Package { saved, running } => change(f, "package", saved, running),
+            Self::Version { saved, running } => change(f, "version", saved, running),
             Self::GitRevision { saved, running } => {
-                format!("git revision {}, now {}", unknown(saved), unknown(running))
+                write!(f, "git revision {}, now {}", revision(saved), revision(running))
             }
             Self::Features { added, removed } => {
-                format!("features added: [{}], removed: [{}]", list(added), list(removed))
+                write!(f, "features added: [{}], removed: [{}]", list(added), list(removed))
             }
-        }))
+        }
     }
+}
+
+fn list(features: &BTreeSet<String>) -> String {
+    // Each takes two characters at least, so no more than these would be shown.
+    let some = features.iter().take(SHOWN_CHARS_MAX).map(String::as_str);
+    short(&some.collect::<Vec<_>>().join(", "))
+}
+
+/// The beginning of a text, on one line.
+fn short(text: &str) -> String {
+    let more = if text.chars().nth(SHOWN_CHARS_MAX).is_some() { "…" } else { "" };
+    let begin: String = text.chars().take(SHOWN_CHARS_MAX).collect();
+    printable(&begin).replace('\n', "\\n") + more
 }

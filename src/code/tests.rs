@@ -72,6 +72,19 @@ fn differences_are_listed_one_by_one() {
 }
 
 #[test]
+fn a_checkpoint_cannot_fill_a_log_or_forge_a_line_of_it() {
+    let running = code(&[], "1.0.0", None);
+    let mut saved = running.clone();
+    saved.facts.version = format!("1\nWARN {}", "x".repeat(1 << 20));
+    saved.facts.features = (0..100_000).map(|n| n.to_string()).collect();
+    let shown: Vec<String> = running.differences(&saved).iter().map(ToString::to_string).collect();
+    assert!(shown[0].starts_with("version `1\\nWARN xxx"), "{:.99}", shown[0]);
+    assert!(shown[0].ends_with("xxx…`, now `1.0.0`"));
+    assert!(shown[1].ends_with("…]"));
+    assert!(shown.iter().all(|line| line.len() < 1000 && !line.contains('\n')));
+}
+
+#[test]
 fn the_macro_captures_this_package() {
     let code = crate::model_code!("mod.rs", "tests.rs", "layout/code.rs" = "../layout/code.rs");
     let paths: Vec<_> = code.files().keys().map(String::as_str).collect();

@@ -9,6 +9,9 @@ use crate::handler::{Model, NNHandler};
 use crate::load::Loaded;
 use crate::state::StateDict;
 
+/// How many differences a warning lists; [`NNHandler::code_differences`] has all.
+const DIFFERENCES_LISTED_MAX: usize = 8;
+
 /// The code of the running program, and how that of the loaded checkpoint differed.
 #[derive(Default)]
 pub(super) struct KeptCode {
@@ -68,9 +71,7 @@ impl<M: Model> NNHandler<M> {
         });
         self.code.differences = saved.map(|saved| running.differences(&saved));
         if let Some(all @ [_, ..]) = self.code.differences.as_deref() {
-            let listed: Vec<String> = all.iter().map(ToString::to_string).collect();
-            let listed = listed.join("; ");
-            self.warn(&format!("the checkpoint was saved by other code: {listed}"));
+            self.warn(&format!("the checkpoint was saved by other code: {}", listed(all)));
         }
     }
 
@@ -86,5 +87,26 @@ impl<M: Model> NNHandler<M> {
         if self.group.is_coordinator() {
             tracing::warn!("{text}");
         }
+    }
+}
+
+fn listed(all: &[CodeDifference]) -> String {
+    let shown = all.iter().take(DIFFERENCES_LISTED_MAX).map(ToString::to_string);
+    let more = all.len().saturating_sub(DIFFERENCES_LISTED_MAX);
+    let more = (more > 0).then(|| format!("and {more} more"));
+    shown.chain(more).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_differences_are_counted() {
+        let all: Vec<_> =
+            (0..1000).map(|n| CodeDifference::FileChanged(format!("{n}.rs"))).collect();
+        assert_eq!(listed(&all[..1]), "`0.rs` has changed");
+        assert_eq!(listed(&all[..8]).matches("; ").count(), 7);
+        assert!(listed(&all).ends_with("`7.rs` has changed; and 992 more"), "{}", listed(&all));
     }
 }
