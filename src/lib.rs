@@ -41,6 +41,10 @@ pub mod torch;
 // Training
 #[cfg(feature = "torch")]
 pub mod handler;
+// Compiles the examples of the guide.
+#[cfg(all(doctest, feature = "torch"))]
+#[doc = include_str!("../docs/nnhandler.md")]
+mod guide {}
 // The command
 #[cfg(feature = "cli")]
 pub mod cli;
