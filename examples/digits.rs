@@ -15,7 +15,7 @@ use clap::{Parser, ValueEnum};
 use tch::{Device, Kind, Tensor, nn, nn::Module};
 use tch_checkpoint::autosave::Every;
 use tch_checkpoint::handler::{
-    Dataset, LoadOptions, Loader, Model, NNHandler, TensorDataset, epoch_order,
+    Dataset, EarlyStopping, LoadOptions, Loader, Model, NNHandler, TensorDataset, epoch_order,
 };
 use tch_checkpoint::torch::{
     Adam, AdamW, CosineLr, EmaConfig, OptimizerConfig, ReduceOnPlateau, RmsProp, SchedulerUnit,
@@ -74,6 +74,12 @@ struct Flags {
     /// Keep averages of the parameters with this decay, and validate with them (new runs).
     #[arg(long)]
     ema: Option<f64>,
+    /// Stop after this many epochs in which the validation loss did not improve.
+    #[arg(long)]
+    patience: Option<u64>,
+    /// By how much the validation loss must fall to count as improved.
+    #[arg(long, default_value_t = 0.0)]
+    min_delta: f64,
     /// Print a hash of parameters, optimizer state and counters as the last line.
     #[arg(long)]
     print_state_hash: bool,
@@ -257,6 +263,10 @@ fn run(flags: &Flags) -> Result<()> {
         None => Every::try_from(flags.auto_save)?,
     };
     handler.auto_save(every, &flags.save_dir, &flags.name)?.overwrite(flags.overwrite);
+    if let Some(patience) = flags.patience {
+        let stopping = EarlyStopping::new().patience(patience).min_delta(flags.min_delta);
+        handler.add_callback(stopping.restore_best_weights(true))?;
+    }
     let total = flags.total_epochs.unwrap_or(handler.epoch() + flags.epochs);
     handler.train(total.saturating_sub(handler.epoch()))?;
     if let Some(path) = &flags.r#final {

@@ -228,6 +228,56 @@ fn other_acts(launcher: Launcher) {
     }
 }
 
+/// What a run ends in: hash of its state, and the epochs that it trained.
+fn end_of(ended: &Ended, what: &str) -> (String, usize) {
+    assert!(ended.status.success(), "{what}: {}", ended.output);
+    let state = ended.output.lines().find_map(|line| line.strip_prefix("state "));
+    let state = state.unwrap_or_else(|| panic!("{what}: no state in {}", ended.output));
+    let epochs = ended.output.lines().filter(|line| line.starts_with("epoch ")).count();
+    (state.to_owned(), epochs)
+}
+
+/// A run with a schedule, averages, dropout and early stopping that is killed inside its second
+/// epoch goes on from there, and stops where the one stops that was left alone, in its state.
+fn kill_in_mid_epoch(launcher: Launcher) {
+    const RUN: &[&str] = &[
+        "--total-epochs",
+        "8",
+        "--scheduler",
+        "warmup-cosine",
+        "--ema",
+        "0.98",
+        "--patience",
+        "1",
+        "--min-delta",
+        "0.5",
+        "--auto-save-steps",
+        "7",
+        "--name",
+        "s{step}",
+        "--print-state-hash",
+    ];
+    let alone = tempfile::tempdir().unwrap();
+    let (whole, epochs) = end_of(&digits(launcher, alone.path(), "", RUN), "uninterrupted");
+    assert!((2..8).contains(&epochs), "stopped after {epochs} epochs, which shows nothing");
+
+    let dir = tempfile::tempdir().unwrap();
+    let killed = digits(launcher, dir.path(), "kill@train.step@1@41", RUN);
+    assert!(!killed.status.success(), "{}", killed.output);
+    // An epoch has 24 steps: the newest checkpoint lies inside the second.
+    let saved = good_checkpoints(dir.path(), "killed");
+    assert_eq!(saved, ["s14", "s21", "s28", "s35", "s7"]);
+    let resume = [RUN, &["--resume", "latest"]].concat();
+    let (resumed, rest) = end_of(&digits(launcher, dir.path(), "", &resume), "resumed");
+    assert_eq!(resumed, whole);
+    assert_eq!(rest, epochs - 1, "the second epoch is gone on with");
+}
+
+#[test]
+fn torchrun_kill_in_mid_epoch_and_resume_bit_for_bit() {
+    kill_in_mid_epoch(TORCHRUN);
+}
+
 #[test]
 fn torchrun_kill_while_planning_a_save() {
     kill_in_each_place_of_a_save(TORCHRUN, "plan");
@@ -263,6 +313,11 @@ fn torchrun_kill_while_stating_what_is_held() {
 #[cfg(feature = "mpi")]
 mod mpirun {
     use super::*;
+
+    #[test]
+    fn kill_in_mid_epoch_and_resume_bit_for_bit() {
+        kill_in_mid_epoch(MPIRUN);
+    }
 
     #[test]
     fn kill_while_planning_a_save() {
