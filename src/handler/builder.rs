@@ -6,6 +6,7 @@ use tch::{Device, Tensor, nn};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
+use crate::handler::device::device_of_rank;
 use crate::handler::{
     Callbacks, History, InEpoch, KeptCode, Model, NNHandler, Parts, StepSettings, ddp,
 };
@@ -157,26 +158,6 @@ fn same_variables(all: &[Vec<Variable>]) -> Result<()> {
     Err(Error::new(ErrorKind::Disagreement, message)
         .at_rank(Rank::new(rank))
         .with_help("give every rank the same configuration"))
-}
-
-/// The explicit device, else this rank's CUDA device; the CPU where there is no CUDA at all.
-fn device_of_rank(explicit: Option<Device>, local_rank: u32) -> Result<Device> {
-    let visible = if tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
-    Ok(match explicit {
-        Some(Device::Cuda(index)) if visible == 0 => {
-            tracing::warn!(index, "no CUDA device here; using the CPU");
-            Device::Cpu
-        }
-        Some(Device::Cuda(index)) if i64::try_from(index).map_or(true, |i| i >= visible) => {
-            let message = format!("CUDA device {index} of {visible}");
-            return Err(Error::new(ErrorKind::InvalidInput, message));
-        }
-        Some(device) => device,
-        None if visible > 0 => {
-            Device::Cuda(usize::try_from(i64::from(local_rank) % visible).unwrap_or(0))
-        }
-        None => Device::Cpu,
-    })
 }
 
 /// Seeds for libtorch: one for building the model (`None`, equal on every rank), one per rank for

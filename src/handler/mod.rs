@@ -23,6 +23,7 @@ mod code;
 mod data;
 mod ddp;
 mod destination;
+mod device;
 mod forms;
 mod history;
 mod in_epoch;

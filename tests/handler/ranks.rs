@@ -207,3 +207,24 @@ fn what_one_rank_lacks_is_every_ranks_error() {
     assert!(error.message().contains("set_optimizer"), "{error}");
     assert_eq!(error.rank().map(tch_checkpoint::Rank::get), Some(1), "{error}");
 }
+
+/// No number that one rank has keeps it from the sums that the others wait for.
+#[test]
+fn a_loss_that_is_no_number_on_one_rank_reaches_all_alike() {
+    let (_, storage) = memory();
+    let seen = on_ranks(2, move |group| {
+        let mut handler = usual(&group, &storage);
+        handler.set_val_loader(data(9), Loader { shuffle: false, ..LOADER });
+        let rank = group.rank().get();
+        handler.set_loss_fn(move |output, target| {
+            let loss = squared_error(output, target);
+            if rank == 1 { loss * f64::NAN } else { loss }
+        });
+        handler.add_metric("one", move |_, _| if rank == 0 { f64::NAN } else { 1.0 });
+        handler.train(2).unwrap();
+        ["loss", "val_loss", "one"].map(|name| handler.history().series(name).to_vec())
+    });
+    for series in seen {
+        assert!(series.iter().all(|s| s.len() == 2 && s.iter().all(|x| x.is_nan())), "{series:?}");
+    }
+}

@@ -12,6 +12,7 @@ use tch_checkpoint::tensor::{Component, Dtype, TensorSpec};
 use tch_checkpoint::{Checkpoint, ErrorKind, OnExisting, ProcessGroup, Rank, Result};
 
 use crate::harness::*;
+use crate::hooked::Hooked;
 
 fn kinds<T>(verdicts: &[Result<T>]) -> Vec<Option<ErrorKind>> {
     verdicts.iter().map(|v| v.as_ref().err().map(|e| e.kind())).collect()
@@ -263,4 +264,22 @@ fn missing_checkpoints_are_named_with_what_there_is() {
         });
         assert_same_error(&verdicts, ErrorKind::NotFound, words);
     }
+}
+
+/// No rank leaves a save before the rename, however slow it is: what follows finds the checkpoint.
+#[test]
+fn a_load_right_after_a_slow_save_finds_it_on_every_rank() {
+    let storage = MemoryStorage::new();
+    let slow = Hooked::new(&storage, |call| {
+        if call.operation == "rename" {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    });
+    let tensors = usual_tensors();
+    let loaded = on_ranks(3, move |group| {
+        save_state(&group, &slow, "runs/a", &tensors, 1)?;
+        load_state(&group, &slow, "runs/a", &tensors, 1, Atomicity::Atomic).map(drop)
+    });
+    assert_eq!(loaded, vec![Ok(()); 3]);
 }
