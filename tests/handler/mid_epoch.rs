@@ -207,3 +207,27 @@ fn ranks_that_accumulate_differently_are_told_so() {
     });
     assert_eq!(one_error(&results).kind(), ErrorKind::Disagreement);
 }
+
+/// A batch that could not be trained counts when it is trained, and not before.
+#[test]
+fn a_step_that_failed_is_made_again_as_if_nothing_had_been() {
+    let _generator = exclusive();
+    let (solo, (_, storage)) = (ProcessGroup::solo(), memory());
+    let mut whole = handler(&solo, &storage, 0.0, adam());
+    whole.set_train_loader(data(40), LOADER);
+    whole.accumulate(2);
+    whole.train(1).unwrap();
+    let mut failing = handler(&solo, &storage, 0.0, adam());
+    failing.accumulate(2);
+    let calls = std::cell::Cell::new(0);
+    failing.set_loss_fn(move |output, target| {
+        calls.set(calls.get() + 1);
+        // The second batch of the second step: no number, so no loss.
+        if calls.get() == 4 { output - target } else { squared_error(output, target) }
+    });
+    failing.set_train_loader(data(40), LOADER);
+    assert_eq!(failing.train(1).unwrap_err().kind(), ErrorKind::Device);
+    assert_eq!((failing.step(), failing.samples_in_epoch()), (1, 14));
+    failing.train(1).unwrap();
+    same_series(&failing, &whole);
+}

@@ -7,6 +7,7 @@ use tch::Tensor;
 
 use crate::error::Result;
 use crate::handler::ddp::{average_gradients, broadcast, device_error};
+use crate::handler::in_epoch::Sums;
 use crate::handler::train::measure::scalar;
 use crate::handler::{Feed, Model, NNHandler, shard};
 use crate::sabotage;
@@ -45,8 +46,10 @@ impl<M: Model> NNHandler<M> {
         let samples: usize = batches.iter().map(Vec::len).sum();
         let shards: Vec<&[i64]> = batches.iter().map(|batch| shard(batch, rank, world)).collect();
         let own: usize = shards.iter().map(|shard| shard.len()).sum();
+        // A step that fails is made again: what it saw must not count twice.
+        let mut sums = self.in_epoch.sums.clone();
         for shard in shards.into_iter().filter(|shard| !shard.is_empty()) {
-            self.backward(feed, shard, shard.len() as f64 / own as f64)?;
+            self.backward(feed, shard, shard.len() as f64 / own as f64, &mut sums)?;
         }
         let parameters = self.parameters();
         average_gradients(&self.group, &parameters, own as f64 / samples as f64)?;
@@ -59,6 +62,7 @@ impl<M: Model> NNHandler<M> {
         self.poisoned = false;
         self.step += 1;
         self.in_epoch.samples += samples;
+        self.in_epoch.sums = sums;
         self.group.progress().add(1);
         self.callbacks_step();
         Ok(())
@@ -89,12 +93,10 @@ impl<M: Model> NNHandler<M> {
     }
 
     /// Adds the gradients of a batch, whose share of this rank's samples in the step is `share`.
-    fn backward(&mut self, feed: &Feed, indices: &[i64], share: f64) -> Result<()> {
+    fn backward(&self, feed: &Feed, indices: &[i64], share: f64, sums: &mut Sums) -> Result<()> {
         let (input, target) = feed.dataset.batch(indices, self.device);
         let (output, mut loss) = self.evaluate(&input, &target, true)?;
-        let mut sums = std::mem::take(&mut self.in_epoch.sums);
-        self.measure(&mut sums, indices.len(), scalar(&loss)?, &output, &target);
-        self.in_epoch.sums = sums;
+        self.measure(sums, indices.len(), scalar(&loss)?, &output, &target);
         if share < 1.0 {
             loss = loss.f_mul_scalar(share).map_err(|e| device_error(&e))?;
         }
