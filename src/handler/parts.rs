@@ -1,6 +1,8 @@
 //! The optional parts of training: schedule of the learning rate, averaged parameters, mixed
 //! precision, clipping. Each is part of every checkpoint.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::handler::{LoadOptions, Model, NNHandler};
 use crate::manifest::Manifest;
@@ -164,15 +166,16 @@ impl<M: Model> NNHandler<M> {
     }
 
     /// Runs `work` with the averages in place of the parameters (with the parameters, if no
-    /// averages are kept), which come back bit for bit.
+    /// averages are kept), which come back bit for bit, also if `work` panics.
     ///
     /// # Errors
     /// [`ErrorKind::Device`] if libtorch fails to exchange them.
     pub fn with_ema<T>(&mut self, work: impl FnOnce(&Self) -> T) -> Result<T> {
         self.swap_ema()?;
-        let done = work(self);
-        self.swap_ema()?;
-        Ok(done)
+        let done = catch_unwind(AssertUnwindSafe(|| work(self)));
+        let back = self.swap_ema();
+        let done = done.unwrap_or_else(|panic| resume_unwind(panic));
+        back.map(|()| done)
     }
 
     /// Makes the averages the parameters, for good: for inference after training. Training on

@@ -128,6 +128,25 @@ fn averages_stand_in_for_the_parameters_during_validation_alone() {
     assert_eq!(parameters(&with), averages);
 }
 
+/// Else the next step would train the averages, and no save would be possible.
+#[test]
+fn parameters_come_back_also_from_a_panic() {
+    let _generator = exclusive();
+    let (solo, (_, storage)) = (ProcessGroup::solo(), memory());
+    let mut handler = usual(&solo, &storage);
+    handler.set_ema(ema()).unwrap();
+    handler.train(1).unwrap();
+    let before = parameters(&handler);
+    let panicking = std::panic::AssertUnwindSafe(|| {
+        handler.with_ema(|handler| {
+            assert_eq!(parameters(handler), before, "the averages differ: this panics");
+        })
+    });
+    assert!(std::panic::catch_unwind(panicking).is_err());
+    assert_eq!(parameters(&handler), before);
+    handler.save("runs/after").unwrap();
+}
+
 /// An infinite gradient on one rank makes every rank skip the update.
 #[test]
 fn an_overflow_on_one_rank_skips_the_step_on_all() {
