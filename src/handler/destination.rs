@@ -40,15 +40,16 @@ impl Stored {
         let epoch = count("trainer.epoch")?;
         let saver = values.find("auto_saver").map(|_| values.json::<AutoSaverState>("auto_saver"));
         let auto_saver = saver.transpose()?.map(AutoSaver::from_state).transpose();
+        let steps: StepSettings =
+            values.find(SETTINGS).map_or(Ok(StepSettings::default()), |_| values.json(SETTINGS))?;
+        steps.validate().map_err(|e| e.with_kind(ErrorKind::Mismatch))?;
         Ok(Self {
             epoch,
             step: count("trainer.step")?,
             seed: seed_of(values)?,
             history: History::load(values, epoch)?,
             user_values: user_values(values),
-            steps: values
-                .find(SETTINGS)
-                .map_or(Ok(StepSettings::default()), |_| values.json(SETTINGS))?,
+            steps,
             auto_saver: auto_saver.map_err(|e| e.with_kind(ErrorKind::Mismatch))?,
         })
     }

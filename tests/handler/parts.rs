@@ -247,7 +247,9 @@ fn parts_can_be_left_out_of_a_load() {
 
 #[test]
 fn values_of_parts_that_make_no_sense_are_refused() {
-    let changes: [(&str, Value); 6] = [
+    let changes: [(&str, Value); 8] = [
+        ("trainer.settings", Value::Json("{\"clip\":{\"norm\":-1.0}}".to_owned())),
+        ("trainer.settings", Value::Json("{\"accumulate\":0}".to_owned())),
         ("scheduler.config", Value::Json("7".to_owned())),
         ("scheduler.state", Value::Json("{}".to_owned())),
         ("scaler.scale", Value::Float(-1.0)),

@@ -27,6 +27,11 @@ impl StepSettings {
     pub(in crate::handler) fn accumulate(&self) -> usize {
         self.accumulate.map_or(1, NonZeroUsize::get)
     }
+
+    /// Whether steps can be made so; what comes from a file may say anything.
+    pub(in crate::handler) fn validate(&self) -> Result<()> {
+        self.clip.map_or(Ok(()), |clip| clip.validate())
+    }
 }
 
 impl<M: Model> NNHandler<M> {
