@@ -113,7 +113,11 @@ impl InEpoch {
         if samples == 0 {
             return Ok(loaded);
         }
-        loaded.data = Some(values.json(DATA)?);
+        let data: DataFacts = values.json(DATA)?;
+        if samples > data.samples {
+            return Err(unfit(SAMPLES));
+        }
+        loaded.data = Some(data);
         for saved in manifest.world_size().ranks() {
             let Some(own) = manifest.rank_values(saved) else { continue };
             let (sums, seconds) = parse(own)?;

@@ -231,3 +231,19 @@ fn a_step_that_failed_is_made_again_as_if_nothing_had_been() {
     failing.train(1).unwrap();
     same_series(&failing, &whole);
 }
+
+#[test]
+fn a_position_beyond_the_data_is_refused() {
+    let _generator = exclusive();
+    let (solo, (_, storage)) = (ProcessGroup::solo(), memory());
+    let mut first = handler(&solo, &storage, 0.0, adam());
+    first.train_steps(2).unwrap();
+    let mut state = first.state_dict().unwrap();
+    state.values.set("trainer.samples", 21i64);
+    let path = tch_checkpoint::CheckpointPath::parse("runs/odd").unwrap();
+    let saving = tch_checkpoint::save::SaveOptions::default();
+    tch_checkpoint::save::save(&solo, &*storage, &path, &state, &saving).unwrap();
+    let error = loaded(&solo, &storage, "runs/odd").err().expect("an error");
+    assert_eq!(error.kind(), ErrorKind::Mismatch, "{error}");
+    assert!(error.to_string().contains("trainer.samples"), "{error}");
+}
