@@ -275,10 +275,13 @@ impl<M: Model> NNHandler<M> {
         Ok(handler)
     }
 
-    /// Loads a checkpoint of the same model into this handler, whose auto-saver, if set, stays. With [`Atomicity::Atomic`] an error
-    /// leaves the handler unchanged, unless placing the verified bytes itself fails; with
-    /// [`Atomicity::InPlace`] unless reading had begun. Else the handler is poisoned: it refuses to
-    /// train or save until a load succeeds.
+    /// Loads a checkpoint of the same model into this handler, whose auto-saver, if set, stays;
+    /// where none is, that of the checkpoint goes on if the checkpoint lies in the directory to
+    /// which it saves.
+    ///
+    /// With [`Atomicity::Atomic`] an error leaves the handler unchanged, unless placing the
+    /// verified bytes itself fails; with [`Atomicity::InPlace`] unless reading had begun. Else the
+    /// handler is poisoned: it refuses to train or save until a load succeeds.
     ///
     /// # Collective
     /// Every rank.
@@ -289,6 +292,7 @@ impl<M: Model> NNHandler<M> {
         let wanted = Wanted::parse(path)?;
         let (group, storage) = (self.group.clone(), self.storage.clone());
         let rules = rules(false, &[(self.optimizer.is_none(), Component::optimizer())])?;
+        let has_auto_saver = self.auto_saver.is_some();
         let mut live = Live::new(self);
         let restored = load(&group, &*storage, &wanted, &mut live, &rules, atomicity);
         let touched = live.is_touched();
@@ -296,6 +300,9 @@ impl<M: Model> NNHandler<M> {
             Ok(loaded) => {
                 self.poisoned = false;
                 self.adopt(loaded);
+                if !has_auto_saver {
+                    self.distrust_auto_saver(loaded);
+                }
             }
             Err(_) => {
                 self.poisoned |= touched;

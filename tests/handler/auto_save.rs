@@ -212,6 +212,25 @@ fn a_restored_checkpoint_leaves_the_live_auto_saver() {
     });
 }
 
+/// A handler that does not save by itself is not made to by a file, which would say where.
+#[test]
+fn a_restored_checkpoint_from_elsewhere_turns_no_auto_saver_on() {
+    on_ranks(1, |group| {
+        let (memory, storage) = memory();
+        let mut theirs = usual(&group, &storage);
+        theirs.auto_save(1, "runs", NAME).unwrap().overwrite(true);
+        theirs.train(1).unwrap();
+        theirs.save("downloads/theirs").unwrap();
+        let mut ours = usual(&group, &storage);
+        ours.restore("downloads/theirs", Atomicity::Atomic).unwrap();
+        assert!(ours.auto_saver().is_none());
+        ours.train(1).unwrap();
+        assert_eq!(entries(&memory, "runs"), ["e01"], "nothing is saved or removed there");
+        // Beside those of its own run it goes on, as after a load.
+        ours.restore("runs/e01", Atomicity::Atomic).unwrap();
+        assert!(ours.auto_saver().is_some());
+    });
+}
 /// Rank `failing` has a full disk in epoch 2, from its `nth` operation on.
 fn train_with_a_full_disk(group: &ProcessGroup, stage: &Stage, nth: u64) -> Result<(), Error> {
     let mut handler = usual(group, &stage.storage(group));
