@@ -92,10 +92,13 @@ impl AutoSaver {
         place.is_some() && place == absolute(&self.state.directory)
     }
 
-    /// Takes over from another auto-saver what it saved in the same directory.
+    /// Takes over from another auto-saver what it saved in the same directory, unless this one has
+    /// saved there since.
     pub(super) fn inherit(&mut self, before: &Self) {
         if self.state.directory == before.state.directory {
-            self.state.previous.clone_from(&before.state.previous);
+            if self.state.previous.is_empty() {
+                self.state.previous.clone_from(&before.state.previous);
+            }
             self.state.automatic.clone_from(&before.state.automatic);
         }
     }

@@ -231,6 +231,24 @@ fn a_restored_checkpoint_from_elsewhere_turns_no_auto_saver_on() {
         assert!(ours.auto_saver().is_some());
     });
 }
+
+/// Going back does not make it forget what it has saved since.
+#[test]
+fn overwriting_keeps_one_also_after_going_back() {
+    on_ranks(1, |group| {
+        let (memory, storage) = memory();
+        let mut handler = usual(&group, &storage);
+        handler.auto_save(1, "runs", "s{step}").unwrap().overwrite(true);
+        handler.train(1).unwrap();
+        handler.save("runs/by_hand").unwrap();
+        handler.train(2).unwrap();
+        assert_eq!(entries(&memory, "runs"), ["by_hand", "s9"]);
+        handler.restore("runs/by_hand", Atomicity::Atomic).unwrap();
+        handler.train(1).unwrap();
+        assert_eq!(entries(&memory, "runs"), ["by_hand", "s6"]);
+    });
+}
+
 /// Rank `failing` has a full disk in epoch 2, from its `nth` operation on.
 fn train_with_a_full_disk(group: &ProcessGroup, stage: &Stage, nth: u64) -> Result<(), Error> {
     let mut handler = usual(group, &stage.storage(group));
