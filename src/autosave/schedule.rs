@@ -35,8 +35,8 @@ pub enum Every {
     /// After each training step whose number, counted from 1 over all resumes, is a multiple.
     #[serde(rename = "EverySteps")]
     Steps(NonZeroU64),
-    /// After the first training step that ends so long after the last automatic save, or after
-    /// the begin of training, by the coordinator's clock.
+    /// After the first training step that ends so long after the last automatic save of this
+    /// process (before the first one: after it began to train), by the coordinator's clock.
     #[serde(rename = "EveryMilliseconds")]
     Milliseconds(NonZeroU64),
 }

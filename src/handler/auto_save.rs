@@ -24,7 +24,7 @@ use crate::torch::Optimizer;
 pub struct AutoSaver {
     state: AutoSaverState,
     template: NameTemplate,
-    /// When training began, or when it last saved: minutes count from here.
+    /// When it last saved, or when it first trained: minutes count from here.
     clock: Option<Instant>,
 }
 
@@ -153,10 +153,11 @@ impl AutoSaver {
 }
 
 impl<M: Model> NNHandler<M> {
-    /// Minutes between automatic saves count from here on.
+    /// Training begins: minutes between automatic saves count from here on, unless they already do
+    /// from a save or an earlier call, which may have been short.
     pub(super) fn start_auto_save_clock(&mut self) {
         if let Some(saver) = &mut self.auto_saver {
-            saver.clock = Some(Instant::now());
+            saver.clock.get_or_insert_with(Instant::now);
         }
     }
 
@@ -205,7 +206,6 @@ impl<M: Model> NNHandler<M> {
         let committed = self.save_as(&path, on_existing);
         self.mark_automatic(None);
         self.remember(&committed?, overwrite);
-        self.start_auto_save_clock();
         Ok(())
     }
 
@@ -219,6 +219,7 @@ impl<M: Model> NNHandler<M> {
     /// is durable, and a failure is logged, never fatal.
     fn remember(&mut self, committed: &Checkpoint, overwrite: bool) {
         let Some(saver) = &mut self.auto_saver else { return };
+        saver.clock = Some(Instant::now());
         let now = (committed.name.clone(), committed.save_id);
         let previous = std::mem::replace(&mut saver.state.previous, vec![now]);
         if overwrite {

@@ -232,6 +232,20 @@ fn a_step_that_failed_is_made_again_as_if_nothing_had_been() {
     same_series(&failing, &whole);
 }
 
+/// Minutes count from the last save, not from the last call.
+#[test]
+fn short_calls_do_not_put_off_a_save_by_minutes() {
+    let _generator = exclusive();
+    let (solo, (_, storage)) = (ProcessGroup::solo(), memory());
+    let mut handler = handler(&solo, &storage, 0.0, adam());
+    let interval = Every::minutes(0.1 / 60.0).unwrap();
+    handler.auto_save(interval, "auto", "s{step}").unwrap().save_on_last_epoch(false);
+    handler.train_steps(1).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    handler.train_steps(1).unwrap();
+    assert!(visible(&*storage, "auto").contains(&"s2".to_owned()));
+}
+
 #[test]
 fn a_position_beyond_the_data_is_refused() {
     let _generator = exclusive();
