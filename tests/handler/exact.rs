@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tch::{Kind, Tensor};
+use tch_checkpoint::autosave::Every;
 use tch_checkpoint::handler::{Loader, NNHandler, check_resume};
 use tch_checkpoint::storage::Storage;
 use tch_checkpoint::torch::*;
@@ -191,5 +192,46 @@ fn a_restored_handler_goes_on_as_the_saved_one_did() {
         assert_eq!(other.step(), 4);
         other.train_steps(4).unwrap();
         assert_eq!(other.state_hash().unwrap(), first.state_hash().unwrap(), "{atomicity:?}");
+    }
+}
+
+/// From whichever automatic checkpoint a run goes on, it comes to the same end: with validation
+/// every few epochs, batches left out, and batches larger than the data.
+#[test]
+fn every_automatic_checkpoint_leads_to_the_same_end() {
+    let _generator = exclusive();
+    let solo = ProcessGroup::solo();
+    for (size, drop_last) in [(7, true), (7, false), (100, false)] {
+        let (memory, storage) = memory();
+        let equip = |handler: &mut NNHandler<Net>| {
+            equip_with_validation(handler);
+            handler.validate_every(2);
+            let loader = Loader { global_batch_size: Some(size), drop_last, ..LOADER };
+            handler.set_train_loader(data(40), loader);
+        };
+        let mut whole = bare(&solo, &storage, 0.3);
+        whole.set_optimizer(AdamW { lr: 1e-2, ..AdamW::default() }).unwrap();
+        (SCHEDULES[8].1)(&mut whole).unwrap();
+        whole.set_ema(ema()).unwrap();
+        equip(&mut whole);
+        whole.auto_save(Every::steps(1).unwrap(), "auto", "s{step}").unwrap();
+        whole.train(4).unwrap();
+        let all = visible(&memory, "auto");
+        assert_eq!(all.len() as u64, whole.step());
+        for name in all {
+            let path = format!("auto/{name}");
+            let mut again = NNHandler::<Net>::load(path, options(&solo, &storage)).unwrap();
+            equip(&mut again);
+            again.disable_auto_save();
+            again.train(4 - again.epoch()).unwrap();
+            let what = format!("from {name}, batches of {size}, drop_last {drop_last}");
+            assert_eq!(again.state_hash().unwrap(), whole.state_hash().unwrap(), "{what}");
+            for series in ["loss", "val_loss", "lr"] {
+                let bits = |handler: &NNHandler<Net>| -> Vec<u64> {
+                    handler.history().series(series).iter().map(|x| x.to_bits()).collect()
+                };
+                assert_eq!(bits(&again), bits(&whole), "{series} {what}");
+            }
+        }
     }
 }

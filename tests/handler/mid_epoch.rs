@@ -3,10 +3,11 @@
 use tch_checkpoint::autosave::Every;
 use tch_checkpoint::group::ProcessGroup;
 use tch_checkpoint::handler::{Loader, NNHandler};
+use tch_checkpoint::storage::Fault;
 use tch_checkpoint::torch::{Adam, Sgd};
 use tch_checkpoint::{ErrorKind, Result};
 
-use crate::harness::{exclusive, memory, on_ranks, one_error, visible};
+use crate::harness::{Stage, exclusive, memory, on_ranks, one_error, visible};
 use crate::models::*;
 
 const DROPOUT: f64 = 0.3;
@@ -260,4 +261,24 @@ fn a_position_beyond_the_data_is_refused() {
     let error = loaded(&solo, &storage, "runs/odd").err().expect("an error");
     assert_eq!(error.kind(), ErrorKind::Mismatch, "{error}");
     assert!(error.to_string().contains("trainer.samples"), "{error}");
+}
+
+/// The step was made, only not saved: the same call again goes on after it.
+#[test]
+fn a_save_that_fails_inside_an_epoch_does_not_change_the_run() {
+    let _generator = exclusive();
+    let (solo, stage) = (ProcessGroup::solo(), Stage::new(0));
+    let storage = stage.storage(&solo);
+    let mut whole = handler(&solo, &memory().1, DROPOUT, adam());
+    whole.train(2).unwrap();
+    let mut failing = handler(&solo, &storage, DROPOUT, adam());
+    failing.auto_save(Every::steps(2).unwrap(), "auto", "s{step}").unwrap();
+    failing.train_steps(1).unwrap();
+    stage.faulty.fail_at(stage.faulty.operations() + 4, Fault::Error(28), true);
+    assert_eq!(failing.train_steps(5).unwrap_err().kind(), ErrorKind::Storage);
+    stage.faulty.reset();
+    assert_eq!((failing.step(), failing.samples_in_epoch()), (2, 14));
+    failing.train_steps(4).unwrap();
+    assert_eq!(failing.state_hash().unwrap(), whole.state_hash().unwrap());
+    same_series(&failing, &whole);
 }
