@@ -38,6 +38,10 @@ impl fmt::Display for Difference {
 /// `make` gives a new handler with its optimizer and whatever else a checkpoint holds; `equip` adds
 /// what none holds (loss, data, callbacks), to new handlers and to the loaded one. What the two do
 /// must be the same each time, random numbers included: [`HandlerBuilder::build`] seeds libtorch.
+/// Nothing is saved automatically meanwhile.
+///
+/// Each call to train ends with a validation, so with [`NNHandler::validate_every`] above 1 cut
+/// inside an epoch, or after one that is validated in any case.
 ///
 /// # Collective
 /// Every rank, each with handlers of the same group; all get the same answer.
@@ -55,10 +59,14 @@ pub fn check_resume<M: Model>(
     let new = || {
         let mut handler = make()?;
         equip(&mut handler)?;
+        // Its checkpoints have other ids, and may have other names, in each run.
+        handler.disable_auto_save();
         Ok::<_, Error>(handler)
     };
     let mut whole = new()?;
     whole.train_steps(steps.saturating_mul(2))?;
+    // Before another handler draws from the generators, which belong to the process.
+    let expected = whole.state_dict();
 
     let mut first = new()?;
     first.train_steps(steps)?;
@@ -72,17 +80,18 @@ pub fn check_resume<M: Model>(
     drop(first);
     let mut resumed = NNHandler::<M>::load(&path, options)?;
     equip(&mut resumed)?;
+    resumed.disable_auto_save();
     resumed.train_steps(steps)?;
-    first_difference(&resumed, &whole)
+    first_difference(&whole.group, resumed.state_dict(), expected)
 }
 
-fn first_difference<M: Model>(
-    resumed: &NNHandler<M>,
-    whole: &NNHandler<M>,
+fn first_difference(
+    group: &ProcessGroup,
+    resumed: Result<StateDict>,
+    whole: Result<StateDict>,
 ) -> Result<Option<Difference>> {
-    let group: &ProcessGroup = &whole.group;
     let compare = || {
-        let differing = compare(&resumed.state_dict()?, &whole.state_dict()?)?;
+        let differing = compare(&resumed?, &whole?)?;
         Ok(differing.map(|(name, what)| Difference { rank: group.rank(), name, what }))
     };
     let first = |all: Vec<Option<Difference>>| Ok(all.into_iter().flatten().next());
