@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handler::{LoadOptions, Model, NNHandler};
 use crate::manifest::Manifest;
 use crate::state::{LoadTargets, StateDict, Stateful, Values};
+use crate::tensor::TensorName;
 use crate::torch::{
     Clip, Ema, EmaConfig, GradScaler, GradScalerConfig, Optimizer, Precision, Scheduler,
     SchedulerConfig, SchedulerUnit,
@@ -68,6 +69,11 @@ impl Parts {
             scaler.save_values(SCALER, &mut state.values)?;
         }
         self.ema.as_ref().map_or(Ok(()), |ema| ema.save_state(EMA, state))
+    }
+
+    /// After a lenient load: an average that was not found begins as its parameter is now.
+    pub(super) fn begin_missing(&mut self, missing: &[TensorName]) -> Result<()> {
+        self.ema.as_mut().map_or(Ok(()), |ema| ema.begin_missing(EMA, missing))
     }
 
     pub(super) fn targets<'a>(&'a mut self, targets: &mut LoadTargets<'a>) -> Result<()> {

@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tch::Device;
+use tch::{Device, Tensor};
 use tch_checkpoint::handler::{LoadOptions, Model, NNHandler};
 use tch_checkpoint::save::{SaveOptions, save};
 use tch_checkpoint::state::{StateDict, Value};
 use tch_checkpoint::storage::{MemoryStorage, Storage};
 use tch_checkpoint::tensor::{Component, Dtype, TensorName, TensorSpec};
+use tch_checkpoint::torch::EmaConfig;
 use tch_checkpoint::{CheckpointPath, Error, ErrorKind, ProcessGroup, Result};
 
 use crate::harness::*;
@@ -206,4 +207,23 @@ fn a_load_without_history_begins_the_series_anew() {
     second.train(1).unwrap();
     let loss = second.history().series("loss");
     assert!(loss[..2].iter().all(|x| x.is_nan()) && loss[2].is_finite(), "{loss:?}");
+}
+
+/// The average of a parameter that the checkpoint lacks begins as the parameter, on every rank.
+#[test]
+fn a_lenient_load_leaves_averages_equal_too() {
+    let (_, storage) = memory();
+    let averages = on_ranks(2, move |group| {
+        let mut saved = usual(&group, &storage);
+        saved.set_ema(EmaConfig::default()).unwrap();
+        saved.train(1).unwrap();
+        saved.save("runs/net").unwrap();
+        let lenient = LoadOptions { lenient: true, ..options(&group, &storage) };
+        let grown = NNHandler::<GrownNet>::load("runs/net", lenient).unwrap();
+        let number = |tensor: &Tensor| tensor.double_value(&[]);
+        let average = grown.ema().unwrap().averages().find(|(name, _)| *name == "added");
+        (number(average.unwrap().1), number(&grown.vars().variables()["added"]))
+    });
+    assert_eq!(averages[0], averages[1]);
+    assert_eq!(averages[0].0, averages[0].1);
 }

@@ -236,3 +236,22 @@ pub fn scripted(mut handler: NNHandler<Net>, script: &[f64]) -> NNHandler<Net> {
     });
     handler
 }
+
+/// A later version of [`Net`] with one more parameter, which begins with another value on each
+/// rank, as with a generator that ranks do not share.
+pub struct GrownNet(Net, Tensor);
+
+impl Model for GrownNet {
+    type Config = NetConfig;
+
+    fn new(path: &nn::Path<'_>, config: &NetConfig) -> Self {
+        static BUILT: AtomicI64 = AtomicI64::new(1);
+        let value = Tensor::from(BUILT.fetch_add(1, Ordering::Relaxed)).to_kind(Kind::Float);
+        let net = Net::new(path, config);
+        Self(net, path.var_copy("added", &value))
+    }
+
+    fn forward(&self, input: &Tensor, train: bool) -> Tensor {
+        self.0.forward(input, train) + &self.1
+    }
+}

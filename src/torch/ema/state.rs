@@ -7,8 +7,8 @@ use tch::nn;
 use super::{Ema, EmaConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{LoadTargets, StateDict, Stateful, Value, Values};
-use crate::tensor::Component;
-use crate::torch::{TchSink, TchSource, join, tensor_name};
+use crate::tensor::{Component, TensorName};
+use crate::torch::{TchSink, TchSource, join, tensor_name, torch_error};
 
 /// Tensors `<prefix>.<parameter>`; values `config` (JSON) and `updates`. While the model holds the
 /// averages neither saving nor loading is possible ([`ErrorKind::InvalidInput`]): the model in the
@@ -55,6 +55,19 @@ impl Ema {
     pub fn from_values(prefix: &str, values: &Values, store: &nn::VarStore) -> Result<Self> {
         let (config, updates) = settings(prefix, values)?;
         Ok(Self { updates, ..Self::new(config, store)? })
+    }
+
+    /// Begins the averages whose tensors a lenient load did not find as their parameters are now.
+    pub(crate) fn begin_missing(&mut self, prefix: &str, missing: &[TensorName]) -> Result<()> {
+        for average in &mut self.averages {
+            if missing.contains(&tensor_name(prefix, &average.name)?) {
+                let begun = tch::no_grad(|| average.shadow.f_copy_(&average.parameter));
+                begun.map_err(|e| {
+                    torch_error("beginning an average", &e).with_tensor(average.name.as_str())
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether [`Stateful::load_values`] would take these values; changes nothing.
