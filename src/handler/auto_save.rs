@@ -18,7 +18,7 @@ use crate::storage::Storage;
 use crate::sweep::{self, Pace};
 use crate::torch::Optimizer;
 
-/// Saves at the end of epochs; made by [`NNHandler::auto_save`]. Part of every checkpoint, so that
+/// Saves while training, at the end of epochs or of steps; made by [`NNHandler::auto_save`]. Part of every checkpoint, so that
 /// a loaded handler goes on saving to the old place.
 #[derive(Debug, Clone)]
 pub struct AutoSaver {
@@ -111,7 +111,8 @@ impl AutoSaver {
         self
     }
 
-    /// Whether the last epoch of each `train` is saved whatever the interval. Default: yes.
+    /// Whether the end of each `train` and `train_steps` is saved too, if an interval is set at all.
+    /// Default: yes.
     pub fn save_on_last_epoch(&mut self, save: bool) -> &mut Self {
         self.state.save_on_last_epoch = save;
         self

@@ -150,9 +150,9 @@ impl<M: Model> NNHandler<M> {
         Ok(state)
     }
 
-    /// Model, optimizer, counters, history, auto-saver, callbacks, code if set, and this rank's
-    /// random state.
-    /// No tensor is copied.
+    /// Model, optimizer, the optional parts, how steps are made, counters, how far the epoch under
+    /// way has come, history, values of the user, auto-saver, callbacks, code if set, and this
+    /// rank's random state. No tensor is copied.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] for tensors that cannot be stored.
@@ -186,10 +186,10 @@ impl<M: Model> NNHandler<M> {
         Ok(state)
     }
 
-    /// BLAKE3 over parameters, buffers, optimizer and its schedule, scaler, averages, seed and
-    /// counters: equal
-    /// exactly if training on the same data would go on equally, bit for bit, up to random state.
-    /// Does not depend on how ranks share the optimizer's state. Reads every tensor.
+    /// BLAKE3 over parameters, buffers, optimizer and its schedule, scaler, averages, how steps are
+    /// made, seed and counters: equal exactly if training on the same data would go on equally, bit
+    /// for bit, up to random state. Does not depend on how ranks share the optimizer's state. Reads
+    /// every tensor.
     ///
     /// # Collective
     /// If the ranks share the optimizer's state, every rank, each of which then holds all of that
@@ -224,10 +224,11 @@ impl<M: Model> NNHandler<M> {
         Ok(hasher.finalize().to_hex().to_string())
     }
 
-    /// Builds a handler from a checkpoint in any form: model, optimizer, counters, history, auto-saver and
-    /// random state. Loss, metrics and data are not stored; set them before training on. The
-    /// auto-saver goes on if the checkpoint lies in the directory to which it saves; elsewhere it
-    /// is off, with a warning, until [`NNHandler::auto_save`] is called, unless
+    /// Builds a handler from a checkpoint in any form: all that [`NNHandler::state_dict`] lists but
+    /// the code.
+    /// Loss, metrics, data and [`NNHandler::validate_every`] are not stored; set them before
+    /// training on. The auto-saver goes on if the checkpoint lies in the directory to which it
+    /// saves; elsewhere it is off, with a warning, until [`NNHandler::auto_save`] is called, unless
     /// [`LoadOptions::keep_auto_saver`] says otherwise.
     ///
     /// # Collective

@@ -197,7 +197,7 @@ impl<M: Model> NNHandler<M> {
     }
 
     /// Validates after every `epochs` epochs, and after the last of each `train`. Default 1;
-    /// 0 means never.
+    /// 0 means never. Not stored in checkpoints.
     pub fn validate_every(&mut self, epochs: u64) {
         self.validate_every = epochs;
     }
