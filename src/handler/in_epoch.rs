@@ -170,7 +170,8 @@ impl<M: Model> NNHandler<M> {
     /// twice, and others never.
     pub(super) fn check_same_data(&self, feed: &Feed) -> Result<()> {
         let now = DataFacts::of(feed);
-        let Some(began) = self.in_epoch.data.filter(|began| *began != now) else { return Ok(()) };
+        let began = self.in_epoch.data.filter(|_| self.in_epoch.samples > 0);
+        let Some(began) = began.filter(|began| *began != now) else { return Ok(()) };
         let message = format!(
             "the epoch under way began with {} samples (shuffle {}), the training data now has {} \
              (shuffle {})",

@@ -282,3 +282,16 @@ fn a_save_that_fails_inside_an_epoch_does_not_change_the_run() {
     assert_eq!(failing.state_hash().unwrap(), whole.state_hash().unwrap());
     same_series(&failing, &whole);
 }
+
+/// An epoch whose first step failed is not under way yet.
+#[test]
+fn other_data_may_follow_a_first_step_that_failed() {
+    let _generator = exclusive();
+    let (solo, (_, storage)) = (ProcessGroup::solo(), memory());
+    let mut handler = handler(&solo, &storage, 0.0, adam());
+    handler.set_loss_fn(|output, target| output - target);
+    assert_eq!(handler.train(1).unwrap_err().kind(), ErrorKind::Device);
+    handler.set_loss_fn(squared_error);
+    handler.set_train_loader(data(21), LOADER);
+    handler.train(1).unwrap();
+}
