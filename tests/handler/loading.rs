@@ -141,7 +141,7 @@ fn a_checkpoint_that_no_handler_saved_is_refused_clearly() {
 #[test]
 fn values_that_make_no_sense_are_refused() {
     type Change = fn(&mut StateDict);
-    let changes: [(&str, Change); 9] = [
+    let changes: [(&str, Change); 11] = [
         ("epoch", |s| s.values.set("trainer.epoch", -1i64)),
         ("epoch", |s| s.values.set("trainer.epoch", i64::MAX)),
         ("step", |s| s.values.set("trainer.step", "three")),
@@ -149,6 +149,8 @@ fn values_that_make_no_sense_are_refused() {
         ("history", |s| s.values.set("history.loss", vec![1.0; 9])),
         ("model.config", |s| s.values.set("model.config", Value::Json("{".to_owned()))),
         ("optimizer.lr", |s| s.values.set("optimizer.lr", vec![1.0; 3])),
+        ("optimizer.lr", |s| s.values.set("optimizer.lr", vec![f64::NAN])),
+        ("optimizer.weight_decay", |s| s.values.set("optimizer.weight_decay", vec![f64::INFINITY])),
         ("auto_saver", |s| s.values.set("auto_saver", Value::Json("[]".to_owned()))),
         ("random state", |s| s.rank_values.set("rng.cpu", vec![1u8; 3])),
     ];

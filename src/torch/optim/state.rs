@@ -183,6 +183,9 @@ impl Optimizer {
             let saved = lr.len();
             return mismatch(format!("{saved} parameter groups in the checkpoint, {groups} here"));
         }
+        if let Some(number) = lr.iter().chain(&weight_decay).find(|number| !number.is_finite()) {
+            return mismatch(format!("a learning rate or weight decay of {number}"));
+        }
         config.validate().map_err(|e| e.with_kind(ErrorKind::Mismatch))?;
         let stored = stored_groups(prefix, values)?;
         stored.iter().try_for_each(|stored| self.check_members(stored))?;
