@@ -12,8 +12,12 @@ use std::time::{Duration, Instant};
 const HANG: Duration = Duration::from_secs(120);
 
 fn example() -> PathBuf {
+    example_named("digits")
+}
+
+fn example_named(name: &str) -> PathBuf {
     let command = Path::new(env!("CARGO_BIN_EXE_tch-checkpoint"));
-    let example = command.with_file_name("examples").join("digits");
+    let example = command.with_file_name("examples").join(name);
     assert!(example.exists(), "{} is not built: cargo build --examples", example.display());
     example
 }
@@ -55,9 +59,13 @@ fn state(output: &Output) -> String {
 }
 
 fn torchrun_sh(ranks: u32, flags: &[&str]) -> Output {
+    torchrun_sh_of(&example(), ranks, flags)
+}
+
+fn torchrun_sh_of(example: &Path, ranks: u32, flags: &[&str]) -> Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("launch/torchrun.sh");
     let mut command = clean(script);
-    command.args(["-n", &ranks.to_string()]).arg(example()).args(flags);
+    command.args(["-n", &ranks.to_string()]).arg(example).args(flags);
     finish(command.spawn().unwrap())
 }
 
@@ -124,6 +132,22 @@ fn resumed_on_two_ranks_it_equals_the_uninterrupted_run() {
         assert_ne!(half, whole, "{optimizer}: the hash says nothing");
         let cold = run(&["--epochs", "2", "--seed", "2"]);
         assert_ne!(cold, half, "{optimizer}: the seed says nothing");
+    }
+}
+
+/// With dropout, on ranks that have a generator each, cut inside an epoch.
+#[test]
+fn resume_check_says_whether_a_resume_is_exact() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cut").to_str().unwrap().to_owned();
+    let example = example_named("resume_check");
+    let exact = ("resume is exact\n", 0);
+    let other = ("the resumed run differs: `hidden.bias` on rank 0", 4);
+    for (spoil, (said, code)) in [(&[][..], exact), (&["--spoil"][..], other)] {
+        let flags = [&["--steps", "13", "--path", &path], spoil].concat();
+        let output = torchrun_sh_of(&example, 2, &flags);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.starts_with(said) && output.status.code() == Some(code), "{output:?}");
     }
 }
 
