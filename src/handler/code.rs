@@ -43,7 +43,7 @@ impl<M: Model> NNHandler<M> {
     }
 
     /// The code that was saved with a checkpoint on the file system; none if none was. Not
-    /// collective. The same as [`load_model_code`](crate::code::load_model_code), which needs no
+    /// collective. The same as [`load_model_code`], which needs no
     /// libtorch.
     ///
     /// # Errors
