@@ -18,8 +18,8 @@
 
 mod data;
 mod env;
+mod exchange;
 mod frame;
-mod gather;
 mod heartbeat;
 mod inbox;
 mod launch;
@@ -332,33 +332,6 @@ impl ProcessGroup {
         T: Serialize + DeserializeOwned + Clone,
     {
         self.phase_all(Channel::Training, name, || Ok(()), |_| work())
-    }
-
-    /// Adds up `values` over all ranks, so that all hold the same bits. In rank order, so that a
-    /// rerun gives them too; under MPI the order is the library's.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Disagreement`] if lengths or operations differ between ranks;
-    /// [`ErrorKind::PeerLost`], [`ErrorKind::CoordinatorLost`] or [`ErrorKind::Deadline`], after
-    /// which `values` are undefined and every later exchange of data fails.
-    pub fn all_reduce_sum(&self, values: &mut [f32]) -> Result<()> {
-        self.0.data.all_reduce_sum(values)
-    }
-
-    /// As [`ProcessGroup::all_reduce_sum`], in double precision.
-    ///
-    /// # Errors
-    /// As [`ProcessGroup::all_reduce_sum`].
-    pub fn all_reduce_sum_f64(&self, values: &mut [f64]) -> Result<()> {
-        self.0.data.all_reduce_sum_f64(values)
-    }
-
-    /// Gives every rank the coordinator's bytes; the length must be the same everywhere.
-    ///
-    /// # Errors
-    /// As [`ProcessGroup::all_reduce_sum`].
-    pub fn broadcast(&self, bytes: &mut [u8]) -> Result<()> {
-        self.0.data.broadcast(bytes)
     }
 
     fn alone(member: Member, deadlines: Deadlines) -> Self {

@@ -140,13 +140,15 @@ impl<M: Model> NNHandler<M> {
             Some(feed) if due => self.with_ema(|handler| handler.validate(&feed))??,
             _ => BTreeMap::from([("val_loss".to_owned(), f64::NAN)]),
         });
+        let seconds = self.in_epoch.seconds;
+        logs.insert("epoch_time".to_owned(), self.coordinators(seconds)?);
+        // After all that can fail on one rank alone: an epoch that is finished again must not
+        // advance twice.
         if let Some(optimizer) = &mut self.optimizer {
             let metric = logs.get("val_loss").copied();
             self.parts.advance(SchedulerUnit::Epoch, optimizer, metric)?;
         }
         logs.insert("lr".to_owned(), self.lr());
-        let seconds = self.in_epoch.seconds;
-        logs.insert("epoch_time".to_owned(), self.coordinators(seconds)?);
         // Together, so that history has one number per epoch whatever fails before or after.
         self.epoch = epoch;
         self.in_epoch = InEpoch::default();

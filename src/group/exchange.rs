@@ -1,4 +1,5 @@
-//! Exchanges of bytes that no arithmetic may touch.
+//! Exchanges between ranks over the data plane: sums, broadcasts, and bytes that no arithmetic may
+//! touch.
 
 use std::ops::Range;
 
@@ -6,6 +7,33 @@ use super::ProcessGroup;
 use crate::error::{Error, ErrorKind, Result};
 
 impl ProcessGroup {
+    /// Adds up `values` over all ranks, so that all hold the same bits. In rank order, so that a
+    /// rerun gives them too; under MPI the order is the library's.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Disagreement`] if lengths or operations differ between ranks;
+    /// [`ErrorKind::PeerLost`], [`ErrorKind::CoordinatorLost`] or [`ErrorKind::Deadline`], after
+    /// which `values` are undefined and every later exchange of data fails.
+    pub fn all_reduce_sum(&self, values: &mut [f32]) -> Result<()> {
+        self.0.data.all_reduce_sum(values)
+    }
+
+    /// As [`ProcessGroup::all_reduce_sum`], in double precision.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::all_reduce_sum`].
+    pub fn all_reduce_sum_f64(&self, values: &mut [f64]) -> Result<()> {
+        self.0.data.all_reduce_sum_f64(values)
+    }
+
+    /// Gives every rank the coordinator's bytes; the length must be the same everywhere.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::all_reduce_sum`].
+    pub fn broadcast(&self, bytes: &mut [u8]) -> Result<()> {
+        self.0.data.broadcast(bytes)
+    }
+
     /// Combines `bytes` by bitwise or over all ranks; exact, whatever the bytes mean.
     ///
     /// # Errors
