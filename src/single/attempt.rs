@@ -173,13 +173,17 @@ impl Attempt {
                 Ok(_) => return Err(error),
                 Err(_) => {
                     made.stage = Stage::Visible;
-                    return Err(error.with_kind(ErrorKind::OutcomeUnknown).with_help(format!(
-                        "if the name holds save {save_id}, it was committed; nothing was removed"
-                    )));
+                    return Err(outcome_unknown(error, save_id));
                 }
             },
         }
-        if without_lock { made.undo_if_superseded(parent.as_ref(), save_id) } else { Ok(()) }
+        if !without_lock {
+            return Ok(());
+        }
+        made.undo_if_superseded(parent.as_ref(), save_id).map_err(|e| match e.kind() {
+            ErrorKind::Superseded => e,
+            _ => outcome_unknown(e, save_id),
+        })
     }
 
     /// Ends the attempt: removes what it replaced, or, if it was not committed, what it left.
@@ -229,6 +233,12 @@ fn superseded(parent: &dyn Directory, name: &CheckpointName) -> Error {
     Error::new(ErrorKind::Superseded, "another job has written under this name meanwhile")
         .with_path(parent.path().join(name.as_str()))
         .with_help("its file is untouched; this one was not committed")
+}
+
+fn outcome_unknown(error: Error, save_id: SaveId) -> Error {
+    error.with_kind(ErrorKind::OutcomeUnknown).with_help(format!(
+        "if the name holds save {save_id}, it was committed; nothing was removed"
+    ))
 }
 
 fn remove_if(

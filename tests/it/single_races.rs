@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tch_checkpoint::catalog;
 use tch_checkpoint::single::save_single_file;
 use tch_checkpoint::storage::{FaultyStorage, MemoryStorage, Rename, Storage};
-use tch_checkpoint::{Checkpoint, ErrorKind, OnExisting, ProcessGroup, Result, SaveOptions};
+use tch_checkpoint::{Checkpoint, Error, ErrorKind, OnExisting, ProcessGroup, Result, SaveOptions};
 
 use crate::harness::*;
 use crate::hooked::{Hooked, unsupported};
@@ -77,6 +77,30 @@ fn a_file_of_another_job_is_never_replaced_unseen() {
         assert_eq!(step(&memory), 9, "{has_locks} {before}");
         assert_good(&memory, FILE);
     }
+}
+
+/// Without locks there is a look after the exchange. If it fails, the new file is visible all the
+/// same: the error must not say that nothing was committed.
+#[test]
+fn a_failed_look_after_the_exchange_leaves_the_outcome_unknown() {
+    let memory = MemoryStorage::new();
+    save_on(&memory, 1).unwrap();
+    let renamed = AtomicUsize::new(0);
+    let hooked = Hooked::new(&memory, move |call| match call.operation {
+        "try_lock" | "try_lock_self" => Err(unsupported()),
+        "rename" => {
+            renamed.store(1, Ordering::Relaxed);
+            Ok(())
+        }
+        "list" if renamed.load(Ordering::Relaxed) == 1 => {
+            Err(Error::new(ErrorKind::Storage, "cannot be listed"))
+        }
+        _ => Ok(()),
+    });
+    let error = save_on(&hooked, 2).unwrap_err();
+    assert_eq!(step(&memory), 2, "the new file is visible");
+    assert_eq!(error.kind(), ErrorKind::OutcomeUnknown, "{error}");
+    assert!(!error.help().unwrap_or_default().contains("nothing was committed"), "{error}");
 }
 
 /// The file is replaced whenever a load is about to open it: to find it, to see its length, to
