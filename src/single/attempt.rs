@@ -216,16 +216,18 @@ impl Attempt {
 impl AttemptFile {
     /// Without locks another job may have come between the last look and the exchange.
     fn undo_if_superseded(&mut self, parent: &dyn Directory, save_id: SaveId) -> Result<()> {
-        let Existing::Checkpoint(expected) = self.replaces else { return Ok(()) };
-        let partial = layout::partial_dir(&self.name, &save_id);
-        match existing(parent, &partial)? {
-            Existing::Checkpoint(found) if found != expected && found != save_id => {
-                parent.rename(&partial, self.name.as_str(), Rename::Exchange)?;
-                self.stage = Stage::Hidden;
-                Err(superseded(parent, &self.name))
-            }
-            _ => Ok(()),
+        if self.replaces == Existing::Absent {
+            return Ok(());
         }
+        let partial = layout::partial_dir(&self.name, &save_id);
+        let found = existing(parent, &partial)?;
+        // Absent: replaced without an exchange.
+        if [Existing::Absent, self.replaces, Existing::Checkpoint(save_id)].contains(&found) {
+            return Ok(());
+        }
+        parent.rename(&partial, self.name.as_str(), Rename::Exchange)?;
+        self.stage = Stage::Hidden;
+        Err(superseded(parent, &self.name))
     }
 }
 

@@ -79,6 +79,31 @@ fn a_file_of_another_job_is_never_replaced_unseen() {
     }
 }
 
+/// Also where the file that was to be replaced is damaged: what another job put there meanwhile is
+/// not, and comes back.
+#[test]
+fn a_file_that_replaced_a_damaged_one_meanwhile_is_kept() {
+    let memory = MemoryStorage::new();
+    save_on(&memory, 1).unwrap();
+    // In the text of the manifest.
+    memory.corrupt(Path::new(FILE), 300, 1).unwrap();
+    assert_eq!(catalog::find(&memory, &wanted(FILE)).unwrap_err().kind(), ErrorKind::Corrupt);
+    let (inner, calls) = (memory.clone(), AtomicUsize::new(0));
+    let hooked = Hooked::new(&memory, move |call| {
+        if call.operation.starts_with("try_lock") {
+            return Err(unsupported());
+        }
+        if call.operation == "rename" && calls.fetch_add(1, Ordering::Relaxed) == 0 {
+            other_job(&without_locks(&inner), 9);
+        }
+        Ok(())
+    });
+    let error = save_on(&hooked, 2).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Superseded, "{error}");
+    assert_eq!(step(&memory), 9);
+    assert_good(&memory, FILE);
+}
+
 /// Without locks there is a look after the exchange. If it fails, the new file is visible all the
 /// same: the error must not say that nothing was committed.
 #[test]
