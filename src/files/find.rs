@@ -41,7 +41,10 @@ pub(crate) fn find(
     let opened = of_model.map(|file| {
         open_with_siblings(parent.as_ref(), &file, unverified).map(|opened| (file, opened))
     });
-    if let Some((file, Some(manifest))) = opened.transpose()? {
+    // Only our own files belong to a stem: another tool's has just a name like that.
+    if let Some((file, Some(manifest))) = opened.transpose()?
+        && *manifest.form() != Form::Plain
+    {
         return found(&file, parent, manifest);
     }
     if !unverified {

@@ -361,6 +361,11 @@ fn directories_of_hugging_face_tools_give_weights() {
     for verdict in ends(&memory, "w/two") {
         assert_eq!(verdict.unwrap(), (0.5, 5.5));
     }
+    // A file beside it is no part of it, whatever its name ends in.
+    plain_file(&memory, "w/two_model.safetensors", |name| format!("other.{name}"));
+    for verdict in ends(&memory, "w/two") {
+        assert_eq!(verdict.unwrap(), (0.5, 5.5));
+    }
     let outside = index.replace("model-00001", "../model-00001");
     memory.write(Path::new("w/two/model.safetensors.index.json"), outside.as_bytes()).unwrap();
     assert_eq!(one_error(&ends(&memory, "w/two")).kind(), ErrorKind::Corrupt);
