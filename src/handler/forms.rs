@@ -178,7 +178,11 @@ fn agree_on_config(group: &ProcessGroup, config: Option<&impl Serialize>) -> Res
     let own = || config.map(Value::json).transpose();
     group.phase_all(Channel::Save, "config", own, |all: Vec<Option<Value>>| {
         let Some(ours) = all.first() else { return Ok(()) };
-        match all.iter().zip(0..).find(|(theirs, _)| *theirs != ours) {
+        let differs = |theirs: &Option<Value>| match (theirs, ours) {
+            (Some(theirs), Some(ours)) => !theirs.same(ours),
+            (theirs, ours) => theirs.is_some() != ours.is_some(),
+        };
+        match all.iter().zip(0..).find(|(theirs, _)| differs(theirs)) {
             None => Ok(()),
             Some((_, rank)) => Err(Error::new(
                 ErrorKind::Disagreement,

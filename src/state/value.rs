@@ -49,13 +49,18 @@ impl Value {
             .map_err(|e| Error::new(ErrorKind::InvalidInput, format!("no JSON form: {e}")))
     }
 
-    /// Whether both are the same, bit for bit (unlike `==`, NaN equals itself).
+    /// Whether both are the same, bit for bit (unlike `==`, NaN equals itself, and the keys of a
+    /// JSON object have no order: maps without one are written differently on every rank).
     #[must_use]
     pub fn same(&self, other: &Value) -> bool {
         let bits = |v: &[f64]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         match (self, other) {
             (Self::Float(a), Self::Float(b)) => a.to_bits() == b.to_bits(),
             (Self::Floats(a), Self::Floats(b)) => bits(a) == bits(b),
+            (Self::Json(a), Self::Json(b)) if a != b => {
+                let parsed = |text: &str| serde_json::from_str(text).ok();
+                parsed(a).zip(parsed(b)).is_some_and(|(a, b)| same_json(&a, &b))
+            }
             _ => self == other,
         }
     }
@@ -166,9 +171,46 @@ impl Values {
     }
 }
 
+fn same_json(a: &serde_json::Value, b: &serde_json::Value) -> bool {
+    use serde_json::Value::{Array, Object};
+    match (a, b) {
+        (Object(a), Object(b)) => {
+            let in_b = |(key, value)| b.get(key).is_some_and(|other| same_json(value, other));
+            a.len() == b.len() && a.iter().all(in_b)
+        }
+        (Array(a), Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same_json(a, b)),
+        // As text: 0.0 is not -0.0, and 1 is not 1.0.
+        _ => {
+            let [a, b] = [a, b].map(ToString::to_string);
+            a == b
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_objects_have_no_order_but_everything_else_counts() {
+        let same = |a: &str, b: &str| Value::Json(a.into()).same(&Value::Json(b.into()));
+        assert!(same(
+            r#"{"a":[1,{"b":2,"c":null}],"d":0.1}"#,
+            r#"{"d":0.1,"a":[1,{"c":null,"b":2}]}"#
+        ));
+        for (a, b) in [
+            ("[1,2]", "[2,1]"),
+            ("[1]", "[1,1]"),
+            ("0.0", "-0.0"),
+            ("1", "1.0"),
+            (r#"{"a":1}"#, r#"{"a":2}"#),
+            (r#"{"a":1}"#, r#"{"a":1,"b":1}"#),
+            (r#"{"a":1}"#, r#"{"b":1}"#),
+            ("{", "["),
+        ] {
+            assert!(!same(a, b) && !same(b, a), "{a} {b}");
+        }
+    }
 
     #[test]
     fn nan_agrees_with_itself_and_differences_are_named() {

@@ -1,11 +1,14 @@
 //! Several ranks train one model; the world size may change between runs; ranks may be lost.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tch_checkpoint::ErrorKind;
+use tch::nn;
 use tch_checkpoint::group::ProcessGroup;
-use tch_checkpoint::handler::{Loader, NNHandler};
+use tch_checkpoint::handler::{InitOptions, Loader, Model, NNHandler};
 use tch_checkpoint::storage::Storage;
+use tch_checkpoint::{ErrorKind, Result};
 
 use crate::harness::*;
 use crate::models::*;
@@ -227,4 +230,46 @@ fn a_loss_that_is_no_number_on_one_rank_reaches_all_alike() {
     for series in seen {
         assert!(series.iter().all(|s| s.len() == 2 && s.iter().all(|x| x.is_nan())), "{series:?}");
     }
+}
+
+/// A model whose configuration has no order of its own: each rank writes it differently.
+struct Unordered;
+
+impl Model for Unordered {
+    type Config = HashMap<String, i64>;
+
+    fn new(path: &nn::Path<'_>, config: &Self::Config) -> Self {
+        for (name, size) in config {
+            let _ = path.zeros(name, &[*size]);
+        }
+        Self
+    }
+
+    fn forward(&self, input: &tch::Tensor, _: bool) -> tch::Tensor {
+        input.shallow_clone()
+    }
+}
+
+#[test]
+fn a_configuration_without_order_is_the_same_on_every_rank() {
+    let (memory, _) = memory();
+    let verdicts = on_ranks(2, move |group| -> Result<()> {
+        let storage: Arc<dyn Storage> = Arc::new(memory.clone());
+        let config: HashMap<String, i64> = (1..30).map(|n| (format!("v{n}"), n)).collect();
+        let handler = NNHandler::<Unordered>::builder(config.clone())
+            .process_group(&group)
+            .device(tch::Device::Cpu)
+            .storage(storage.clone())
+            .build()?;
+        handler.save("runs/a")?;
+        let options = InitOptions {
+            group: Some(group),
+            device: Some(tch::Device::Cpu),
+            storage: Some(storage),
+            strict: true,
+        };
+        let at = "runs/a";
+        NNHandler::<Unordered>::initialize_from_checkpoint(at, Some(config), options).map(drop)
+    });
+    verdicts.into_iter().for_each(|verdict| verdict.unwrap());
 }
