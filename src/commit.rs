@@ -173,16 +173,18 @@ impl Attempt {
 
     /// Without locks another job may have come between the last look and the exchange.
     fn undo_if_superseded(&mut self) -> Result<()> {
-        let Existing::Checkpoint(expected) = self.replaces else { return Ok(()) };
-        let partial = layout::partial_dir(&self.name, &self.save_id);
-        match existing(self.parent.as_ref(), &partial)? {
-            Existing::Checkpoint(found) if found != expected && found != self.save_id => {
-                self.parent.rename(&partial, self.name.as_str(), Rename::Exchange)?;
-                self.stage = Stage::Hidden;
-                Err(self.superseded())
-            }
-            _ => Ok(()),
+        if self.replaces == Existing::Absent {
+            return Ok(());
         }
+        let partial = layout::partial_dir(&self.name, &self.save_id);
+        let found = existing(self.parent.as_ref(), &partial)?;
+        // Absent: replaced without an exchange.
+        if [Existing::Absent, self.replaces, Existing::Checkpoint(self.save_id)].contains(&found) {
+            return Ok(());
+        }
+        self.parent.rename(&partial, self.name.as_str(), Rename::Exchange)?;
+        self.stage = Stage::Hidden;
+        Err(self.superseded())
     }
 
     fn rename_into_place(&self) -> Result<()> {

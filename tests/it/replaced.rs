@@ -11,10 +11,10 @@ use tch_checkpoint::slice::Slice;
 use tch_checkpoint::state::{LoadTargets, TensorSink};
 use tch_checkpoint::storage::{MemoryStorage, Rename, Storage};
 use tch_checkpoint::tensor::Dtype;
-use tch_checkpoint::{ErrorKind, Result};
+use tch_checkpoint::{Checkpoint, ErrorKind, OnExisting, ProcessGroup, Result, SaveOptions, save};
 
 use crate::harness::*;
-use crate::hooked::Hooked;
+use crate::hooked::{Hooked, unsupported};
 
 fn tensors() -> Vec<TestTensor> {
     vec![
@@ -203,4 +203,40 @@ fn moved_while_it_is_loaded() {
     });
     let bytes = load_acting(&storage, Atomicity::InPlace, act).unwrap();
     assert!(bytes == of_generation(1));
+}
+
+/// Without locks another job may come between the last look and the exchange, also where what was
+/// to be replaced is damaged.
+#[test]
+fn what_replaced_a_damaged_one_meanwhile_is_kept() {
+    let storage = MemoryStorage::new();
+    saved(storage.clone(), 1, "runs/a", &tensors(), 1);
+    storage.corrupt(Path::new("runs/a/manifest.bin"), 40, 1).unwrap();
+    let (other, calls) = (storage.clone(), AtomicUsize::new(0));
+    let hooked = Hooked::new(&storage, move |call| {
+        if call.operation.starts_with("try_lock") {
+            return Err(unsupported());
+        }
+        if call.operation == "rename" && calls.fetch_add(1, Ordering::Relaxed) == 0 {
+            let refusing = Hooked::new(&other, |call| {
+                if call.operation.starts_with("try_lock") { Err(unsupported()) } else { Ok(()) }
+            });
+            on_ranks(1, move |group| save_over(&group, &refusing, 9)).remove(0)?;
+        }
+        Ok(())
+    });
+    let verdict = on_ranks(1, move |group| save_over(&group, &hooked, 2)).remove(0);
+    assert_eq!(verdict.unwrap_err().kind(), ErrorKind::Superseded);
+    let found = tch_checkpoint::catalog::find(&storage, &wanted("runs/a")).unwrap();
+    assert_eq!(found.manifest.step(), 9);
+    assert_good(&storage, "runs/a");
+}
+
+fn save_over(group: &ProcessGroup, storage: &dyn Storage, generation: u64) -> Result<Checkpoint> {
+    let options = SaveOptions {
+        step: generation,
+        on_existing: OnExisting::Replace,
+        ..SaveOptions::default()
+    };
+    save(group, storage, &path("runs/a"), &state(&tensors(), group, generation), &options)
 }
