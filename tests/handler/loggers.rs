@@ -126,3 +126,26 @@ fn a_history_file_that_cannot_be_written_stops_nothing() {
         }
     });
 }
+
+#[test]
+fn a_history_file_that_is_ahead_of_the_first_epoch_is_cut_back_too() {
+    on_ranks(1, |group| {
+        let (memory, storage) = memory();
+        let add = |handler: &mut NNHandler<Net>| {
+            handler.add_callback(HistoryLogger::csv("h.csv")).unwrap();
+        };
+        let mut handler = usual(&group, &storage);
+        add(&mut handler);
+        // Nothing was trained, so nothing is to be told.
+        handler.train(0).unwrap();
+        assert_eq!(entries(&memory, "."), [""; 0]);
+        handler.train_steps(1).unwrap();
+        handler.save("runs/s1").unwrap();
+        handler.train(2).unwrap();
+        assert_eq!(epochs_of(&lines(&memory, "./h.csv")), ["epoch", "1", "2"]);
+        let mut again = loaded(&group, &storage, "runs/s1").unwrap();
+        add(&mut again);
+        again.train_steps(1).unwrap();
+        assert_eq!(epochs_of(&lines(&memory, "./h.csv")), ["epoch"]);
+    });
+}

@@ -93,7 +93,8 @@ impl Callback for HistoryLogger {
     }
 
     fn on_train_begin(&mut self, context: &mut CallbackContext<'_>) -> Result<()> {
-        if context.history().epochs() == 0 || !context.is_coordinator() {
+        // A first epoch that is gone on with has no lines yet, but the file may.
+        if context.step() == 0 || !context.is_coordinator() {
             return Ok(());
         }
         self.write(context.history(), context.storage())
