@@ -18,7 +18,7 @@ use crate::load::{Atomicity, Loaded, load};
 use crate::plan::OnExisting;
 use crate::plan::load::LoadRules;
 use crate::save::{Checkpoint, SaveOptions, save};
-use crate::state::{StateDict, Stateful, Value};
+use crate::state::{StateDict, Stateful, TensorEntry, Value};
 use crate::storage::Storage;
 use crate::tensor::Component;
 use crate::torch;
@@ -188,8 +188,8 @@ impl<M: Model> NNHandler<M> {
 
     /// BLAKE3 over parameters, buffers, optimizer and its schedule, scaler, averages, how steps are
     /// made, seed and counters: equal exactly if training on the same data would go on equally, bit
-    /// for bit, up to random state. Does not depend on how ranks share the optimizer's state. Reads
-    /// every tensor.
+    /// for bit, up to random state. Callbacks do not count. Does not depend on how ranks share the
+    /// optimizer's state. Reads every tensor.
     ///
     /// # Collective
     /// If the ranks share the optimizer's state, every rank, each of which then holds all of that
@@ -205,8 +205,11 @@ impl<M: Model> NNHandler<M> {
         }
         // Whole tensors in place of the parts that this rank has.
         let tensors: BTreeMap<_, _> = state.tensors().chain(shared.tensors()).collect();
+        let of_callbacks = |boxes: &[TensorEntry]| {
+            boxes.iter().any(|entry| entry.component.as_str() == callbacks::COMPONENT)
+        };
         let mut hasher = blake3::Hasher::new();
-        for (name, boxes) in tensors {
+        for (name, boxes) in tensors.into_iter().filter(|(_, boxes)| !of_callbacks(boxes)) {
             for entry in boxes {
                 hasher.update(format!("{name}\0{}\0", entry.spec).as_bytes());
                 let mut bytes = crate::memory::zeroed(entry.spec.size_bytes())?;

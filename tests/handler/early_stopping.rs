@@ -251,3 +251,19 @@ fn a_stop_without_best_weights_is_a_stop_with_a_warning() {
         handler.train(1).unwrap();
     });
 }
+
+/// The coordinator alone keeps the best weights; they say nothing about how training goes on.
+#[test]
+fn kept_weights_are_no_part_of_the_hash_by_which_ranks_and_runs_are_compared() {
+    let (_, storage) = memory();
+    let hashes = on_ranks(2, move |group| {
+        let callback = stopping().restore_best_weights(true);
+        let mut handler = watching(&group, &storage, VALLEY, callback);
+        let mut without = usual(&group, &storage);
+        for handler in [&mut handler, &mut without] {
+            handler.train(2).unwrap();
+        }
+        [handler.state_hash().unwrap(), without.state_hash().unwrap()]
+    });
+    assert!(hashes.concat().iter().all(|hash| *hash == hashes[0][0]), "{hashes:#?}");
+}
