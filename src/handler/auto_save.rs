@@ -45,6 +45,13 @@ pub(super) struct AutoSaverState {
     automatic: Option<CheckpointName>,
 }
 
+impl AutoSaverState {
+    /// Without what it has saved.
+    pub(super) fn settings(self) -> Self {
+        Self { previous: Vec::new(), automatic: None, ..self }
+    }
+}
+
 impl AutoSaver {
     pub(super) fn new(
         interval: Every,

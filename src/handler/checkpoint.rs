@@ -25,6 +25,8 @@ use crate::torch;
 
 /// Prefix of the names of optimizer tensors and values.
 pub(super) const OPTIMIZER: &str = "optimizer";
+/// Name of the auto-saver's value.
+pub(super) const AUTO_SAVER: &str = "auto_saver";
 /// Prefix of the names of values that the user adds.
 pub(super) const USER: &str = "user.";
 
@@ -175,7 +177,7 @@ impl<M: Model> NNHandler<M> {
             values.set(format!("{USER}{name}"), value.clone());
         }
         if let Some(saver) = &self.auto_saver {
-            values.set("auto_saver", Value::json(&saver.state())?);
+            values.set(AUTO_SAVER, Value::json(&saver.state())?);
         }
         self.callbacks.save_state(self.group.rank(), &mut state)?;
         state.rank_values.set("rng.cpu", torch::cpu_rng_state()?);

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::handler::auto_save::AutoSaverState;
 use crate::handler::builder::seed_of_rank;
-use crate::handler::checkpoint::{OPTIMIZER, USER};
+use crate::handler::checkpoint::{AUTO_SAVER, OPTIMIZER, USER};
 use crate::handler::{
     AutoSaver, HandlerBuilder, History, InEpoch, LoadOptions, Model, NNHandler, Parts, StepSettings,
 };
@@ -38,7 +38,7 @@ impl Stored {
             u64::try_from(values.int(name)?).map_err(|_| unfit(name, "is negative"))
         };
         let epoch = count("trainer.epoch")?;
-        let saver = values.find("auto_saver").map(|_| values.json::<AutoSaverState>("auto_saver"));
+        let saver = values.find(AUTO_SAVER).map(|_| values.json::<AutoSaverState>(AUTO_SAVER));
         let auto_saver = saver.transpose()?.map(AutoSaver::from_state).transpose();
         let steps: StepSettings =
             values.find(SETTINGS).map_or(Ok(StepSettings::default()), |_| values.json(SETTINGS))?;

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
+use crate::handler::auto_save::AutoSaverState;
+use crate::handler::checkpoint::AUTO_SAVER;
 use crate::handler::{LoadOptions, Model, NNHandler};
+use crate::layout::{CheckpointName, SaveId};
 use crate::rank::Rank;
 use crate::state::{StateDict, TensorEntry, Values};
 
@@ -32,8 +35,8 @@ impl fmt::Display for Difference {
 }
 
 /// Trains 2 × `steps` steps at a stretch; then `steps` steps, saves as `path` (replacing what is
-/// there), loads, and trains `steps` more. Compares every tensor and value of the two, bit for bit;
-/// `None` if all are equal.
+/// there), loads, and trains `steps` more. Compares every tensor and value of the two, bit for bit,
+/// but for times and which checkpoints were saved; `None` if all are equal.
 ///
 /// `make` gives a new handler with its optimizer and whatever else a checkpoint holds; `equip` adds
 /// what none holds (loss, data, callbacks), to new handlers and to the loaded one. What the two do
@@ -163,7 +166,7 @@ fn differing_value(ours: &Values, theirs: &Values) -> Option<(String, String)> {
     let names = ours.iter().chain(theirs.iter()).map(|(name, _)| name);
     let mut names = names.filter(|name| !TIMES.contains(name));
     let same = |name: &&str| match (ours.find(name), theirs.find(name)) {
-        (Some(a), Some(b)) => a.same(b),
+        (Some(a), Some(b)) => a.same(b) || differ_in_saves_only(name, ours, theirs),
         (a, b) => a.is_none() && b.is_none(),
     };
     let name = names.find(|name| !same(name))?;
@@ -172,6 +175,17 @@ fn differing_value(ours: &Values, theirs: &Values) -> Option<(String, String)> {
         None => "none".to_owned(),
     };
     Some((name.to_owned(), format!("resumed {}, uninterrupted {}", of(ours), of(theirs))))
+}
+
+/// Whether two values of a name are the same but for which checkpoints were saved before: every
+/// save has an id of its own.
+fn differ_in_saves_only(name: &str, ours: &Values, theirs: &Values) -> bool {
+    if name == AUTO_SAVER {
+        let settings = |values: &Values| Some(values.json::<AutoSaverState>(name).ok()?.settings());
+        return settings(ours).is_some_and(|ours| Some(ours) == settings(theirs));
+    }
+    let lists_saves = |values: &Values| values.json::<Vec<(CheckpointName, SaveId)>>(name).is_ok();
+    lists_saves(ours) && lists_saves(theirs)
 }
 
 /// Turns a difference into an error that stops a program.

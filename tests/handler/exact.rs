@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tch::{Kind, Tensor};
 use tch_checkpoint::autosave::Every;
-use tch_checkpoint::handler::{Loader, NNHandler, check_resume};
+use tch_checkpoint::handler::{
+    EarlyStopping, LearningRateLogger, Loader, ModelCheckpoint, NNHandler, check_resume,
+};
 use tch_checkpoint::storage::Storage;
 use tch_checkpoint::torch::*;
 use tch_checkpoint::{Atomicity, Error, ProcessGroup, Result};
@@ -142,6 +144,39 @@ fn another_world_size_goes_on_with_the_same_course() {
                 assert!((a - b).abs() < 1e-5, "{loss:?} {:?}", whole[0].0);
             }
         }
+    }
+}
+
+/// Which checkpoints they saved is no part of the comparison: every save has an id of its own.
+#[test]
+fn a_run_that_saves_by_itself_and_through_callbacks_is_compared_too() {
+    let _generator = exclusive();
+    let (solo, (_, storage)) = (ProcessGroup::solo(), memory());
+    for overwrite in [false, true] {
+        let make = || {
+            let mut handler = bare(&solo, &storage, 0.3);
+            handler.set_optimizer(Adam { lr: 1e-2, ..Adam::default() })?;
+            handler.auto_save(1, "auto", "e{epoch}")?.overwrite(overwrite);
+            Ok(handler)
+        };
+        let forgets = std::cell::Cell::new(0);
+        let check = |id_of_third: &str| {
+            forgets.set(0);
+            let equip = |handler: &mut NNHandler<Net>| {
+                equip_with_validation(handler);
+                forgets.set(forgets.get() + 1);
+                let id = if forgets.get() == 3 { id_of_third } else { "best" };
+                let best = ModelCheckpoint::new("best", "top").overwrite(overwrite);
+                handler.add_callback(best.id(id))?;
+                let stop = EarlyStopping::new().patience(99).restore_best_weights(true);
+                handler.add_callback(stop)?;
+                handler.add_callback(LearningRateLogger::by_step())
+            };
+            check_resume(7, "cut/cut", make, equip).unwrap()
+        };
+        assert_eq!(check("best"), None);
+        // Not so what is the best: a state that was not taken up is found.
+        assert!(check("other").unwrap().name.starts_with("callbacks"));
     }
 }
 
