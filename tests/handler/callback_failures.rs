@@ -1,6 +1,7 @@
 //! What a callback that fails does to training, and what a save that fails does to a callback.
 
-use tch_checkpoint::handler::{Callback, CallbackContext};
+use tch_checkpoint::autosave::Every;
+use tch_checkpoint::handler::{Callback, CallbackContext, CallbackState};
 use tch_checkpoint::storage::Fault;
 use tch_checkpoint::{Error, ErrorKind, Result};
 
@@ -139,5 +140,50 @@ fn a_save_asked_for_that_fails_is_an_error_of_train_on_every_rank() {
         assert_eq!(one_error(&results).os_code(), Some(28));
         assert_eq!(visible(&stage.memory, "runs"), ["one", "two"]);
         assert_eq!(visible(&stage.memory, "auto"), ["e2"]);
+    }
+}
+
+/// Has a tensor as long as the steps it saw.
+struct Grows {
+    weak: bool,
+    rows: i64,
+}
+
+impl Callback for Grows {
+    fn id(&self) -> String {
+        "grows".to_owned()
+    }
+    fn on_step_end(&mut self, _: &mut CallbackContext<'_>) -> Result<()> {
+        if self.weak {
+            return Err(Error::new(ErrorKind::Device, "it failed"));
+        }
+        self.rows += 1;
+        Ok(())
+    }
+    fn save_state(&self) -> Result<CallbackState> {
+        Ok(CallbackState::new().with_tensor("rows", &ramp(&[self.rows], 1.0)))
+    }
+    fn load_state(&mut self, state: &CallbackState) -> Result<()> {
+        self.rows = state.tensors()["rows"].size()[0];
+        Ok(())
+    }
+}
+
+/// Before the vote at the end of the epoch only the weak rank knows that its state differs.
+#[test]
+fn a_save_inside_an_epoch_has_the_coordinators_tensors_whoever_failed_before_it() {
+    for weak in [0, 1] {
+        let (_, storage) = memory();
+        on_ranks(2, move |group| {
+            let mut handler = usual(&group, &storage);
+            handler.auto_save(Every::steps(2).unwrap(), "auto", "s{step}").unwrap();
+            let rank = group.rank().get();
+            handler.add_callback(Grows { weak: rank == weak, rows: 1 }).unwrap();
+            handler.train(1).unwrap();
+            let mut again = loaded(&group, &storage, "auto/s2").unwrap();
+            again.add_callback(Grows { weak: false, rows: 0 }).unwrap();
+            let rows = again.callback::<Grows>("grows").unwrap().rows;
+            assert_eq!(rows, if weak == 0 { 1 } else { 3 });
+        });
     }
 }

@@ -129,7 +129,8 @@ pub trait Callback: Any {
     /// before [`Callback::on_saving`], which was not called if the save was never begun.
     fn on_saved(&mut self, request: &SaveRequest, outcome: Result<&Checkpoint, &Error>) {}
 
-    /// What a resumed run needs to go on. The coordinator's values are stored for all ranks.
+    /// What a resumed run needs to go on. The coordinator's values and tensors are stored for
+    /// all ranks.
     ///
     /// # Errors
     /// Any; the save then fails on every rank, rather than lose this.

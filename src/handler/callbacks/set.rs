@@ -95,14 +95,14 @@ impl Callbacks {
         self.entries.iter().map(voter).collect()
     }
 
-    /// Adds all states, also those that nobody has claimed. Tensors of a callback that failed are
-    /// the coordinator's alone, for those of other ranks may differ.
+    /// Adds all states, also those that nobody has claimed. Tensors are the coordinator's alone, as
+    /// values are: those of other ranks differ if a hook failed somewhere, of which this rank may
+    /// not have heard yet.
     pub(in crate::handler) fn save_state(&self, rank: Rank, state: &mut StateDict) -> Result<()> {
         let mut ids = Vec::new();
         for entry in &self.entries {
             let own = entry.callback.save_state().map_err(|e| named(&entry.id, e))?;
-            let with_tensors = !entry.diverged || rank.is_coordinator();
-            own.add_to(&entry.id, with_tensors, state).map_err(|e| named(&entry.id, e))?;
+            own.add_to(&entry.id, rank.is_coordinator(), state).map_err(|e| named(&entry.id, e))?;
             ids.push(entry.id.as_str());
         }
         for (id, pending) in &self.pending {
