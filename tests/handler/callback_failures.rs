@@ -3,7 +3,7 @@
 use tch_checkpoint::autosave::Every;
 use tch_checkpoint::handler::{Callback, CallbackContext, CallbackState};
 use tch_checkpoint::storage::Fault;
-use tch_checkpoint::{Error, ErrorKind, Result};
+use tch_checkpoint::{Atomicity, Error, ErrorKind, Result};
 
 use crate::callbacks::{Does, request};
 use crate::harness::*;
@@ -185,5 +185,54 @@ fn a_save_inside_an_epoch_has_the_coordinators_tensors_whoever_failed_before_it(
             let rows = again.callback::<Grows>("grows").unwrap().rows;
             assert_eq!(rows, if weak == 0 { 1 } else { 3 });
         });
+    }
+}
+
+/// Asks for a save while it has no state.
+struct Hungry {
+    weak: bool,
+    fed: bool,
+}
+
+impl Callback for Hungry {
+    fn id(&self) -> String {
+        "hungry".to_owned()
+    }
+    fn on_epoch_end(&mut self, context: &mut CallbackContext<'_>) -> Result<()> {
+        if !self.fed {
+            context.save(request("runs/hungry"));
+        }
+        Ok(())
+    }
+    fn load_state(&mut self, _: &CallbackState) -> Result<()> {
+        if self.weak {
+            return Err(Error::new(ErrorKind::Device, "it failed"));
+        }
+        self.fed = true;
+        Ok(())
+    }
+}
+
+/// The load stands, so the callback goes on with another state on that rank than on the others.
+#[test]
+fn after_a_state_was_lost_on_one_rank_the_coordinators_callback_decides_for_all() {
+    for weak in [0, 1] {
+        let (memory, storage) = memory();
+        on_ranks(2, move |group| {
+            let mut handler = usual(&group, &storage);
+            let here = group.rank().get() == weak;
+            handler.add_callback(Hungry { weak: here, fed: true }).unwrap();
+            handler.save("runs/start").unwrap();
+            let mut live = usual(&group, &storage);
+            live.add_callback(Hungry { weak: here, fed: false }).unwrap();
+            let (restored, told) = captured(|| live.restore("runs/start", Atomicity::Atomic));
+            restored.unwrap();
+            assert_eq!(told.contains("is lost"), here, "{told}");
+            let (trained, told) = captured(|| live.train(1));
+            trained.unwrap();
+            assert!(told.contains("it failed") != here, "told where it is not known yet: {told}");
+        });
+        let expected: &[&str] = if weak == 0 { &["hungry", "start"] } else { &["start"] };
+        assert_eq!(entries(&memory, "runs"), expected);
     }
 }

@@ -151,6 +151,8 @@ impl Callbacks {
                 Ok(()) => (entry.restored, entry.diverged) = (true, false),
                 Err(error) => {
                     tracing::warn!(callback = entry.id, %error, "the state of a callback is lost");
+                    // Other ranks may have theirs: they hear of it in the next vote.
+                    entry.failure.get_or_insert(error);
                 }
             }
         }
