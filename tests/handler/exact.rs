@@ -180,6 +180,26 @@ fn a_run_that_saves_by_itself_and_through_callbacks_is_compared_too() {
     }
 }
 
+/// Else the resumed run would go on where the other one has ended.
+#[test]
+fn a_run_that_a_callback_ends_is_compared_where_it_ended() {
+    let _generator = exclusive();
+    let (solo, (_, storage)) = (ProcessGroup::solo(), memory());
+    let make = || {
+        let mut handler = bare(&solo, &storage, 0.3);
+        handler.set_optimizer(Adam { lr: 1e-2, ..Adam::default() })?;
+        Ok(handler)
+    };
+    let equip = |handler: &mut NNHandler<Net>| {
+        equip_with_validation(handler);
+        // After two epochs, which are twelve steps.
+        handler.add_callback(EarlyStopping::new().min_delta(1e9).patience(1))
+    };
+    for steps in [7, 13] {
+        assert_eq!(check_resume(steps, "runs/cut", make, equip).unwrap(), None, "{steps}");
+    }
+}
+
 /// What the tests above prove is not empty: something forgotten is found, and named.
 #[test]
 fn a_part_that_no_checkpoint_holds_is_named() {
