@@ -71,7 +71,11 @@ impl AutoSaver {
         })
     }
 
-    pub(super) fn from_state(state: AutoSaverState) -> Result<Self> {
+    pub(super) fn from_state(mut state: AutoSaverState) -> Result<Self> {
+        if state.automatic.is_some() && !state.overwrite {
+            // The checkpoint that holds this followed them, and they were to stay.
+            state.previous.clear();
+        }
         let template = NameTemplate::parse(&state.template, &KnownFields::new(&state.metrics))?;
         Ok(Self { template, state, clock: None })
     }

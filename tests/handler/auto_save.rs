@@ -331,3 +331,25 @@ fn none_is_off_as_zero_is() {
         assert_eq!(entries(&memory, "runs"), [""; 0]);
     });
 }
+
+#[test]
+fn overwriting_begins_with_the_last_one_of_those_that_were_to_stay() {
+    for live in [false, true] {
+        on_ranks(1, move |group| {
+            let (memory, storage) = memory();
+            let mut handler = usual(&group, &storage);
+            handler.auto_save(1, "runs", "e{epoch}").unwrap();
+            handler.train(3).unwrap();
+            let mut again = match live {
+                false => loaded(&group, &storage, "runs/e3").unwrap(),
+                true => usual(&group, &storage),
+            };
+            again.auto_save(1, "runs", "e{epoch}").unwrap().overwrite(true);
+            if live {
+                again.restore("runs/e3", Atomicity::Atomic).unwrap();
+            }
+            again.train(1).unwrap();
+            assert_eq!(entries(&memory, "runs"), ["e1", "e2", "e4"], "live: {live}");
+        });
+    }
+}

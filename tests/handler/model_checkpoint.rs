@@ -323,3 +323,37 @@ fn overwriting_leaves_what_others_have_put_there() {
         assert_eq!(entries(&memory, "best"), ["by_hand", "top", "top-v2"]);
     });
 }
+
+/// A resume from before a save knows nothing of it: nobody can tell it from a save of another run.
+#[test]
+fn what_was_saved_after_the_resumed_checkpoint_stays_and_is_not_overwritten() {
+    on_ranks(1, |group| {
+        let (memory, storage) = memory();
+        let make = || best("top").overwrite(true);
+        let mut handler = watching(&group, &storage, &[3.0, 2.0], make());
+        handler.train(1).unwrap();
+        handler.save("runs/e1").unwrap();
+        handler.train(1).unwrap();
+        let mut again = resumed(&group, &storage, "runs/e1", &[2.5, 1.0, 0.5], make());
+        again.train(1).unwrap();
+        assert_eq!(entries(&memory, "best"), ["top", "top-v1"]);
+        again.train(2).unwrap();
+        assert_eq!(entries(&memory, "best").len(), 2);
+        assert_eq!(loaded(&group, &storage, "best/top").unwrap().epoch(), 2);
+        let last = of(&again).last_saved().unwrap();
+        assert_eq!(loaded(&group, &storage, last.to_str().unwrap()).unwrap().epoch(), 4);
+    });
+}
+
+#[test]
+fn overwriting_begins_with_the_last_one_of_those_that_were_to_stay() {
+    on_ranks(1, |group| {
+        let (memory, storage) = memory();
+        let mut handler = watching(&group, &storage, &[3.0, 2.0, 1.0], best("e{epoch}"));
+        handler.train(3).unwrap();
+        let overwriting = best("e{epoch}").overwrite(true);
+        let mut again = resumed(&group, &storage, "best/e3", &[0.5], overwriting);
+        again.train(1).unwrap();
+        assert_eq!(entries(&memory, "best"), ["e1", "e2", "e4"]);
+    });
+}

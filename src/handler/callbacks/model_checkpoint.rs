@@ -109,7 +109,9 @@ impl ModelCheckpoint {
     }
 
     /// Keep one: after a new checkpoint is committed, the one that this callback saved before it is
-    /// removed, also across a resume; never any other. Default: no.
+    /// removed, also across a resume; never any other. So one that it saved after the checkpoint
+    /// from which a run resumes stays, as does its name: [`ModelCheckpoint::last_saved`] says
+    /// which is the last. Default: no.
     #[must_use]
     pub fn overwrite(mut self, overwrite: bool) -> Self {
         self.overwrite = overwrite;
@@ -177,6 +179,10 @@ impl ModelCheckpoint {
         if values.find("saving").is_some() {
             let asked = CheckpointName::new(&values.text("saving")?)
                 .map_err(|e| e.with_kind(ErrorKind::Mismatch))?;
+            if values.find("overwrite").is_some() && !values.bool("overwrite")? {
+                // The checkpoint that holds this followed them, and they were to stay.
+                state.previous.clear();
+            }
             if let Some(own) = own_origin(stored, &asked) {
                 // It took the place of an earlier one of that name.
                 state.previous.retain(|(name, _)| *name != own.0);
@@ -269,6 +275,7 @@ impl Callback for ModelCheckpoint {
         values.set("previous", Value::json(&self.state.previous)?);
         if let Some(asked) = &self.state.saving {
             values.set("saving", asked.as_str());
+            values.set("overwrite", self.overwrite);
         }
         Ok(CallbackState::from(values))
     }
