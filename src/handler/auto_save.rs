@@ -18,8 +18,11 @@ use crate::storage::Storage;
 use crate::sweep::{self, Pace};
 use crate::torch::Optimizer;
 
-/// Saves while training, at the end of epochs or of steps; made by [`NNHandler::auto_save`]. Part of every checkpoint, so that
-/// a loaded handler goes on saving to the old place.
+/// How many checkpoints to be removed a state may name.
+const PREVIOUS_MAX: usize = 8;
+
+/// Saves while training, at the end of epochs or of steps; made by [`NNHandler::auto_save`]. Part
+/// of every checkpoint, so that a loaded handler goes on saving to the old place.
 #[derive(Debug, Clone)]
 pub struct AutoSaver {
     state: AutoSaverState,
@@ -76,6 +79,7 @@ impl AutoSaver {
             // The checkpoint that holds this followed them, and they were to stay.
             state.previous.clear();
         }
+        keep_newest(&mut state.previous);
         let template = NameTemplate::parse(&state.template, &KnownFields::new(&state.metrics))?;
         Ok(Self { template, state, clock: None })
     }
@@ -262,6 +266,13 @@ impl<M: Model> NNHandler<M> {
             }
         }
     }
+}
+
+/// Forgets all but so many of one's own checkpoints: each costs a look at the directory, and each
+/// resume adds one. Removing those before them was tried when the next one was saved.
+pub(super) fn keep_newest(previous: &mut Vec<(CheckpointName, SaveId)>) {
+    let surplus = previous.len().saturating_sub(PREVIOUS_MAX);
+    previous.drain(..surplus);
 }
 
 /// What a name can mention, after an epoch with these logs.

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use tch_checkpoint::catalog::find;
 use tch_checkpoint::group::ProcessGroup;
 use tch_checkpoint::handler::{LoadOptions, NNHandler};
 use tch_checkpoint::storage::{Fault, MemoryStorage, Storage};
-use tch_checkpoint::{Atomicity, Error, ErrorKind};
+use tch_checkpoint::{Atomicity, CheckpointPath, Error, ErrorKind};
 
 use crate::harness::*;
 use crate::models::*;
@@ -329,6 +330,28 @@ fn none_is_off_as_zero_is() {
         handler.auto_save(None, "runs", NAME).unwrap();
         handler.train(1).unwrap();
         assert_eq!(entries(&memory, "runs"), [""; 0]);
+    });
+}
+
+/// A run that is started again for every epoch would else try to remove all that it ever saved.
+#[test]
+fn what_overwriting_removes_does_not_grow_with_every_resume() {
+    on_ranks(1, |group| {
+        let (memory, storage) = memory();
+        let mut handler = usual(&group, &storage);
+        handler.auto_save(-1, "runs", "e{epoch}").unwrap().overwrite(true);
+        handler.train(1).unwrap();
+        for epoch in 1..20 {
+            let mut again = loaded(&group, &storage, &format!("runs/e{epoch}")).unwrap();
+            again.train(1).unwrap();
+        }
+        assert_eq!(entries(&memory, "runs"), ["e20"]);
+        let last = CheckpointPath::parse("runs/e20").unwrap();
+        let manifest = find(&memory, &last.into()).unwrap().manifest;
+        let saver: serde_json::Value = manifest.values().json("auto_saver").unwrap();
+        let previous = saver["previous"].as_array().unwrap();
+        assert!(previous.len() <= 9, "{previous:?}");
+        assert_eq!(previous.last().unwrap()[0], "e19");
     });
 }
 

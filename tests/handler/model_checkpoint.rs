@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use tch_checkpoint::catalog::find;
-use tch_checkpoint::handler::{Mode, ModelCheckpoint, NNHandler};
+use tch_checkpoint::handler::{Callback, Mode, ModelCheckpoint, NNHandler};
+use tch_checkpoint::state::Value;
 use tch_checkpoint::storage::{Fault, MemoryStorage, Storage};
 use tch_checkpoint::{Atomicity, CheckpointPath, ErrorKind, ProcessGroup};
 
@@ -342,6 +343,26 @@ fn what_was_saved_after_the_resumed_checkpoint_stays_and_is_not_overwritten() {
         assert_eq!(loaded(&group, &storage, "best/top").unwrap().epoch(), 2);
         let last = of(&again).last_saved().unwrap();
         assert_eq!(loaded(&group, &storage, last.to_str().unwrap()).unwrap().epoch(), 4);
+    });
+}
+
+/// Each would cost a look at the directory.
+#[test]
+fn a_state_cannot_name_any_number_of_checkpoints_to_remove() {
+    on_ranks(1, |group| {
+        let (_, storage) = memory();
+        let mut handler = watching(&group, &storage, &[1.0], best("top"));
+        handler.train(1).unwrap();
+        let saved = of(&handler).save_state().unwrap();
+        let previous: Vec<serde_json::Value> = saved.values().json("previous").unwrap();
+        let mut many = vec![previous[0].clone(); 100_000];
+        many[99_999][0] = "last".into();
+        let state = saved.with("previous", Value::json(&many).unwrap());
+        let mut again = best("top");
+        again.load_state(&state).unwrap();
+        assert!(again.last_saved().unwrap().ends_with("last"), "the newest count");
+        let kept = again.save_state().unwrap().values().json::<Vec<serde_json::Value>>("previous");
+        assert!(kept.unwrap().len() <= 16);
     });
 }
 

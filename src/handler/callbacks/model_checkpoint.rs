@@ -8,7 +8,7 @@ use super::{Callback, CallbackContext, CallbackState, Mode, SaveRequest};
 use crate::autosave::{KnownFields, NameTemplate};
 use crate::catalog::CheckpointPath;
 use crate::error::{Error, ErrorKind, Result};
-use crate::handler::auto_save::is_version_of;
+use crate::handler::auto_save::{is_version_of, keep_newest};
 use crate::layout::{CheckpointName, SaveId};
 use crate::save::Checkpoint;
 use crate::state::{Value, Values};
@@ -189,6 +189,7 @@ impl ModelCheckpoint {
                 state.previous.push(own);
             }
         }
+        keep_newest(&mut state.previous);
         Ok(state)
     }
 }
