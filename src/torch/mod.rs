@@ -3,14 +3,8 @@
 //! Nothing here reads pickle or TorchScript, and nothing changes a dtype or broadcasts a shape.
 //!
 //! A program that depends on this crate finds libtorch at run time, and keeps CUDA, if its own
-//! `build.rs` says so (link arguments of a library do not reach the programs that use it):
-//! ```no_run
-//! if let Ok(lib) = std::env::var("DEP_TCH_CHECKPOINT_LIBTORCH_LIB") {
-//!     println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
-//!     println!("cargo::rustc-link-arg=-Wl,--no-as-needed");
-//!     println!("cargo::rustc-link-arg=-ltorch");
-//! }
-//! ```
+//! `build.rs` says so (link arguments of a library do not reach the programs that use it): the
+//! [front page](crate#in-a-crate-of-your-own) shows it.
 //!
 //! # Example
 //! ```
