@@ -31,7 +31,9 @@ impl KeptCode {
 
 impl<M: Model> NNHandler<M> {
     /// Saves this code with every checkpoint from now on, automatic ones included. The same on
-    /// every rank, or a save is refused. See [`model_code!`](crate::model_code).
+    /// every rank, or a save is refused. Forgets what a load has found to differ; to compare, give
+    /// the code to [`LoadOptions`](super::LoadOptions) instead, which saves it as well. See
+    /// [`model_code!`](crate::model_code).
     pub fn save_model_code(&mut self, code: ModelCode) {
         self.code = KeptCode::new(Some(code));
     }
