@@ -350,7 +350,10 @@ fn not_a_checkpoint(parent: &dyn Directory, wanted: &Wanted) -> Error {
             have.push_str(&format!(" and {count} {what}"));
         }
     }
-    Error::new(ErrorKind::NotFound, "no checkpoint here")
-        .with_path(wanted.to_string())
-        .with_help(have)
+    let is_file = match &wanted.which {
+        Which::Named(name) => parent.open_file(name.as_str()).is_ok(),
+        Which::Latest => false,
+    };
+    let message = if is_file { "this file is no checkpoint" } else { "no checkpoint here" };
+    Error::new(ErrorKind::NotFound, message).with_path(wanted.to_string()).with_help(have)
 }

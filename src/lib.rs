@@ -54,7 +54,7 @@ pub use code::ModelCode;
 pub use error::{Error, ErrorKind, Result};
 pub use group::ProcessGroup;
 #[cfg(feature = "torch")]
-pub use handler::{InitOptions, LoadOptions, Loader, Model, NNHandler, TensorDataset};
+pub use handler::{Dataset, InitOptions, LoadOptions, Loader, Model, NNHandler, TensorDataset};
 pub use load::{Atomicity, Destination, load};
 pub use plan::OnExisting;
 pub use rank::{LocalRank, Rank, WorldSize};

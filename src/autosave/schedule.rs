@@ -55,7 +55,7 @@ impl Every {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for 0; use [`Every::Off`].
     pub fn steps(n: u64) -> Result<Self> {
-        NonZeroU64::new(n).map(Self::Steps).ok_or_else(|| refused("0 steps"))
+        NonZeroU64::new(n).map(Self::Steps).ok_or_else(|| nothing("0 steps"))
     }
 
     /// Every so many minutes since the last automatic save, rounded to milliseconds.
@@ -63,7 +63,7 @@ impl Every {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] unless it is a positive number of at least a millisecond.
     pub fn minutes(minutes: f64) -> Result<Self> {
-        let refuse = || refused(&format!("{minutes} minutes"));
+        let refuse = || nothing(&format!("{minutes} minutes"));
         let duration = Duration::try_from_secs_f64(minutes * 60.0).map_err(|_| refuse())?;
         let milliseconds = u64::try_from(duration.as_millis()).map_err(|_| refuse())?;
         NonZeroU64::new(milliseconds).map(Self::Milliseconds).ok_or_else(refuse)
@@ -105,9 +105,13 @@ fn is_multiple(count: u64, of: NonZeroU64) -> bool {
     count > 0 && count.is_multiple_of(of.get())
 }
 
-fn refused(interval: &str) -> Error {
+fn nothing(interval: &str) -> Error {
     let message = format!("an auto-save interval of {interval}");
-    Error::new(ErrorKind::InvalidInput, message)
+    Error::new(ErrorKind::InvalidInput, message).with_help("use `Every::Off` for no saves")
+}
+
+fn refused(interval: &str) -> Error {
+    nothing(interval)
         .with_help("use N > 0 for every N epochs, 0 for off, -1 for the last epoch only")
 }
 

@@ -107,6 +107,12 @@ impl AutoSaver {
         place.is_some() && place == absolute(&self.state.directory)
     }
 
+    /// What was saved before is another training's, and stays.
+    pub(super) fn forget(&mut self) {
+        self.state.previous.clear();
+        self.state.automatic = None;
+    }
+
     /// Takes over from another auto-saver what it saved in the same directory, unless this one has
     /// saved there since.
     pub(super) fn inherit(&mut self, before: &Self) {

@@ -27,6 +27,9 @@ impl<M: Model> NNHandler<M> {
         self.parts = Parts { scheduler, scaler, ema };
         (self.epoch, self.step, self.in_epoch) = (0, 0, InEpoch::default());
         self.history = History::default();
+        if let Some(saver) = &mut self.auto_saver {
+            saver.forget();
+        }
         Ok(())
     }
 

@@ -124,6 +124,7 @@ impl<M: Model> HandlerBuilder<M> {
             quiet: false,
             code: KeptCode::default(),
             audit: false,
+            loaded_random: None,
             poisoned: false,
         })
     }

@@ -31,11 +31,13 @@ impl KeptCode {
 
 impl<M: Model> NNHandler<M> {
     /// Saves this code with every checkpoint from now on, automatic ones included. The same on
-    /// every rank, or a save is refused. Forgets what a load has found to differ; to compare, give
-    /// the code to [`LoadOptions`](super::LoadOptions) instead, which saves it as well. See
-    /// [`model_code!`](crate::model_code).
+    /// every rank, or a save is refused. To compare it with that of a checkpoint, give it to
+    /// [`LoadOptions`](super::LoadOptions), which saves it as well; code other than that forgets
+    /// what differed. See [`model_code!`](crate::model_code).
     pub fn save_model_code(&mut self, code: ModelCode) {
-        self.code = KeptCode::new(Some(code));
+        if self.code.running.as_ref() != Some(&code) {
+            self.code = KeptCode::new(Some(code));
+        }
     }
 
     /// Compares replicas before every save from now on, automatic ones included: costs one pass

@@ -136,6 +136,7 @@ impl<M: Model> NNHandler<M> {
         }
         self.parts.load_values(manifest.values())?;
         self.continue_random(&stored, self.own_random(manifest, rank_values))?;
+        self.loaded_random = Some(torch::cpu_rng_state()?);
         self.in_epoch = self.position(manifest)?;
         (self.epoch, self.step, self.seed) = (stored.epoch, stored.step, stored.seed);
         self.steps = stored.steps;

@@ -132,6 +132,8 @@ pub struct NNHandler<M: Model> {
     code: KeptCode,
     /// Whether saves compare replicas first.
     audit: bool,
+    /// The generator's state when a load had ended, until training begins.
+    loaded_random: Option<Vec<u8>>,
     /// Set when a load or a training step failed after it began to change the model.
     poisoned: bool,
 }

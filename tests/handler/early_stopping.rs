@@ -70,7 +70,7 @@ fn it_stops_after_so_many_epochs_without_improvement() {
 fn numbers_that_are_none_do_not_improve_and_absent_ones_do_not_count() {
     assert_eq!(stops(1, &[1.0, f64::NAN, f64::NEG_INFINITY, 0.5], stopping), 3);
     assert_eq!(stops(1, &[f64::NAN, f64::NAN, 0.5], stopping), 2);
-    assert_eq!(stops(1, FALLING, || stopping().monitor("absent")), 10);
+    assert_eq!(stops(1, FALLING, || stopping().monitor("epoch")), 10);
     assert_eq!(stops(1, FALLING, || stopping().monitor("val_loss")), 10);
     on_ranks(1, |group| {
         let (_, storage) = memory();
@@ -86,6 +86,8 @@ fn numbers_that_are_none_do_not_improve_and_absent_ones_do_not_count() {
             let error = handler.add_callback(stopping().min_delta(bad).id("x")).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
         }
+        let error = handler.add_callback(stopping().monitor("val_los").id("x")).unwrap_err();
+        assert!(error.to_string().contains("did you mean `val_loss`"), "{error}");
     });
 }
 
@@ -139,7 +141,7 @@ fn patience_is_what_the_resuming_program_says() {
             assert_eq!(again.epoch(), stop, "patience {patience}");
         }
         let (again, told) = captured(|| {
-            let mut again = loaded(&group, &storage, "runs/half").unwrap();
+            let mut again = scripted(loaded(&group, &storage, "runs/half").unwrap(), &[]);
             again.add_callback(stopping().mode(Mode::Max)).unwrap();
             again
         });

@@ -108,7 +108,6 @@ fn a_single_file_is_split_next_to_it() {
     assert!(dir.path().join("x_optimizer.safetensors").exists());
 }
 
-/// Saving in parts changes nothing of the handler.
 #[test]
 fn saving_multi_files_leaves_the_handler_as_it_was() {
     let (_, storage) = memory();
@@ -147,7 +146,6 @@ fn weights_come_from_every_form_on_any_world_size() {
     }
 }
 
-/// A live handler takes the weights and begins anew with them.
 #[test]
 fn a_live_handler_takes_weights_and_begins_anew() {
     let (memory, _, weights) = saved_in_every_form(1);
@@ -155,7 +153,8 @@ fn a_live_handler_takes_weights_and_begins_anew() {
     on_ranks_alone(2, move |group| {
         let storage: Arc<dyn Storage> = Arc::new(memory.clone());
         let mut handler = with_parts(&group, &storage);
-        handler.train(1).unwrap();
+        handler.auto_save(1, "auto", "e{epoch}_{loss:.9f}").unwrap().overwrite(true);
+        handler.train(2).unwrap();
         handler.train_steps(1).unwrap();
         handler.initialize_weights("new/deep/one.safetensors", true).unwrap();
         assert_eq!(parameters(&handler), weights);
@@ -170,11 +169,13 @@ fn a_live_handler_takes_weights_and_begins_anew() {
         // Averages begin at the weights.
         fresh.set_ema(EmaConfig::default()).unwrap();
         assert_eq!(handler.state_hash().unwrap(), fresh.state_hash().unwrap());
-        let rates = |h: &NNHandler<Net>| {
-            h.optimizer().unwrap().groups().iter().map(|g| g.lr).collect::<Vec<_>>()
-        };
-        assert_eq!(rates(&handler), [1e-2, 5e-3]);
+        let groups = handler.optimizer().unwrap().groups();
+        assert_eq!(groups.iter().map(|group| group.lr).collect::<Vec<_>>(), [1e-2, 5e-3]);
+        let former = visible(&*storage, "auto");
+        assert_eq!(former.len(), 1);
         handler.train(1).unwrap();
+        let names = visible(&*storage, "auto");
+        assert!(names.len() == 2 && names.contains(&former[0]), "{names:?}: not its own removed");
     });
 }
 

@@ -110,6 +110,8 @@ fn what_is_not_there_or_no_checkpoint_is_not_found() {
     }
     let error = one_error(&load_on::<Bag>(1, &memory, "runs/none"));
     assert!(error.to_string().contains("bag"), "what there is: {error}");
+    let error = one_error(&load_on::<Bag>(1, &memory, "runs/file"));
+    assert!(error.to_string().contains("this file is no checkpoint"), "{error}");
 }
 
 /// Saves `state` as the core does, and loads it as a handler.

@@ -85,8 +85,7 @@ fn what_is_no_number_never_improves_and_is_said_once() {
     assert_eq!(saved(SCRIPT, || best("e{epoch}")), ["e4", "e6"]);
     on_ranks(1, |group| {
         let (memory, storage) = memory();
-        for (monitor, what) in [("m", "NaN"), ("absent", "not in the logs"), ("val_loss", "never")]
-        {
+        for (monitor, what) in [("m", "NaN"), ("epoch", "not in the logs"), ("val_loss", "never")] {
             let callback = best("e{epoch}").monitor(monitor);
             let mut handler = watching(&group, &storage, SCRIPT, callback);
             let (trained, told) = captured(|| handler.train(3));
@@ -95,6 +94,10 @@ fn what_is_no_number_never_improves_and_is_said_once() {
             assert_eq!(of(&handler).best(), None);
         }
         assert_eq!(entries(&memory, "best"), [""; 0]);
+        let unknown = best("e{epoch}").monitor("val_mm").id("x");
+        let mut handler = watching(&group, &storage, SCRIPT, best("e{epoch}"));
+        let error = handler.add_callback(unknown).unwrap_err();
+        assert!(error.to_string().contains("did you mean `val_m`"), "{error}");
     });
 }
 

@@ -4,7 +4,7 @@ use tch_checkpoint::group::ProcessGroup;
 use tch_checkpoint::handler::{LoadOptions, NNHandler};
 use tch_checkpoint::torch::{Adam, AdamW, OptimizerConfig, RmsProp, Sgd};
 
-use crate::harness::{exclusive, memory};
+use crate::harness::{captured, exclusive, memory};
 use crate::models::*;
 
 const HALF: u64 = 2;
@@ -124,4 +124,21 @@ fn a_handler_that_was_never_trained_is_saved_and_loaded() {
     bare(&solo, &storage, 0.0).save("runs/bare").unwrap();
     let bare = NNHandler::<Net>::load("runs/bare", options(&solo, &storage)).unwrap();
     assert!(bare.optimizer().is_none());
+}
+
+/// Numbers drawn between load and train would make the run go elsewhere without a word.
+#[test]
+fn random_numbers_drawn_after_a_load_are_told_once() {
+    let _generator = exclusive();
+    let (solo, (_, storage)) = (ProcessGroup::solo(), memory());
+    handler(&solo, &storage, DROPOUT, Adam::default()).save("runs/fresh").unwrap();
+    for (draws, times) in [(true, 1), (false, 0)] {
+        let mut again = loaded(&solo, &storage, "runs/fresh").unwrap();
+        if draws {
+            tch::manual_seed(3);
+        }
+        let (trained, told) = captured(|| again.train(1).and_then(|()| again.train(1)));
+        trained.unwrap();
+        assert_eq!(told.matches("between load and train").count(), times, "{told}");
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::error::{Error, ErrorKind, Result};
+
 const BUILT_IN: [&str; 6] = ["epoch", "step", "loss", "val_loss", "epoch_time", "lr"];
 const LR_GROUP: &str = "lr_group_";
 /// Longer names are too far from any field to be worth comparing.
@@ -49,6 +51,20 @@ impl KnownFields {
         let Some(digits) = name.strip_prefix(LR_GROUP) else { return false };
         let Ok(group) = digits.parse::<usize>() else { return false };
         group.to_string() == digits && self.lr_groups.is_none_or(|count| group < count)
+    }
+
+    /// Whether an epoch's log can hold `name`, which something is to watch.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if not, with what it may have been meant to be.
+    pub fn check(&self, name: &str) -> Result<()> {
+        if self.contains(name) {
+            return Ok(());
+        }
+        let meant = self.suggest(name).map(|meant| format!(", did you mean `{meant}`?"));
+        let message = format!("no number is called `{name}`{}", meant.unwrap_or_default());
+        let help = format!("known: {}; add metrics before", self.list());
+        Err(Error::new(ErrorKind::InvalidInput, message).with_help(help))
     }
 
     /// Every field, built-in ones first, for a message.

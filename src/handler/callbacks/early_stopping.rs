@@ -145,10 +145,12 @@ impl EarlyStopping {
 
     fn stop(&mut self, context: &mut CallbackContext<'_>) {
         self.state.stopped_epoch = Some(context.epoch());
-        context.stop(format!(
-            "`{}` has not improved for {} epochs; best: {:?} in epoch {}",
-            self.monitor.name, self.state.wait, self.state.best, self.state.best_epoch
-        ));
+        let best = match self.state.best {
+            Some(best) => format!("best: {best} in epoch {}", self.state.best_epoch),
+            None => "it never had a value".to_owned(),
+        };
+        let (name, epochs) = (&self.monitor.name, self.state.wait);
+        context.stop(format!("`{name}` has not improved for {epochs} epochs; {best}"));
         if !self.restore || !context.is_coordinator() {
             return;
         }
@@ -183,7 +185,8 @@ impl Callback for EarlyStopping {
         })
     }
 
-    fn check(&self, _: &KnownFields) -> Result<()> {
+    fn check(&self, fields: &KnownFields) -> Result<()> {
+        fields.check(&self.monitor.name)?;
         if self.min_delta.is_finite() && self.min_delta >= 0.0 {
             return Ok(());
         }

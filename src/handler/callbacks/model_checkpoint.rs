@@ -222,6 +222,9 @@ impl Callback for ModelCheckpoint {
         if self.directory.to_str().is_none() {
             return invalid("a directory whose name is no UTF-8");
         }
+        if self.best_only {
+            fields.check(&self.monitor.name)?;
+        }
         NameTemplate::parse(&self.template, fields).map(|_| ())
     }
 

@@ -83,11 +83,25 @@ impl<M: Model> NNHandler<M> {
     fn train_to(&mut self, goal: Goal) -> Result<()> {
         self.agree_to_train(goal)?;
         self.start_auto_save_clock();
+        self.warn_of_other_random_state();
         let mut stopped = self.callbacks_begin()?;
         while !self.has_reached(goal) && !stopped {
             stopped = self.train_epoch(goal)?;
         }
         self.callbacks_end()
+    }
+
+    /// A program that makes data after a load, say, draws numbers that the saved run did not draw.
+    fn warn_of_other_random_state(&mut self) {
+        let Some(loaded) = self.loaded_random.take() else { return };
+        let is_same = crate::torch::cpu_rng_state().is_ok_and(|now| now == loaded);
+        if !is_same && self.group.is_coordinator() {
+            tracing::warn!(
+                "random numbers were drawn, or the generator was seeded, between load and train: \
+                 training goes on, but not exactly as the saved run would have; make random data \
+                 before loading"
+            );
+        }
     }
 
     fn has_reached(&self, goal: Goal) -> bool {
