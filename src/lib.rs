@@ -1,4 +1,5 @@
 #![cfg_attr(feature = "torch", doc = include_str!("../README.md"))]
+#![allow(clippy::needless_doctest_main, reason = "the front page shows whole programs")]
 #![cfg_attr(
     not(feature = "torch"),
     doc = "Distributed, crash-safe checkpoints: the core, without libtorch. The front page of the\n\
