@@ -23,7 +23,7 @@ impl EpochDisplay {
             return Self(ProgressBar::hidden());
         }
         let bar = ProgressBar::new(samples as u64).with_position(done as u64);
-        let form = "epoch {prefix} [{bar:30}] {pos}/{len} samples, loss {msg}, {eta} left";
+        let form = "epoch {prefix} [{bar:24}] {pos}/{len} samples{msg}, {eta} left";
         if let Ok(style) = ProgressStyle::with_template(form) {
             bar.set_style(style.progress_chars("=> "));
         }
@@ -32,7 +32,7 @@ impl EpochDisplay {
     }
 
     pub(super) fn advance(&self, done: usize, loss: f64) {
-        self.0.set_message(format!("{loss:.4}"));
+        self.0.set_message(format!(", loss {loss:.4}"));
         self.0.set_position(done as u64);
     }
 
