@@ -269,3 +269,16 @@ fn kept_weights_are_no_part_of_the_hash_by_which_ranks_and_runs_are_compared() {
     });
     assert!(hashes.concat().iter().all(|hash| *hash == hashes[0][0]), "{hashes:#?}");
 }
+
+/// The last epoch for two reasons is saved once.
+#[test]
+fn a_stop_in_the_planned_last_epoch_is_saved_once() {
+    let (memory, storage) = memory();
+    on_ranks(2, move |group| {
+        let mut handler = watching(&group, &storage, VALLEY, stopping());
+        handler.auto_save(-1, "runs", "e{epoch}").unwrap();
+        handler.train(4).unwrap();
+        assert_eq!((handler.epoch(), handler.stop_reason().is_some()), (4, true));
+    });
+    assert_eq!(entries(&memory, "runs"), ["e4"]);
+}

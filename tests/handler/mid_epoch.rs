@@ -295,3 +295,20 @@ fn other_data_may_follow_a_first_step_that_failed() {
     handler.set_train_loader(data(21), LOADER);
     handler.train(1).unwrap();
 }
+
+/// Its name may say how far the epoch under way has come.
+#[test]
+fn names_inside_an_epoch_have_its_numbers_so_far() {
+    let _generator = exclusive();
+    let (solo, (_, storage)) = (ProcessGroup::solo(), memory());
+    let mut handler = handler(&solo, &storage, 0.0, adam());
+    handler.add_metric("half", |_, _| 0.5);
+    let template = "e{epoch}_s{step}_{half:.1f}_{lr:.2f}_{val_half:.1f}";
+    handler.auto_save(Every::steps(2).unwrap(), "auto", template).unwrap();
+    handler.train_steps(2).unwrap();
+    assert_eq!(visible(&*storage, "auto"), ["e1_s2_0.5_0.01_nan"]);
+    // The time of the epoch goes on being counted, too.
+    let before = loaded(&solo, &storage, "auto/e1_s2_0.5_0.01_nan").unwrap();
+    let state = before.state_dict().unwrap();
+    assert!(state.rank_values.float("epoch.seconds").unwrap() > 0.0);
+}
