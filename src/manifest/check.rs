@@ -173,21 +173,43 @@ fn pieces_by_file(body: &BodyV1) -> Result<FilePieces> {
             pieces.push((index, place));
         }
     }
-    for pieces in &mut by_file {
+    sort_by_place(body, &mut by_file);
+    Ok(by_file)
+}
+
+/// Puts the pieces of each file into the order in which they lie there.
+pub(super) fn sort_by_place(body: &BodyV1, by_file: &mut FilePieces) {
+    for pieces in by_file {
         pieces.sort_by_key(|&(tensor, place)| {
             let tensor = &body.tensors[tensor];
             let piece = &tensor.pieces[place];
             (piece.begin, tensor.piece_bytes(piece))
         });
     }
-    Ok(by_file)
+}
+
+/// Checks that `pieces` fill the data of the file, and that its block sums are where they belong.
+fn fill_file(body: &mut BodyV1, index: usize, pieces: &[(usize, usize)]) -> Result<()> {
+    require(!pieces.is_empty(), || {
+        corrupt("a data file holds no piece").with_path(&body.data_files[index].name)
+    })?;
+    let sums = fill_data(body, index, pieces)?;
+    let file = &body.data_files[index];
+    let sums_end = sums.checked_mul(SUM_BYTES).and_then(|len| file.sums_begin.checked_add(len));
+    let sums_len = body.sums_files.get(file.sums_file as usize).map_or(0, |f| f.len);
+    let within = sums_end.is_some_and(|end| end <= sums_len);
+    let aligned = file.sums_begin >= SUMS_HEADER_BYTES && file.sums_begin.is_multiple_of(SUM_BYTES);
+    require(within && aligned, || {
+        corrupt("its block sums leave their file")
+            .with_path(&file.name)
+            .with_offset(file.sums_begin)
+    })
 }
 
 /// Checks that `pieces` fill the data of the file without gap or overlap, and counts block sums.
-fn fill_file(body: &mut BodyV1, index: usize, pieces: &[(usize, usize)]) -> Result<()> {
+pub(super) fn fill_data(body: &mut BodyV1, index: usize, pieces: &[(usize, usize)]) -> Result<u64> {
     let file = &mut body.data_files[index];
     let fault = |message: &str, name: &str| corrupt(message).with_path(name);
-    require(!pieces.is_empty(), || fault("a data file holds no piece", &file.name))?;
     let (mut end, mut sums) = (file.data_start, 0);
     for &(tensor, place) in pieces {
         let tensor = &mut body.tensors[tensor];
@@ -206,11 +228,5 @@ fn fill_file(body: &mut BodyV1, index: usize, pieces: &[(usize, usize)]) -> Resu
         fault(&format!("its pieces end at {end}, the file at {}", file.len), &file.name)
     })?;
     file.sums_count = sums;
-    let sums_end = sums.checked_mul(SUM_BYTES).and_then(|len| file.sums_begin.checked_add(len));
-    let sums_len = body.sums_files.get(file.sums_file as usize).map_or(0, |f| f.len);
-    let within = sums_end.is_some_and(|end| end <= sums_len);
-    let aligned = file.sums_begin >= SUMS_HEADER_BYTES && file.sums_begin.is_multiple_of(SUM_BYTES);
-    require(within && aligned, || {
-        fault("its block sums leave their file", &file.name).with_offset(file.sums_begin)
-    })
+    Ok(sums)
 }

@@ -6,12 +6,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::check::{FilePieces, check_aliases, check_world, corrupt, require};
+use super::check::{
+    FilePieces, check_aliases, check_world, corrupt, fill_data, require, sort_by_place,
+};
 use super::{
     BodyV1, DATA_ALIGNMENT, DataFile, Form, HEADER_BYTES_MAX, Manifest, Piece, SealInfo,
-    TensorRecord, sums_of,
+    TensorRecord,
 };
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::layout::SaveId;
 use crate::plan::cover::check_cover;
 use crate::plan::save::MergedPlan;
@@ -142,7 +144,7 @@ impl Manifest {
         check_aliases(&body)?;
         let file_pieces = pieces_by_file(&body);
         for (index, pieces) in file_pieces.iter().enumerate() {
-            fill_file(&mut body, index, pieces)?;
+            fill_data(&mut body, index, pieces)?;
         }
         Ok(Self { body, form, world_size, file_pieces, total_bytes })
     }
@@ -255,39 +257,8 @@ fn pieces_by_file(body: &BodyV1) -> FilePieces {
             }
         }
     }
-    for pieces in &mut by_file {
-        pieces.sort_by_key(|&(tensor, place)| {
-            let tensor = &body.tensors[tensor];
-            let piece = &tensor.pieces[place];
-            (piece.begin, tensor.piece_bytes(piece))
-        });
-    }
+    sort_by_place(body, &mut by_file);
     by_file
-}
-
-/// Checks that `pieces` fill the data of the file without gap or overlap, and counts block sums.
-fn fill_file(body: &mut BodyV1, index: usize, pieces: &[(usize, usize)]) -> Result<()> {
-    let file = &mut body.data_files[index];
-    let fault = |message: String, name: &str| -> Error { corrupt(message).with_path(name) };
-    let (mut end, mut sums) = (file.data_start, 0);
-    for &(tensor, place) in pieces {
-        let tensor = &mut body.tensors[tensor];
-        let bytes = tensor.piece_bytes(&tensor.pieces[place]);
-        let piece = &mut tensor.pieces[place];
-        require(piece.begin == end, || {
-            fault("a gap or an overlap between tensors".to_owned(), &file.name)
-                .with_tensor(tensor.name.as_str())
-                .with_offset(piece.begin)
-        })?;
-        piece.first_sum = sums;
-        sums += sums_of(bytes);
-        end += bytes;
-    }
-    require(end == file.len, || {
-        fault(format!("its tensors end at {end}, the file at {}", file.len), &file.name)
-    })?;
-    file.sums_count = sums;
-    Ok(())
 }
 
 #[cfg(test)]
