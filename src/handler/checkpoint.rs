@@ -231,6 +231,7 @@ impl<M: Model> NNHandler<M> {
 
     /// Builds a handler from a checkpoint in any form: all that [`NNHandler::state_dict`] lists but
     /// the code.
+    ///
     /// Loss, metrics, data and [`NNHandler::validate_every`] are not stored; set them before
     /// training on. The auto-saver goes on if the checkpoint lies in the directory to which it
     /// saves; elsewhere it is off, with a warning, until [`NNHandler::auto_save`] is called, unless

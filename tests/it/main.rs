@@ -8,6 +8,7 @@ mod audit;
 mod code;
 mod commits;
 mod durable;
+mod exchanges;
 mod faults;
 mod golden;
 mod harness;
