@@ -1,5 +1,6 @@
 //! Finding and reading checkpoints: one directory handle, one manifest.
 
+mod list;
 mod other;
 
 use std::collections::BTreeSet;
@@ -15,6 +16,8 @@ use crate::manifest::{Form, Manifest};
 use crate::memory::zeroed;
 use crate::storage::{Directory, EntryKind, Storage};
 
+pub(crate) use list::list;
+pub use list::{Order, find_checkpoints};
 pub(crate) use other::open_other;
 pub use other::read_other;
 

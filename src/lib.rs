@@ -30,12 +30,18 @@ pub mod group;
 pub mod shard;
 pub mod storage;
 pub mod sweep;
+mod pointers;
+pub mod preempt;
+mod retain;
+mod space;
 // The two paths
 pub mod audit;
 pub mod load;
 pub mod save;
 pub mod single;
 pub mod verify;
+// For training loops of one's own
+pub mod checkpointer;
 // libtorch
 #[cfg(feature = "torch")]
 pub mod torch;

@@ -10,6 +10,8 @@
 //! ```
 //! Nothing returns between the two phases: a rank that fails or panics brings that to the vote.
 
+mod background;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -28,6 +30,8 @@ use crate::shard::write_shards;
 use crate::state::StateDict;
 use crate::storage::{Directory, Storage};
 use crate::sweep::{Pace, RETRY_INTERVAL};
+
+pub use background::{AfterCommit, PendingSave, save_async};
 
 /// How a save is to be done. The same on every rank.
 #[derive(Debug, Clone, Default)]

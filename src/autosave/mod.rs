@@ -1,7 +1,12 @@
-//! Decisions of automatic saving: when ([`Every`]) and under which name ([`NameTemplate`]).
+//! Decisions of automatic saving: when ([`Every`]), under which name ([`NameTemplate`]), and what
+//! stays ([`Retention`]).
 
+mod mode;
 mod name;
+mod retention;
 mod schedule;
 
+pub use mode::Mode;
 pub use name::{KnownFields, NameTemplate, Number, Rendered, unique_name};
+pub use retention::{Decision, KeepBest, Retention};
 pub use schedule::Every;

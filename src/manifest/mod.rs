@@ -4,12 +4,14 @@
 //! [`Manifest::parse`] from bytes that nobody vouches for, and both go through the same checks.
 
 mod check;
+mod info;
 mod parse;
 mod seal;
 mod single;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::info::{AUTOMATIC, CheckpointInfo, CheckpointState, METRICS, PINNED};
 pub use self::parse::{FORMAT_VERSION, MANIFEST_BYTES_MAX};
 pub use self::seal::SealInfo;
 pub(crate) use self::single::{FileParts, SingleParts, place_in};

@@ -45,6 +45,7 @@ pub struct LocalPlan {
 
 /// What to do about an existing checkpoint of the same name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OnExisting {
     /// The save fails with [`AlreadyExists`](crate::ErrorKind::AlreadyExists), before anything is
     /// written.

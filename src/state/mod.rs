@@ -219,6 +219,15 @@ pub trait Stateful {
     /// [`ErrorKind::Unsupported`] for tensors that cannot be loaded.
     fn load_targets<'a>(&'a mut self, prefix: &str, targets: &mut LoadTargets<'a>) -> Result<()>;
 
+    /// Whether [`Stateful::load_values`] would take these values; called before anything changes.
+    ///
+    /// # Errors
+    /// As [`Stateful::load_values`].
+    fn check_values(&self, prefix: &str, values: &Values, rank_values: &Values) -> Result<()> {
+        let _ = (prefix, values, rank_values);
+        Ok(())
+    }
+
     /// Takes its values from a checkpoint; called after every tensor is in place.
     ///
     /// # Errors

@@ -1,27 +1,9 @@
 //! A number that a callback watches.
 
 use super::CallbackContext;
+pub use crate::autosave::Mode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::Values;
-
-/// Which way a watched number is to go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Mode {
-    /// Down: losses.
-    #[default]
-    Min,
-    /// Up: accuracies.
-    Max,
-}
-
-impl Mode {
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Min => "min",
-            Self::Max => "max",
-        }
-    }
-}
 
 /// Which number is watched, and in which direction.
 #[derive(Debug, Clone)]

@@ -1,0 +1,123 @@
+//! What a listing says of a checkpoint.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Manifest;
+use crate::layout::SaveId;
+use crate::state::{Value, Values};
+
+/// Prefix of the names of values that hold metrics.
+pub const METRICS: &str = "metrics.";
+/// Name of the value that says that a policy saved this, and that a policy may remove it.
+pub const AUTOMATIC: &str = "checkpoint.automatic";
+/// Name of the value that says that no policy may remove this.
+pub const PINNED: &str = "checkpoint.pinned";
+
+/// Whether a checkpoint can be loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckpointState {
+    /// Its manifest parses, and its files have the lengths that it states. Content is verified by
+    /// the load itself.
+    Committed,
+    /// An attempt that was not committed, or that is under way.
+    Partial,
+    /// Its manifest does not parse, or a file is missing or of another length.
+    Damaged,
+}
+
+/// What a listing says of a checkpoint; what it cannot know of one that is not committed is zero
+/// or empty.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointInfo {
+    /// Its name in the directory; that of the attempt's checkpoint if it is partial.
+    pub name: String,
+    /// Whether it can be loaded.
+    pub state: CheckpointState,
+    /// The save that wrote it.
+    pub save_id: Option<SaveId>,
+    /// Training steps completed.
+    pub step: u64,
+    /// Epochs completed.
+    pub epoch: u64,
+    /// Its metrics: the values `metrics.<name>`.
+    pub metrics: BTreeMap<String, f64>,
+    /// When it was sealed, in milliseconds since 1970, by the coordinator's clock.
+    pub created_unix_ms: u64,
+    /// How many ranks saved it.
+    pub world_size: u32,
+    /// Bytes of all its tensors, each counted once.
+    pub tensor_bytes: u64,
+    /// Whether a policy saved it, so that a policy may remove it.
+    pub automatic: bool,
+    /// Whether it is pinned: by a value of its own, or by a pin beside it.
+    pub pinned: bool,
+    /// What is wrong with it, if it is damaged.
+    pub fault: Option<String>,
+}
+
+impl CheckpointInfo {
+    /// What the manifest of a committed checkpoint says.
+    #[must_use]
+    pub fn of(name: &str, manifest: &Manifest) -> Self {
+        let values = manifest.values();
+        let flag = |name| matches!(values.find(name), Some(Value::Bool(true)));
+        Self {
+            state: CheckpointState::Committed,
+            save_id: Some(manifest.save_id()),
+            step: manifest.step(),
+            epoch: manifest.epoch(),
+            metrics: metrics_of(values),
+            created_unix_ms: manifest.created_unix_ms(),
+            world_size: manifest.world_size().get(),
+            tensor_bytes: manifest.tensor_bytes(),
+            automatic: flag(AUTOMATIC),
+            pinned: flag(PINNED),
+            ..Self::unknown(name, CheckpointState::Committed)
+        }
+    }
+
+    /// One of which nothing but the name is known.
+    #[must_use]
+    pub fn unknown(name: &str, state: CheckpointState) -> Self {
+        Self {
+            name: name.to_owned(),
+            state,
+            save_id: None,
+            step: 0,
+            epoch: 0,
+            metrics: BTreeMap::new(),
+            created_unix_ms: 0,
+            world_size: 0,
+            tensor_bytes: 0,
+            automatic: false,
+            pinned: false,
+            fault: None,
+        }
+    }
+
+    /// Whether it counts: nothing but a committed one does.
+    #[must_use]
+    pub fn is_committed(&self) -> bool {
+        self.state == CheckpointState::Committed
+    }
+
+    /// The order of age: newer is greater.
+    #[must_use]
+    pub fn age_key(&self) -> (u64, u64, u64, &str) {
+        (self.step, self.epoch, self.created_unix_ms, &self.name)
+    }
+}
+
+fn metrics_of(values: &Values) -> BTreeMap<String, f64> {
+    let metric = |(name, value): (&str, &Value)| {
+        let number = match value {
+            Value::Float(number) => *number,
+            _ => return None,
+        };
+        Some((name.strip_prefix(METRICS)?.to_owned(), number))
+    };
+    values.iter().filter_map(|(name, value)| metric((name, value))).collect()
+}
