@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{self, FoundFile};
 use crate::layout::{self, CheckpointName, Debris};
-use crate::manifest::{Form, Manifest};
+use crate::manifest::{Form, GENERATION, Manifest, count_of};
 use crate::memory::zeroed;
 use crate::storage::{Directory, EntryKind, Storage};
 
@@ -79,7 +79,8 @@ impl CheckpointPath {
 pub enum Which {
     /// The one of this name.
     Named(CheckpointName),
-    /// The newest: highest step, then epoch, then time of saving.
+    /// The newest: highest generation (see [`Checkpointer`](crate::checkpointer::Checkpointer)),
+    /// then step, epoch, and time of saving.
     Latest,
 }
 
@@ -251,7 +252,8 @@ fn find_named(parent: &dyn Directory, name: &CheckpointName) -> Result<Found> {
 fn newest(parent: &dyn Directory, looked: &mut dyn FnMut()) -> Result<Found> {
     let order = |found: &Found| {
         let m = &found.manifest;
-        (m.step(), m.epoch(), m.created_unix_ms(), found.name.clone())
+        let generation = count_of(m.values(), GENERATION);
+        (generation, m.step(), m.epoch(), m.created_unix_ms(), found.name.clone())
     };
     let mut best: Option<Found> = None;
     let mut damage = None;

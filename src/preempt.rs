@@ -45,3 +45,32 @@ impl Watch {
         None
     }
 }
+
+impl Preempted {
+    /// What a program ends with that saved and wants to be started again.
+    pub const EXIT_CODE: u8 = 75;
+}
+
+/// At which steps ranks ask one another.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Poll {
+    next: u64,
+}
+
+impl Poll {
+    /// Whether it is time to ask.
+    pub(crate) fn due(&self, step: u64) -> bool {
+        step >= self.next
+    }
+
+    /// The coordinator's answer: so many steps on.
+    pub(crate) fn answer(&mut self, step: u64) -> u64 {
+        let _ = step;
+        1
+    }
+
+    /// Every rank takes the answer.
+    pub(crate) fn take(&mut self, step: u64, again_after: u64) {
+        self.next = step.saturating_add(again_after.max(1));
+    }
+}

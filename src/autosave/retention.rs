@@ -49,3 +49,26 @@ impl Retention {
         Decision::default()
     }
 }
+
+/// The best of `found` by one number: finite; of equals the one of the lowest step, then the
+/// oldest.
+pub(crate) fn best_of<'a>(
+    found: impl IntoIterator<Item = &'a CheckpointInfo>,
+    monitor: &str,
+    mode: Mode,
+) -> Option<&'a CheckpointInfo> {
+    let mut best: Option<(f64, &CheckpointInfo)> = None;
+    for info in found {
+        let Some(value) = info.metrics.get(monitor).copied().filter(|v| v.is_finite()) else {
+            continue;
+        };
+        let better = best.is_none_or(|(than, older)| {
+            mode.is_better(value, than)
+                || (!mode.is_better(than, value) && info.age_key() < older.age_key())
+        });
+        if better {
+            best = Some((value, info));
+        }
+    }
+    best.map(|(_, info)| info)
+}

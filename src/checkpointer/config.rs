@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::autosave::Mode;
+use crate::autosave::{KeepBest, KnownFields, Mode, NameTemplate, Retention, Triggers};
+use crate::error::Result;
 use crate::plan::OnExisting;
 
 /// Everything that a [`Checkpointer`](super::Checkpointer) can be told. `Default` documents itself: what is
@@ -24,6 +25,9 @@ pub struct CheckpointerConfig {
     pub save_every_steps: Option<u64>,
     /// Save after so many minutes since the last save, by the coordinator's clock. Default: not.
     pub save_every_minutes: Option<f64>,
+    /// Save whenever `monitor` is better than ever before; ranks then vote at every step.
+    /// Default: no.
+    pub save_on_best: bool,
     /// Save when training ends, unless that step is saved already. Default: yes.
     pub save_at_end: bool,
     /// Save at SIGUSR1 and SIGTERM, and end with exit code 75. Default: yes.
@@ -67,6 +71,10 @@ pub struct CheckpointerConfig {
     pub resume_fall_back: bool,
     /// Warn when less than this, in MiB, would be left after a save. Default: 500.
     pub space_warning_mib: u64,
+    /// Whether names on one side only, checkpoint or parts, are errors. Default: yes.
+    pub resume_strict: bool,
+    /// Whether data loaders are loaded: no for a run that goes on with other data. Default: yes.
+    pub resume_data: bool,
     /// Whether replicas are compared before each save, see
     /// [`SaveOptions::audit`](crate::SaveOptions::audit). Default: no.
     pub audit: bool,
@@ -81,6 +89,7 @@ impl Default for CheckpointerConfig {
             save_every_epochs: None,
             save_every_steps: None,
             save_every_minutes: None,
+            save_on_best: false,
             save_at_end: true,
             save_on_signal: true,
             save_before_time_limit: true,
@@ -101,6 +110,8 @@ impl Default for CheckpointerConfig {
             resume_if_any: true,
             resume_fall_back: false,
             space_warning_mib: 500,
+            resume_strict: true,
+            resume_data: true,
             audit: false,
         }
     }
@@ -163,4 +174,34 @@ pub enum Resume {
     Path(PathBuf),
     /// None: begin anew.
     Fresh,
+}
+
+impl CheckpointerConfig {
+    pub(super) fn check(&self) -> Result<()> {
+        Ok(())
+    }
+    pub(super) fn template(&self) -> Result<NameTemplate> {
+        let metrics = self.metrics.iter().chain(&self.monitor).map(String::as_str);
+        NameTemplate::parse(&self.name, &KnownFields::new(metrics.chain(["metric"])))
+    }
+    pub(super) fn triggers(&self) -> Result<Triggers> {
+        let count = |n: Option<u64>| n.and_then(std::num::NonZeroU64::new);
+        let minutes = self.save_every_minutes.map(|m| std::time::Duration::from_secs_f64(m * 60.0));
+        Ok(Triggers {
+            epochs: count(self.save_every_epochs),
+            steps: count(self.save_every_steps),
+            minutes,
+        })
+    }
+    pub(super) fn retention(&self) -> Result<Retention> {
+        let count = |n: Option<u64>| n.and_then(std::num::NonZeroU64::new);
+        let best = count(self.keep_best).zip(self.monitor.clone());
+        Ok(Retention {
+            last: count(self.keep_last),
+            best: best.map(|(count, monitor)| KeepBest { count, monitor, mode: self.mode }),
+            every_steps: count(self.keep_every_steps),
+            every_epochs: count(self.keep_every_epochs),
+            pinned: self.keep_pinned.clone(),
+        })
+    }
 }

@@ -15,6 +15,12 @@ pub const AUTOMATIC: &str = "checkpoint.automatic";
 /// Name of the value that says that no policy may remove this.
 pub const PINNED: &str = "checkpoint.pinned";
 
+/// Name of the value that says which beginning of the run this follows: newer is a higher
+/// generation first, then a higher step.
+pub const GENERATION: &str = "checkpoint.generation";
+/// Name of the value that says in which generation its run began anew.
+pub const LINE: &str = "checkpoint.line";
+
 /// Whether a checkpoint can be loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -38,6 +44,10 @@ pub struct CheckpointInfo {
     pub state: CheckpointState,
     /// The save that wrote it.
     pub save_id: Option<SaveId>,
+    /// Which beginning of the run it follows; 0 for the first, and for what knows of none.
+    pub generation: u64,
+    /// The generation in which its run began anew.
+    pub line: u64,
     /// Training steps completed.
     pub step: u64,
     /// Epochs completed.
@@ -67,6 +77,8 @@ impl CheckpointInfo {
         Self {
             state: CheckpointState::Committed,
             save_id: Some(manifest.save_id()),
+            generation: count_of(values, GENERATION),
+            line: count_of(values, LINE),
             step: manifest.step(),
             epoch: manifest.epoch(),
             metrics: metrics_of(values),
@@ -86,6 +98,8 @@ impl CheckpointInfo {
             name: name.to_owned(),
             state,
             save_id: None,
+            generation: 0,
+            line: 0,
             step: 0,
             epoch: 0,
             metrics: BTreeMap::new(),
@@ -104,14 +118,22 @@ impl CheckpointInfo {
         self.state == CheckpointState::Committed
     }
 
-    /// The order of age: newer is greater.
+    /// The order of age: newer is greater. Generation, step, epoch, time of saving, name.
     #[must_use]
-    pub fn age_key(&self) -> (u64, u64, u64, &str) {
-        (self.step, self.epoch, self.created_unix_ms, &self.name)
+    pub fn age_key(&self) -> (u64, u64, u64, u64, &str) {
+        (self.generation, self.step, self.epoch, self.created_unix_ms, &self.name)
     }
 }
 
-fn metrics_of(values: &Values) -> BTreeMap<String, f64> {
+/// A counter among values; 0 if it is absent or none.
+pub(crate) fn count_of(values: &Values, name: &str) -> u64 {
+    match values.find(name) {
+        Some(Value::Int(count)) => u64::try_from(*count).unwrap_or(0),
+        _ => 0,
+    }
+}
+
+pub(crate) fn metrics_of(values: &Values) -> BTreeMap<String, f64> {
     let metric = |(name, value): (&str, &Value)| {
         let number = match value {
             Value::Float(number) => *number,

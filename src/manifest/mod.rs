@@ -11,7 +11,10 @@ mod single;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::info::{AUTOMATIC, CheckpointInfo, CheckpointState, METRICS, PINNED};
+pub use self::info::{
+    AUTOMATIC, CheckpointInfo, CheckpointState, GENERATION, LINE, METRICS, PINNED,
+};
+pub(crate) use self::info::{count_of, metrics_of};
 pub use self::parse::{FORMAT_VERSION, MANIFEST_BYTES_MAX};
 pub use self::seal::SealInfo;
 pub(crate) use self::single::{FileParts, SingleParts, place_in};

@@ -8,10 +8,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::slice::Slice;
 use crate::tensor::{Component, TensorName, TensorSpec};
 
+mod adapters;
 mod attached;
 mod io;
 mod value;
 
+pub use adapters::{PerRank, Shared};
 pub use io::{TensorSink, TensorSource};
 pub use value::{Value, Values};
 

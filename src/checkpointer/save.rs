@@ -1,0 +1,404 @@
+//! Saving out of a training loop.
+//!
+//! ```text
+//! phase "poll"  (if ranks could differ): signal, clock, predicate, metric ─ why to save, if at all
+//! phase "state": every rank has a state ─(coordinator) metrics, name, whether one in flight hinders
+//! save:          see `save`; beside training if so configured
+//! after:         (coordinator) retention, then the links
+//! ```
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::lineage::Lineage;
+use super::metrics::mean_over_ranks;
+use super::state::save_metrics;
+use super::{AsyncMode, At, Checkpointer, InFlight, Parts, TrainerState};
+use crate::autosave::{Counters, Number};
+use crate::catalog::CheckpointPath;
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::Channel;
+use crate::layout::CheckpointName;
+use crate::manifest::{AUTOMATIC, PINNED};
+use crate::plan::OnExisting;
+use crate::preempt::Preempted;
+use crate::rank::Rank;
+use crate::save::{Checkpoint, SaveOptions, save, save_async};
+use crate::state::StateDict;
+
+/// Why a checkpoint is saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Reason {
+    /// A multiple of epochs was completed.
+    Epochs,
+    /// A multiple of steps was completed.
+    Steps,
+    /// The time since the last save is up.
+    Minutes,
+    /// The predicate says so.
+    Predicate,
+    /// The monitored metric is better than ever before.
+    Best,
+    /// The program asked for it.
+    Asked,
+    /// Training ends.
+    End,
+    /// The job is to end.
+    Preempted(Preempted),
+}
+
+/// What became of a save.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// Committed: it survives a power cut.
+    Saved(Checkpoint),
+    /// Going on beside training; not committed yet.
+    Started(CheckpointName),
+    /// Left out: this step is saved already, or is the one that was loaded.
+    SavedBefore,
+    /// Left out: another one is still going on.
+    InFlight,
+    /// Left out: the configuration says so.
+    Disabled,
+}
+
+/// What a step of training led to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub struct Stepped {
+    /// Why something was to be saved, and what became of it; `None` if nothing was due.
+    pub save: Option<(Reason, Outcome)>,
+    /// The run is to end: it is saved; leave the loop and end with [`Preempted::EXIT_CODE`].
+    pub stop: Option<Preempted>,
+}
+
+/// What a rank brings to phase "state".
+#[derive(Serialize, Deserialize)]
+struct Proposal {
+    counters: (u64, u64),
+    metrics: BTreeMap<String, f64>,
+}
+
+/// The coordinator's answer; nothing if this save is left out.
+#[derive(Clone, Serialize, Deserialize)]
+struct Agreed {
+    name: CheckpointName,
+    metrics: BTreeMap<String, f64>,
+    state: TrainerState,
+}
+
+/// Under which name, and whether a rule may remove it.
+#[derive(Clone, Copy, PartialEq)]
+enum Under<'a> {
+    /// A name of the template.
+    Template,
+    /// The same, but no part of the run: neither rule nor link takes note of it.
+    Aside,
+    /// A name of the user's, which nothing removes.
+    Name(&'a CheckpointName),
+}
+
+impl Checkpointer {
+    /// After a training step: saves if that is due, as the configuration says.
+    ///
+    /// # Collective
+    /// Every rank, with the same step and epoch. Without anything due it costs a vote now and then
+    /// (about four times a second) if signals, minutes or a time limit are watched, one at every
+    /// step with a predicate or `save_on_best`, and none otherwise.
+    ///
+    /// # Durability
+    /// As [`Outcome`] says.
+    ///
+    /// # Errors
+    /// As [`save`](fn@crate::save::save), and on every rank if one has no state to save; those of
+    /// the save before, if that went on beside training.
+    pub fn step_callback(&mut self, at: &At, parts: &mut Parts<'_>) -> Result<Stepped> {
+        if !self.config.enabled {
+            return Ok(Stepped { save: None, stop: None });
+        }
+        let reason = self.due(at)?;
+        let mode = match reason {
+            // It ends at once: nothing is left beside which to save.
+            Some(Reason::Preempted(_)) => AsyncMode::Disabled,
+            _ => self.config.save_mode,
+        };
+        let save = match reason {
+            Some(reason) => Some((reason, self.save_at(reason, at, parts, mode)?)),
+            None => None,
+        };
+        Ok(Stepped { save, stop: self.stop })
+    }
+
+    /// Whether [`Checkpointer::step_callback`] would save here, for loops that save by themselves:
+    /// counts as its call for this step.
+    ///
+    /// # Collective
+    /// As [`Checkpointer::step_callback`].
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::phase`](crate::ProcessGroup::phase).
+    pub fn should_save(&mut self, at: &At) -> Result<Option<Reason>> {
+        if !self.config.enabled {
+            return Ok(None);
+        }
+        Ok(self.due(at)?.filter(|_| self.saved_step != Some(at.counters().step)))
+    }
+
+    /// Saves now, under a name of the template; returns when it is committed. For what decides by
+    /// itself when to save: another callback, several metrics that improved.
+    ///
+    /// # Collective
+    /// Every rank, with the same step and epoch.
+    ///
+    /// # Errors
+    /// As [`Checkpointer::step_callback`].
+    pub fn save(&mut self, at: &At, parts: &mut Parts<'_>) -> Result<Outcome> {
+        self.save_at(Reason::Asked, at, parts, AsyncMode::Disabled)
+    }
+
+    /// The same beside training: returns when `parts` may change.
+    ///
+    /// # Collective
+    /// As [`Checkpointer::save`].
+    ///
+    /// # Errors
+    /// As [`Checkpointer::step_callback`].
+    pub fn save_async(&mut self, at: &At, parts: &mut Parts<'_>) -> Result<Outcome> {
+        self.save_at(Reason::Asked, at, parts, AsyncMode::Async)
+    }
+
+    /// Saves now, under a name of its own, which no rule ever removes; an existing one is refused.
+    /// Returns when it is committed.
+    ///
+    /// # Collective
+    /// Every rank, with the same name, step and epoch.
+    ///
+    /// # Errors
+    /// As [`save`](fn@crate::save::save); [`ErrorKind::InvalidInput`] for a name that is none.
+    pub fn save_as(&mut self, name: &str, at: &At, parts: &mut Parts<'_>) -> Result<Checkpoint> {
+        self.wait()?;
+        let agreed =
+            CheckpointName::new(name).and_then(|name| self.agree(at, parts, Under::Name(&name)));
+        let Some((agreed, state)) = agreed? else {
+            return Err(Error::new(ErrorKind::InvalidInput, "another save is still going on"));
+        };
+        self.save_now(&agreed, &state, at, OnExisting::Refuse)
+    }
+
+    /// Training ends: saves unless this step is saved already or the configuration says not to,
+    /// and waits for what goes on beside it.
+    ///
+    /// # Collective
+    /// Every rank, with the same step and epoch.
+    ///
+    /// # Errors
+    /// As [`Checkpointer::step_callback`].
+    pub fn finish(&mut self, at: &At, parts: &mut Parts<'_>) -> Result<Outcome> {
+        let waited = self.wait();
+        if !self.config.save_at_end || !self.config.enabled {
+            waited?;
+            return Ok(Outcome::Disabled);
+        }
+        let saved = self.save_at(Reason::End, at, parts, AsyncMode::Disabled);
+        waited.and(saved)
+    }
+
+    /// Waits for the save that goes on beside training, if there is one, and returns it.
+    ///
+    /// # Collective
+    /// Every rank.
+    ///
+    /// # Errors
+    /// Those of that save, the same on every rank.
+    pub fn wait(&mut self) -> Result<Option<Checkpoint>> {
+        let Some(pending) = self.pending.take() else { return Ok(None) };
+        pending.wait().map(Some)
+    }
+
+    fn save_at(
+        &mut self,
+        reason: Reason,
+        at: &At,
+        parts: &mut Parts<'_>,
+        mode: AsyncMode,
+    ) -> Result<Outcome> {
+        if !self.config.enabled {
+            return Ok(Outcome::Disabled);
+        }
+        if self.saved_step == Some(at.counters().step) {
+            return Ok(Outcome::SavedBefore);
+        }
+        tracing::info!(?reason, step = at.counters().step, "saving");
+        let Some((agreed, state)) = self.agree(at, parts, Under::Template)? else {
+            return Ok(Outcome::InFlight);
+        };
+        // What failed beside training surfaces here, on every rank.
+        self.wait()?;
+        let on_existing = self.config.on_existing;
+        match mode {
+            AsyncMode::Disabled => {
+                self.save_now(&agreed, &state, at, on_existing).map(Outcome::Saved)
+            }
+            AsyncMode::Async | AsyncMode::AsyncOverlap => {
+                self.start(&agreed, &state, at, on_existing).map(Outcome::Started)
+            }
+        }
+    }
+
+    fn save_now(
+        &mut self,
+        agreed: &Agreed,
+        state: &StateDict,
+        at: &At,
+        on_existing: OnExisting,
+    ) -> Result<Checkpoint> {
+        let began = Instant::now();
+        let path = CheckpointPath::new(&self.directory, agreed.name.clone());
+        let options = self.options(at.counters(), on_existing);
+        let committed = save(&self.group, self.storage.as_ref(), &path, state, &options)?;
+        self.state = agreed.state.clone();
+        self.tidy().after(&committed);
+        self.took(at, began.elapsed());
+        Ok(committed)
+    }
+
+    /// Saves beside what the run itself saves: nothing else is touched.
+    pub(super) fn save_aside(&mut self, at: &At, parts: &mut Parts<'_>) -> Result<Checkpoint> {
+        let Some((agreed, state)) = self.agree(at, parts, Under::Aside)? else {
+            return Err(Error::new(ErrorKind::Disagreement, "another save is still going on"));
+        };
+        let path = CheckpointPath::new(&self.directory, agreed.name);
+        let options = self.options(at.counters(), OnExisting::Number);
+        save(&self.group, self.storage.as_ref(), &path, &state, &options)
+    }
+
+    fn start(
+        &mut self,
+        agreed: &Agreed,
+        state: &StateDict,
+        at: &At,
+        on_existing: OnExisting,
+    ) -> Result<CheckpointName> {
+        let path = CheckpointPath::new(&self.directory, agreed.name.clone());
+        let options = self.options(at.counters(), on_existing);
+        let tidy = self.tidy();
+        let after = Box::new(move |committed: &Checkpoint| tidy.after(committed));
+        let pending = save_async(&self.group, &self.storage, &path, state, &options, after)?;
+        self.pending = Some(pending);
+        self.state = agreed.state.clone();
+        self.took(at, Duration::ZERO);
+        Ok(agreed.name.clone())
+    }
+
+    fn took(&mut self, at: &At, time: Duration) {
+        self.saved_step = Some(at.counters().step);
+        self.clock = Instant::now();
+        self.save_takes = self.save_takes.max(time);
+    }
+
+    fn options(&self, counters: Counters, on_existing: OnExisting) -> SaveOptions {
+        SaveOptions {
+            step: counters.step,
+            epoch: counters.epoch,
+            on_existing,
+            audit: self.config.audit,
+            ..SaveOptions::default()
+        }
+    }
+
+    /// Phase "state": every rank has one, or all hear why not; and what the coordinator says about
+    /// it is in it. `None`: another save hinders this one.
+    fn agree(
+        &mut self,
+        at: &At,
+        parts: &mut Parts<'_>,
+        under: Under<'_>,
+    ) -> Result<Option<(Agreed, StateDict)>> {
+        let mut made = None;
+        let this = &*self;
+        let agreed = this.group.phase_all(
+            Channel::Save,
+            "state",
+            || {
+                made = Some(parts.state_dict()?);
+                let Counters { step, epoch } = at.counters();
+                Ok(Proposal { counters: (step, epoch), metrics: at.metrics().clone() })
+            },
+            |proposals| this.decide(at, under, &proposals),
+        )?;
+        let Some(agreed) = agreed else { return Ok(None) };
+        let mut state = made.ok_or_else(|| {
+            Error::new(ErrorKind::Disagreement, "phase state passed without a state")
+        })?;
+        agreed.state.save(&mut state.values)?;
+        save_metrics(&agreed.metrics, &mut state.values);
+        let lineage = if under == Under::Aside { Lineage::default() } else { this.lineage };
+        lineage.save(&mut state.values)?;
+        state.values.set(if under == Under::Template { AUTOMATIC } else { PINNED }, true);
+        Ok(Some((agreed, state)))
+    }
+
+    /// Phase "state", coordinator.
+    fn decide(&self, at: &At, under: Under<'_>, proposals: &[Proposal]) -> Result<Option<Agreed>> {
+        check_counters(at.counters(), proposals)?;
+        if self.pending.as_ref().is_some_and(|pending| !pending.is_done()) {
+            match self.config.in_flight {
+                InFlight::Wait => {}
+                InFlight::Skip => return Ok(None),
+                InFlight::Error => {
+                    let message = "a save is due while another one is still going on";
+                    return Err(Error::new(ErrorKind::InvalidInput, message).with_help(
+                        "save less often, or let `in_flight` be `wait` or `skip`; the save that \
+                         goes on is not affected",
+                    ));
+                }
+            }
+        }
+        let metrics: Vec<_> = proposals.iter().map(|proposal| proposal.metrics.clone()).collect();
+        let metrics = mean_over_ranks(&metrics);
+        let Counters { step, epoch } = at.counters();
+        let mut state = TrainerState { step, epoch, ..self.state.clone() };
+        state.save_with(&metrics, self.monitor());
+        let name = match under {
+            Under::Name(name) => name.clone(),
+            Under::Template | Under::Aside => self.name(at.counters(), &metrics)?,
+        };
+        Ok(Some(Agreed { name, metrics, state }))
+    }
+
+    fn name(&self, counters: Counters, metrics: &BTreeMap<String, f64>) -> Result<CheckpointName> {
+        let mut fields: BTreeMap<String, Number> =
+            metrics.iter().map(|(name, value)| (name.clone(), Number::Float(*value))).collect();
+        let monitored = self.config.monitor.as_ref().and_then(|name| metrics.get(name));
+        if let Some(value) = monitored {
+            fields.insert("metric".to_owned(), Number::Float(*value));
+        }
+        let count = |value| Number::Int(i64::try_from(value).unwrap_or(i64::MAX));
+        fields.insert("step".to_owned(), count(counters.step));
+        fields.insert("epoch".to_owned(), count(counters.epoch));
+        let rendered = self.template.render(counters.epoch, &fields);
+        if let Some(warning) = rendered.warning {
+            tracing::warn!(warning, "name of the checkpoint");
+        }
+        CheckpointName::new(&rendered.name)
+    }
+}
+
+fn check_counters(ours: Counters, proposals: &[Proposal]) -> Result<()> {
+    for (proposal, rank) in proposals.iter().zip(0..) {
+        let (step, epoch) = proposal.counters;
+        if (Counters { step, epoch }) != ours {
+            let message = format!(
+                "this rank is at step {step} of epoch {epoch}, the coordinator at step {} of \
+                 epoch {}",
+                ours.step, ours.epoch
+            );
+            return Err(Error::new(ErrorKind::Disagreement, message).at_rank(Rank::new(rank)));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! Making a checkpointer: configuration, directory, template.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::lineage::Lineage;
+use super::{Checkpointer, CheckpointerConfig, Location, TrainerState};
+use crate::autosave::{Counters, Mode};
+use crate::catalog;
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::{Channel, ProcessGroup};
+use crate::preempt::{Poll, Watch};
+use crate::rank::Rank;
+use crate::storage::{LocalStorage, Storage};
+use crate::sweep::{Pace, When, sweep};
+
+/// A checkpointer as `config` says; `None` if it says that there is to be none.
+///
+/// # Collective
+/// As [`Checkpointer::new`].
+///
+/// # Errors
+/// As [`Checkpointer::new`].
+pub fn create_checkpointer_from_config(
+    group: &ProcessGroup,
+    config: &CheckpointerConfig,
+) -> Result<Option<Checkpointer>> {
+    let made = Checkpointer::new(group, config.clone())?;
+    Ok(config.enabled.then_some(made))
+}
+
+impl Checkpointer {
+    /// A checkpointer on the file system. Its directory is made, and what crashed jobs left in it
+    /// is swept.
+    ///
+    /// # Collective
+    /// Every rank, with the same configuration.
+    ///
+    /// # Errors
+    /// On every rank: [`ErrorKind::InvalidInput`] for what contradicts itself, naming each field;
+    /// [`ErrorKind::Disagreement`] if ranks are configured differently, naming the first field;
+    /// [`ErrorKind::Storage`] if the directory cannot be made.
+    pub fn new(group: &ProcessGroup, config: CheckpointerConfig) -> Result<Self> {
+        Self::with_storage(group, Arc::new(LocalStorage::new()), config)
+    }
+
+    /// The same on any storage.
+    ///
+    /// # Collective
+    /// Every rank, with the same configuration.
+    ///
+    /// # Errors
+    /// As [`Checkpointer::new`].
+    pub fn with_storage(
+        group: &ProcessGroup,
+        storage: Arc<dyn Storage>,
+        config: CheckpointerConfig,
+    ) -> Result<Self> {
+        let mut watch = None;
+        let check = || {
+            config.check()?;
+            watch = Some(begin_to_watch(&config)?);
+            to_json(&config)
+        };
+        let (directory, top) =
+            group.phase_all(Channel::Training, "configure", check, |by_rank| {
+                compare(&by_rank)?;
+                let directory = place(&config)?;
+                if !config.enabled {
+                    return Ok((directory, None));
+                }
+                let top = prepare(group, storage.as_ref(), &directory)?;
+                Ok((directory, top))
+            })?;
+        let template = config.template()?;
+        Ok(Self {
+            group: group.clone(),
+            storage,
+            directory,
+            template,
+            triggers: config.triggers()?,
+            retention: config.retention()?,
+            predicate: None,
+            watch: watch.unwrap_or_default(),
+            poll: Poll::default(),
+            state: TrainerState { experiment: config.experiment.clone(), ..Default::default() },
+            before: Counters::default(),
+            saved_step: None,
+            clock: Instant::now(),
+            save_takes: Duration::ZERO,
+            resumed: None,
+            lineage: Lineage::fresh(top),
+            pending: None,
+            stop: None,
+            config,
+        })
+    }
+
+    pub(super) fn monitor(&self) -> Option<(&str, Mode)> {
+        monitor(&self.config)
+    }
+}
+
+/// The metric that tells the best, and which way it is to go.
+pub(super) fn monitor(config: &CheckpointerConfig) -> Option<(&str, Mode)> {
+    config.monitor.as_deref().map(|name| (name, config.mode))
+}
+
+fn begin_to_watch(config: &CheckpointerConfig) -> Result<Watch> {
+    let margin = Duration::try_from_secs_f64(config.time_limit_margin_seconds).unwrap_or_default();
+    let time_limit = config.save_before_time_limit.then_some(margin);
+    if !config.enabled {
+        return Ok(Watch::default());
+    }
+    Watch::begin(config.save_on_signal, time_limit)
+}
+
+fn to_json(config: &CheckpointerConfig) -> Result<String> {
+    serde_json::to_string(config).map_err(|e| {
+        Error::new(ErrorKind::InvalidInput, format!("the configuration has no JSON form: {e}"))
+    })
+}
+
+/// Every rank is configured alike, or all hear of the first field that differs.
+fn compare(by_rank: &[String]) -> Result<()> {
+    let Some(ours) = by_rank.first() else { return Ok(()) };
+    for (theirs, rank) in by_rank.iter().zip(0..) {
+        if theirs != ours {
+            let message = differing_field(ours, theirs);
+            return Err(Error::new(ErrorKind::Disagreement, message)
+                .at_rank(Rank::new(rank))
+                .with_help("give every rank the same configuration and environment"));
+        }
+    }
+    Ok(())
+}
+
+fn differing_field(ours: &str, theirs: &str) -> String {
+    let parsed = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap_or_default();
+    let (ours, theirs) = (parsed(ours), parsed(theirs));
+    let fields = ours.as_object().into_iter().flatten();
+    for (field, value) in fields {
+        let other = theirs.get(field).cloned().unwrap_or_default();
+        if *value != other {
+            return format!("`{field}` is {other} on this rank, {value} on the coordinator");
+        }
+    }
+    "this rank is configured differently".to_owned()
+}
+
+/// Where the run's checkpoints lie.
+fn place(config: &CheckpointerConfig) -> Result<PathBuf> {
+    let place = match &config.location {
+        Location::Path(path) => path.clone(),
+        _ => PathBuf::from("checkpoints"),
+    };
+    Ok(place.join(&config.experiment))
+}
+
+/// Coordinator: a directory that cannot be made shows before days of training. The highest
+/// generation of what is in it.
+fn prepare(group: &ProcessGroup, storage: &dyn Storage, directory: &Path) -> Result<Option<u64>> {
+    let made = storage.create_dir_all(directory);
+    let parent = made.map_err(|e| e.with_help("nothing was trained; choose another location"))?;
+    let pace = Pace::of(group);
+    sweep(parent.as_ref(), When::BeforeSave, &pace);
+    let found = catalog::list(parent.as_ref(), &mut || pace.progress.add(1))?;
+    Ok(found.iter().filter(|info| info.is_committed()).map(|info| info.generation).max())
+}
