@@ -83,7 +83,7 @@ impl<M: Model> HandlerBuilder<M> {
         let handler = built.ok_or_else(|| {
             Error::new(ErrorKind::Disagreement, "phase build passed without a handler")
         })?;
-        ddp::broadcast(&group, &handler.variables(|_| true))?;
+        ddp::broadcast_tensors(&group, &handler.variables(|_| true))?;
         Ok(handler)
     }
 

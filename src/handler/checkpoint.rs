@@ -266,7 +266,7 @@ impl<M: Model> NNHandler<M> {
         })?;
         if options.lenient {
             // What the checkpoint lacks has each rank's own initial values.
-            ddp::broadcast(&group, &handler.variables(|_| true))?;
+            ddp::broadcast_tensors(&group, &handler.variables(|_| true))?;
             handler.parts.begin_missing(&loaded.report.missing)?;
         }
         handler.code = KeptCode::new(options.model_code);

@@ -16,8 +16,16 @@ pub(super) fn device_error(error: &tch::TchError) -> Error {
 }
 
 /// Gives every rank the coordinator's values of these tensors, bit for bit; a bucket at a time,
-/// since there may be hundreds of small ones.
-pub(super) fn broadcast(group: &ProcessGroup, tensors: &[Tensor]) -> Result<()> {
+/// since there may be hundreds of small ones. For training loops of one's own: once, before the
+/// first step.
+///
+/// # Collective
+/// Every rank, with tensors of the same shapes and kinds in the same order.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] for a tensor that has no plain bytes; [`ErrorKind::Device`]; as
+/// [`ProcessGroup::broadcast`].
+pub fn broadcast_tensors(group: &ProcessGroup, tensors: &[Tensor]) -> Result<()> {
     if group.world_size().get() == 1 {
         return Ok(());
     }
@@ -66,7 +74,14 @@ fn broadcast_bucket(group: &ProcessGroup, bucket: &[(&Tensor, usize)], bytes: us
 ///
 /// A parameter without gradient on some rank counts as zero there; without gradient on every
 /// rank it keeps none.
-pub(super) fn average_gradients(
+///
+/// # Collective
+/// Every rank, with the same parameters in the same order, after the backward pass.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] for complex parameters; [`ErrorKind::Device`]; as
+/// [`ProcessGroup::all_reduce_sum`].
+pub fn average_gradients(
     group: &ProcessGroup,
     parameters: &[Tensor],
     weight: f64,

@@ -139,7 +139,7 @@ impl<M: Model> NNHandler<M> {
         tell(&group, &loaded);
         if !options.strict {
             // What the checkpoint lacks has each rank's own initial values.
-            ddp::broadcast(&group, &handler.variables(|_| true))?;
+            ddp::broadcast_tensors(&group, &handler.variables(|_| true))?;
         }
         Ok(handler)
     }

@@ -223,7 +223,7 @@ impl<M: Model> NNHandler<M> {
         let put = || values.map_or(Ok(()), |values| weights::put(&self.vars, &values));
         let done = group
             .phase_all(Channel::Training, "weights", put, |_| Ok(()))
-            .and_then(|()| ddp::broadcast(&group, &self.variables(|_| true)));
+            .and_then(|()| ddp::broadcast_tensors(&group, &self.variables(|_| true)));
         // Some of the weights may be in place by now.
         self.poisoned |= done.is_err();
         done

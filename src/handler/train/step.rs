@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::error::Result;
-use crate::handler::ddp::{average_gradients, broadcast, device_error};
+use crate::handler::ddp::{average_gradients, broadcast_tensors, device_error};
 use crate::handler::in_epoch::Sums;
 use crate::handler::train::measure::scalar;
 use crate::handler::{Feed, Model, NNHandler, shard};
@@ -63,7 +63,7 @@ impl<M: Model> NNHandler<M> {
         self.update(&parameters)?;
         // Running statistics saw only this rank's samples. The coordinator's count, as in PyTorch,
         // and from here on: a checkpoint may be saved between any two steps.
-        broadcast(&self.group, &self.buffers())?;
+        broadcast_tensors(&self.group, &self.buffers())?;
         self.poisoned = false;
         self.step += 1;
         self.in_epoch.samples += samples;

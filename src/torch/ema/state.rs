@@ -38,6 +38,10 @@ impl Stateful for Ema {
         Ok(())
     }
 
+    fn check_values(&self, prefix: &str, values: &Values, _rank_values: &Values) -> Result<()> {
+        Ema::check_values(self, prefix, values)
+    }
+
     /// Settings become those of the checkpoint.
     fn load_values(&mut self, prefix: &str, values: &Values, _rank_values: &Values) -> Result<()> {
         (self.config, self.updates) = settings(prefix, values)?;

@@ -51,6 +51,10 @@ impl Stateful for Optimizer {
         Ok(())
     }
 
+    fn check_values(&self, prefix: &str, values: &Values, _rank_values: &Values) -> Result<()> {
+        Optimizer::check_values(self, prefix, values)
+    }
+
     /// Settings, learning rates and weight decays become those of the checkpoint, as in PyTorch.
     fn load_values(&mut self, prefix: &str, values: &Values, _rank_values: &Values) -> Result<()> {
         let Settings { config, lr, weight_decay } = self.settings(prefix, values)?;

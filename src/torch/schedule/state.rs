@@ -107,6 +107,10 @@ impl Stateful for Scheduler {
         Ok(())
     }
 
+    fn check_values(&self, prefix: &str, values: &Values, _rank_values: &Values) -> Result<()> {
+        Scheduler::check_values(self, prefix, values)
+    }
+
     fn load_values(&mut self, prefix: &str, values: &Values, _rank_values: &Values) -> Result<()> {
         Scheduler::load_values(self, prefix, values)
     }
