@@ -61,7 +61,7 @@ use std::time::{Duration, Instant};
 pub use at::At;
 pub use config::{AsyncMode, CheckpointerConfig, InFlight, Location, Resume};
 use lineage::Lineage;
-pub use one_line::{load_checkpoint, save_checkpoint};
+pub use one_line::{load_checkpoint, save_checkpoint, save_checkpoint_in};
 pub use parts::Parts;
 pub use resume::Resumed;
 pub use save::{Outcome, Reason, Stepped};

@@ -33,7 +33,31 @@ pub fn save_checkpoint(
     at: &At,
     parts: &mut Parts<'_>,
 ) -> Result<Checkpoint> {
-    quiet(group, experiment)?.save_aside(at, parts)
+    save_checkpoint_in(group, Location::Local, experiment, at, parts)
+}
+
+/// The same at another location.
+///
+/// # Collective
+/// Every rank, with the same arguments.
+///
+/// # Errors
+/// As [`Checkpointer::save`].
+pub fn save_checkpoint_in(
+    group: &ProcessGroup,
+    location: Location,
+    experiment: &str,
+    at: &At,
+    parts: &mut Parts<'_>,
+) -> Result<Checkpoint> {
+    let config = CheckpointerConfig {
+        experiment: experiment.to_owned(),
+        location,
+        save_on_signal: false,
+        save_before_time_limit: false,
+        ..CheckpointerConfig::default()
+    };
+    Checkpointer::new(group, config)?.save_aside(at, parts)
 }
 
 /// Loads the checkpoint at `path`, wherever it lies, into `parts`.
@@ -49,15 +73,4 @@ pub fn load_checkpoint(
     parts: &mut Parts<'_>,
 ) -> Result<Resumed> {
     super::resume::load_path(group, path.as_ref(), parts)
-}
-
-fn quiet(group: &ProcessGroup, experiment: &str) -> Result<Checkpointer> {
-    let config = CheckpointerConfig {
-        experiment: experiment.to_owned(),
-        location: Location::Local,
-        save_on_signal: false,
-        save_before_time_limit: false,
-        ..CheckpointerConfig::default()
-    };
-    Checkpointer::new(group, config)
 }

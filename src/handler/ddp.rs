@@ -81,11 +81,7 @@ fn broadcast_bucket(group: &ProcessGroup, bucket: &[(&Tensor, usize)], bytes: us
 /// # Errors
 /// [`ErrorKind::Unsupported`] for complex parameters; [`ErrorKind::Device`]; as
 /// [`ProcessGroup::all_reduce_sum`].
-pub fn average_gradients(
-    group: &ProcessGroup,
-    parameters: &[Tensor],
-    weight: f64,
-) -> Result<()> {
+pub fn average_gradients(group: &ProcessGroup, parameters: &[Tensor], weight: f64) -> Result<()> {
     if group.world_size().get() == 1 {
         return Ok(());
     }

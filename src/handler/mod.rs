@@ -44,8 +44,8 @@ pub use callbacks::{
     LearningRateLogger, Mode, ModelCheckpoint, Origin, SaveRequest,
 };
 pub use checkpoint::LoadOptions;
-pub use ddp::{average_gradients, broadcast_tensors};
 pub use data::{Dataset, Loader, TensorDataset, epoch_order, shard};
+pub use ddp::{average_gradients, broadcast_tensors};
 pub use forms::InitOptions;
 pub use history::History;
 pub use model::Model;

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "helpers of tests")]
 
 mod audit;
+mod checkpointer;
 mod code;
 mod commits;
 mod durable;

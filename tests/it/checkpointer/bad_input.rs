@@ -1,0 +1,82 @@
+//! What cannot work is an error, the same on every rank.
+
+use std::path::Path;
+
+use tch_checkpoint::checkpointer::{At, CheckpointerConfig, Parts};
+use tch_checkpoint::state::Shared;
+use tch_checkpoint::{ErrorKind, ProcessGroup};
+
+use super::toy::{Toy, at, checkpointer, config};
+use crate::harness::on_ranks;
+
+#[test]
+fn ranks_that_are_configured_differently_get_one_error_naming_the_field() {
+    let scratch = tempfile::tempdir().unwrap();
+    let place = scratch.path().to_path_buf();
+    let errors = on_ranks(3, move |group| {
+        let keep_last = Some(if group.rank().get() == 2 { 5 } else { 3 });
+        let config = CheckpointerConfig { keep_last, save_every_steps: Some(1), ..config(&place) };
+        checkpointer(&group, config).err().unwrap()
+    });
+    for error in errors {
+        assert_eq!(error.kind(), ErrorKind::Disagreement);
+        let text = error.to_string();
+        for part in ["`keep_last`", "rank 2", "5", "3"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_configuration_that_contradicts_itself_is_refused_on_every_rank() {
+    let cases: [(&str, fn(&Path) -> CheckpointerConfig); 4] = [
+        ("keep_last", |place| CheckpointerConfig { keep_last: Some(0), ..config(place) }),
+        ("monitor", |place| CheckpointerConfig { keep_best: Some(2), ..config(place) }),
+        ("save_every_steps", |place| CheckpointerConfig {
+            save_every_steps: Some(0),
+            ..config(place)
+        }),
+        ("name", |place| CheckpointerConfig { name: "{nothing}".to_owned(), ..config(place) }),
+    ];
+    for (field, make) in cases {
+        let scratch = tempfile::tempdir().unwrap();
+        let place = scratch.path().to_path_buf();
+        let errors = on_ranks(2, move |group| checkpointer(&group, make(&place)).err().unwrap());
+        for error in errors {
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            assert!(error.to_string().contains(field), "{field}: {error}");
+        }
+        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn ranks_at_different_steps_hear_of_it_before_anything_is_written() {
+    let scratch = tempfile::tempdir().unwrap();
+    let place = scratch.path().to_path_buf();
+    let errors = on_ranks(2, move |group| {
+        let mut checkpointer = checkpointer(&group, config(&place)).unwrap();
+        let at = At::step(10 + u64::from(group.rank().get()));
+        Toy::new().with(|parts| checkpointer.save(&at, parts)).unwrap_err()
+    });
+    for error in errors {
+        assert_eq!(error.kind(), ErrorKind::Disagreement);
+        assert!(error.to_string().contains("step 11"), "{error}");
+    }
+}
+
+#[test]
+fn parts_of_one_name_or_of_a_reserved_one_are_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut checkpointer = checkpointer(&ProcessGroup::solo(), config(scratch.path())).unwrap();
+    let (mut one, mut two) = (1, 2);
+    let (mut first, mut second) = (Shared(&mut one), Shared(&mut two));
+    let mut twice = Parts::new().callback("stop", &mut first).callback("stop", &mut second);
+    let error = checkpointer.save(&at(1), &mut twice).unwrap_err();
+    assert!(error.to_string().contains("callbacks.stop"), "{error}");
+    let mut three = 3;
+    let mut third = Shared(&mut three);
+    let error = checkpointer.save(&at(1), &mut Parts::new().with("trainer.step", &mut third));
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidInput);
+}

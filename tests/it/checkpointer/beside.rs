@@ -1,0 +1,146 @@
+//! Saves beside training.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tch_checkpoint::ErrorKind;
+use tch_checkpoint::checkpointer::{
+    AsyncMode, Checkpointer, CheckpointerConfig, InFlight, Outcome, Resume,
+};
+use tch_checkpoint::storage::MemoryStorage;
+
+use super::toy::{Toy, at, checkpointer, config, no_metrics, run, steps_of};
+use crate::harness::on_ranks;
+use crate::hooked::Hooked;
+
+#[test]
+fn a_run_that_saves_beside_training_keeps_and_resumes_as_any_other() {
+    for mode in [AsyncMode::Async, AsyncMode::AsyncOverlap] {
+        let scratch = tempfile::tempdir().unwrap();
+        let place = scratch.path().to_path_buf();
+        let ends = on_ranks(2, move |group| {
+            let config = CheckpointerConfig {
+                save_every_steps: Some(5),
+                keep_last: Some(2),
+                save_mode: mode,
+                ..config(&place)
+            };
+            drop(run(&group, config.clone(), 13, no_metrics).unwrap());
+            let ran = run(&group, config, 27, no_metrics).unwrap();
+            let right = ran.toy == Toy::after(27, group.rank().get());
+            (ran.first, right, steps_of(&ran.checkpointer))
+        });
+        for (first, right, steps) in ends {
+            assert_eq!(first, 13, "{mode:?}");
+            assert!(right, "{mode:?}");
+            // 13 was resumed.
+            assert_eq!(steps, [27, 25, 13], "{mode:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_stored_is_the_state_at_the_call() {
+    let scratch = tempfile::tempdir().unwrap();
+    let place = scratch.path().to_path_buf();
+    let rights = on_ranks(2, move |group| {
+        let mut checkpointer = checkpointer(&group, config(&place)).unwrap();
+        let rank = group.rank().get();
+        let mut toy = Toy::new();
+        for step in 1..=20 {
+            toy.step(step, rank);
+            let started = toy.with(|parts| checkpointer.save_async(&at(step), parts)).unwrap();
+            assert!(matches!(started, Outcome::Started(_)));
+            // At once, while it is being written.
+            toy.weights.fill(0xee);
+            checkpointer.wait().unwrap().unwrap();
+            toy = Toy::new();
+            toy.with(|parts| checkpointer.load(&Resume::Step(step), parts)).unwrap();
+            if toy != Toy::after(step, rank) {
+                return false;
+            }
+        }
+        true
+    });
+    assert_eq!(rights, [true, true]);
+}
+
+#[test]
+fn a_second_save_waits_or_is_left_out_or_is_an_error() {
+    for policy in [InFlight::Wait, InFlight::Skip, InFlight::Error] {
+        // No save is committed before the gate opens.
+        let gate = Arc::new(AtomicBool::new(policy == InFlight::Wait));
+        let opened = gate.clone();
+        let storage = Hooked::new(&MemoryStorage::new(), move |call| {
+            let until = Instant::now() + Duration::from_secs(20);
+            while call.operation == "rename" && !opened.load(Ordering::SeqCst) {
+                assert!(Instant::now() < until, "the gate never opened");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        });
+        let outcomes = on_ranks(2, move |group| {
+            let config = CheckpointerConfig {
+                save_mode: AsyncMode::Async,
+                in_flight: policy,
+                ..config(Path::new("/runs"))
+            };
+            let storage = Arc::new(storage.clone());
+            let mut checkpointer = Checkpointer::with_storage(&group, storage, config).unwrap();
+            let mut toy = Toy::new();
+            let first = toy.with(|parts| checkpointer.save_async(&at(1), parts)).unwrap();
+            assert!(matches!(first, Outcome::Started(_)));
+            let second = toy.with(|parts| checkpointer.save_async(&at(2), parts));
+            gate.store(true, Ordering::SeqCst);
+            checkpointer.wait().unwrap();
+            let steps = steps_of(&checkpointer);
+            (second.map_err(|e| e.kind()), steps)
+        });
+        assert_eq!(outcomes[0], outcomes[1]);
+        match policy {
+            InFlight::Wait => {
+                assert!(matches!(outcomes[0].0, Ok(Outcome::Started(_))));
+                assert_eq!(outcomes[0].1, [2, 1]);
+            }
+            InFlight::Skip => {
+                assert_eq!(outcomes[0].0, Ok(Outcome::InFlight));
+                assert_eq!(outcomes[0].1, [1]);
+            }
+            InFlight::Error => {
+                assert_eq!(outcomes[0].0, Err(ErrorKind::InvalidInput));
+                assert_eq!(outcomes[0].1, [1]);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_error_beside_training_surfaces_at_the_next_call_on_every_rank() {
+    let scratch = tempfile::tempdir().unwrap();
+    let place = scratch.path().to_path_buf();
+    let results = on_ranks(2, move |group| {
+        let config = CheckpointerConfig { save_mode: AsyncMode::Async, ..config(&place) };
+        let mut checkpointer = checkpointer(&group, config).unwrap();
+        let mut toy = Toy::new();
+        let started = toy.with(|parts| checkpointer.save_async(&at(1), parts)).unwrap();
+        let Outcome::Started(_) = started else { panic!("{started:?}") };
+        drop(started);
+        checkpointer.wait().unwrap();
+        // A directory in the way of a file of the next attempt cannot be made from outside, so the
+        // whole place goes away instead.
+        group
+            .on_coordinator("spoil", || {
+                std::fs::remove_dir_all(place.join("run")).unwrap();
+                std::fs::write(place.join("run"), "a file").unwrap();
+                Ok(())
+            })
+            .unwrap();
+        let failed = toy
+            .with(|parts| checkpointer.save_async(&at(2), parts))
+            .and_then(|_| checkpointer.wait().map(|_| ()));
+        failed.unwrap_err().kind()
+    });
+    assert_eq!(results[0], results[1]);
+}
