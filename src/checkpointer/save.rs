@@ -229,6 +229,12 @@ impl Checkpointer {
         if !self.config.enabled {
             return Ok(Outcome::Disabled);
         }
+        if matches!(reason, Reason::Preempted(_)) {
+            // The last chance to save: nothing may be in its way, whatever became of it.
+            if let Err(error) = self.wait() {
+                tracing::error!(%error, "the save before this one failed");
+            }
+        }
         if self.saved_step == Some(at.counters().step) {
             return Ok(Outcome::SavedBefore);
         }
