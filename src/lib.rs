@@ -9,6 +9,7 @@
 // Words
 pub mod error;
 mod memory;
+mod nearest;
 pub mod rank;
 mod sabotage;
 pub mod slice;

@@ -3,6 +3,7 @@
 
 mod mode;
 mod name;
+pub mod names;
 mod retention;
 mod schedule;
 mod triggers;

@@ -41,6 +41,7 @@
 
 mod ask;
 mod at;
+mod builder;
 mod choose;
 mod config;
 mod keep;
@@ -59,7 +60,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use at::At;
-pub use config::{AsyncMode, CheckpointerConfig, InFlight, Location, Resume};
+pub use config::{
+    AsyncMode, CONFIG_BYTES_MAX, CONFIG_PREFIX, CheckpointerConfig, FieldDifference, InFlight,
+    Location, METRIC_FIELD, Resume, differences,
+};
 use lineage::Lineage;
 pub use one_line::{load_checkpoint, save_checkpoint, save_checkpoint_in};
 pub use parts::Parts;
@@ -170,3 +174,7 @@ impl std::fmt::Debug for Checkpointer {
             .finish_non_exhaustive()
     }
 }
+pub use config::{
+    AsyncMode, CONFIG_BYTES_MAX, CONFIG_PREFIX, CheckpointerConfig, FieldDifference, InFlight,
+    Location, METRIC_FIELD, Resume, differences,
+};

@@ -8,6 +8,7 @@ mod audit;
 mod checkpointer;
 mod code;
 mod commits;
+mod config;
 mod durable;
 mod exchanges;
 mod faults;

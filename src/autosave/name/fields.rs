@@ -3,11 +3,10 @@
 use std::collections::BTreeSet;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::nearest::nearest;
 
 const BUILT_IN: [&str; 6] = ["epoch", "step", "loss", "val_loss", "epoch_time", "lr"];
 const LR_GROUP: &str = "lr_group_";
-/// Longer names are too far from any field to be worth comparing.
-const SUGGEST_CHARS_MAX: usize = 64;
 
 /// The fields that an epoch's log holds: `epoch`, `step`, `loss`, `val_loss`, `epoch_time`, `lr`,
 /// `lr_group_0`, `lr_group_1`, …, and each metric with its `val_` twin.
@@ -38,6 +37,13 @@ impl KnownFields {
     #[must_use]
     pub fn with_lr_groups(mut self, count: usize) -> Self {
         self.lr_groups = Some(count);
+        self
+    }
+
+    /// Admits one more field, which has no `val_` twin.
+    #[must_use]
+    pub fn with_field(mut self, name: &str) -> Self {
+        self.names.insert(name.to_owned());
         self
     }
 
@@ -80,55 +86,13 @@ impl KnownFields {
 
     /// The field that `name` was probably meant to be.
     pub(super) fn suggest(&self, name: &str) -> Option<&str> {
-        let name = name.trim().to_lowercase();
-        let length = name.chars().count();
-        if length > SUGGEST_CHARS_MAX {
-            return None;
-        }
-        let limit = (length / 3).clamp(1, 3);
-        self.names
-            .iter()
-            .filter(|known| known.len() <= 4 * SUGGEST_CHARS_MAX)
-            .map(|known| (edit_distance(&name, &known.to_lowercase()), known))
-            .filter(|(distance, _)| *distance <= limit)
-            .min()
-            .map(|(_, known)| known.as_str())
+        nearest(name, self.names.iter().map(String::as_str))
     }
-}
-
-/// Insertions, deletions and replacements that turn `a` into `b`.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut left = i + 1;
-        let mut diagonal = i;
-        for (cell, y) in row.iter_mut().skip(1).zip(b.chars()) {
-            let above = *cell;
-            *cell = (diagonal + usize::from(x != y)).min(left + 1).min(above + 1);
-            (left, diagonal) = (*cell, above);
-        }
-        row.iter_mut().take(1).for_each(|first| *first = i + 1);
-    }
-    row.last().copied().unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn edit_distance_counts_single_changes() {
-        for (a, b, distance) in [
-            ("", "", 0),
-            ("abc", "", 3),
-            ("", "ab", 2),
-            ("kitten", "sitting", 3),
-            ("loss", "lss", 1),
-        ] {
-            assert_eq!(edit_distance(a, b), distance, "{a} {b}");
-            assert_eq!(edit_distance(b, a), distance, "{b} {a}");
-        }
-    }
 
     #[test]
     fn metrics_have_twins_and_learning_rate_groups_are_numbered() {

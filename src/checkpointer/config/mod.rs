@@ -1,15 +1,34 @@
 //! Everything that can be set, in one value.
 
+mod check;
+mod decode;
+mod differences;
+mod environment;
+mod policies;
+#[cfg(test)]
+mod tests;
+mod text;
+mod toml_text;
+mod tree;
+mod yaml_text;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::autosave::{KeepBest, KnownFields, Mode, NameTemplate, Retention, Triggers};
-use crate::error::Result;
+pub use check::METRIC_FIELD;
+pub use differences::{FieldDifference, differences};
+pub use environment::CONFIG_PREFIX;
+pub use text::CONFIG_BYTES_MAX;
+
+use crate::autosave::{Mode, names};
 use crate::plan::OnExisting;
 
-/// Everything that a [`Checkpointer`](super::Checkpointer) can be told. `Default` documents itself: what is
-/// written at each field.
+/// Everything that a [`Checkpointer`](super::Checkpointer) can be told.
+///
+/// It is built in code (`CheckpointerConfig::new("digits").every_steps(100)`), read from TOML or
+/// YAML, or written as a literal with `..Default::default()`; then overridden by variables of the
+/// environment, and checked. The defaults are what is written at each field.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointerConfig {
@@ -57,7 +76,8 @@ pub struct CheckpointerConfig {
     pub keep_every_steps: Option<u64>,
     /// Keep those whose epoch is a multiple. Default: no rule.
     pub keep_every_epochs: Option<u64>,
-    /// Keep those whose names match one of these globs. Default: none.
+    /// Keep those whose names match one of these globs, whatever the other rules say; alone it
+    /// removes nothing. Default: none.
     pub keep_pinned: Vec<String>,
     /// Whether saves go on beside training. Default: `disabled`.
     pub save_mode: AsyncMode,
@@ -65,7 +85,8 @@ pub struct CheckpointerConfig {
     pub in_flight: InFlight,
     /// What [`Checkpointer::resume`](super::Checkpointer::resume) begins with. Default: `latest`.
     pub resume: Resume,
-    /// Whether there need not be anything to resume from. Default: yes.
+    /// Whether there need not be anything to resume from, for `latest` and `best`: a step or path
+    /// that is not there is always an error. Default: yes.
     pub resume_if_any: bool,
     /// Whether a damaged checkpoint makes `resume` take the one before it. Default: no.
     pub resume_fall_back: bool,
@@ -94,7 +115,7 @@ impl Default for CheckpointerConfig {
             save_on_signal: true,
             save_before_time_limit: true,
             time_limit_margin_seconds: 120.0,
-            name: "checkpoint_step_{step:08d}".to_owned(),
+            name: names::TORCHLINGO.to_owned(),
             metrics: Vec::new(),
             on_existing: OnExisting::Number,
             monitor: None,
@@ -174,34 +195,4 @@ pub enum Resume {
     Path(PathBuf),
     /// None: begin anew.
     Fresh,
-}
-
-impl CheckpointerConfig {
-    pub(super) fn check(&self) -> Result<()> {
-        Ok(())
-    }
-    pub(super) fn template(&self) -> Result<NameTemplate> {
-        let metrics = self.metrics.iter().chain(&self.monitor).map(String::as_str);
-        NameTemplate::parse(&self.name, &KnownFields::new(metrics.chain(["metric"])))
-    }
-    pub(super) fn triggers(&self) -> Result<Triggers> {
-        let count = |n: Option<u64>| n.and_then(std::num::NonZeroU64::new);
-        let minutes = self.save_every_minutes.map(|m| std::time::Duration::from_secs_f64(m * 60.0));
-        Ok(Triggers {
-            epochs: count(self.save_every_epochs),
-            steps: count(self.save_every_steps),
-            minutes,
-        })
-    }
-    pub(super) fn retention(&self) -> Result<Retention> {
-        let count = |n: Option<u64>| n.and_then(std::num::NonZeroU64::new);
-        let best = count(self.keep_best).zip(self.monitor.clone());
-        Ok(Retention {
-            last: count(self.keep_last),
-            best: best.map(|(count, monitor)| KeepBest { count, monitor, mode: self.mode }),
-            every_steps: count(self.keep_every_steps),
-            every_epochs: count(self.keep_every_epochs),
-            pinned: self.keep_pinned.clone(),
-        })
-    }
 }

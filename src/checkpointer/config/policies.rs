@@ -1,0 +1,52 @@
+//! What settings mean to the engine.
+
+use std::num::NonZeroU64;
+
+use super::CheckpointerConfig;
+use crate::autosave::{Every, KeepBest, Retention};
+use crate::error::{Error, ErrorKind, Result};
+
+impl CheckpointerConfig {
+    /// What stays after a save; `None` if everything does. Pins alone remove nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] by the name of the field, as [`CheckpointerConfig::check`].
+    pub fn retention(&self) -> Result<Option<Retention>> {
+        let retention = Retention {
+            last: rule("keep_last", self.keep_last)?,
+            best: self.best_rule()?,
+            every_steps: rule("keep_every_steps", self.keep_every_steps)?,
+            every_epochs: rule("keep_every_epochs", self.keep_every_epochs)?,
+            pinned: self.keep_pinned.clone(),
+        };
+        let without_rules = Retention { pinned: self.keep_pinned.clone(), ..Retention::default() };
+        Ok((retention != without_rules).then_some(retention))
+    }
+
+    fn best_rule(&self) -> Result<Option<KeepBest>> {
+        let Some(count) = rule("keep_best", self.keep_best)? else { return Ok(None) };
+        let monitor = self.monitor.clone().ok_or_else(|| {
+            Error::new(ErrorKind::InvalidInput, "`keep_best` without `monitor`")
+                .with_help("set `monitor`")
+        })?;
+        Ok(Some(KeepBest { count, monitor, mode: self.mode }))
+    }
+
+    /// The intervals at which saves are due while training; each counts by itself.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for an interval of nothing.
+    pub fn triggers(&self) -> Result<Vec<Every>> {
+        let intervals = [
+            self.save_every_epochs.map(Every::epochs),
+            self.save_every_steps.map(Every::steps),
+            self.save_every_minutes.map(Every::minutes),
+        ];
+        intervals.into_iter().flatten().collect()
+    }
+}
+
+fn rule(field: &str, count: Option<u64>) -> Result<Option<NonZeroU64>> {
+    let nothing = || Error::new(ErrorKind::InvalidInput, format!("`{field}` is 0"));
+    count.map(|count| NonZeroU64::new(count).ok_or_else(nothing)).transpose()
+}
