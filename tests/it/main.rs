@@ -12,6 +12,7 @@ mod config;
 mod durable;
 mod exchanges;
 mod faults;
+mod finding;
 mod golden;
 mod harness;
 mod hooked;
