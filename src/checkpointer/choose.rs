@@ -17,6 +17,8 @@ pub(super) struct Question<'a> {
     pub(super) damaged: &'a [SaveId],
     /// Whether damaged ones are passed over.
     pub(super) fall_back: bool,
+    /// The save that was loaded, if it is to be found again.
+    pub(super) loaded: Option<SaveId>,
     /// The checkpoint to which the link `latest` points.
     pub(super) latest: Option<&'a str>,
 }
@@ -30,6 +32,9 @@ pub(super) fn choose<'a>(
         info.is_committed() && !info.save_id.is_some_and(|id| question.damaged.contains(&id))
     };
     let usable = || found.iter().filter(usable);
+    if let Some(loaded) = question.loaded {
+        return Ok(usable().find(|info| info.save_id == Some(loaded)));
+    }
     let chosen = match (question.resume, question.monitor) {
         (Resume::Best, Some((monitor, mode))) => {
             best_of(usable(), monitor, mode).map_or_else(|| no_best(found, monitor), Ok)

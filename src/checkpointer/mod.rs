@@ -174,7 +174,3 @@ impl std::fmt::Debug for Checkpointer {
             .finish_non_exhaustive()
     }
 }
-pub use config::{
-    AsyncMode, CONFIG_BYTES_MAX, CONFIG_PREFIX, CheckpointerConfig, FieldDifference, InFlight,
-    Location, METRIC_FIELD, Resume, differences,
-};

@@ -7,14 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::choose::{Question, choose, newest};
 use super::lineage::Lineage;
 use super::{Checkpointer, Parts, Resume, TrainerState};
-use crate::catalog::{self, CheckpointPath, Order, Wanted};
+use crate::catalog::{self, CheckpointPath, Order, Wanted, pointer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
-use crate::layout::{CheckpointName, SaveId};
+use crate::layout::{self, CheckpointName, SaveId};
 use crate::load::{Atomicity, Destination, Loaded, load};
 use crate::manifest::{CheckpointInfo, Manifest};
 use crate::plan::load::{LoadReport, LoadRules};
-use crate::pointers;
 use crate::rank::Rank;
 use crate::state::{LoadTargets, Values};
 use crate::storage::{LocalStorage, Storage};
@@ -43,6 +42,13 @@ struct Asked {
     resume: Resume,
     fall_back: bool,
     damaged: Vec<SaveId>,
+    loaded: Option<SaveId>,
+}
+
+impl Asked {
+    fn of(resume: &Resume) -> Self {
+        Self { resume: resume.clone(), fall_back: false, damaged: Vec::new(), loaded: None }
+    }
 }
 
 /// The coordinator's answer.
@@ -110,7 +116,7 @@ impl Checkpointer {
                 let storage = self.storage.as_ref();
                 self.group.on_coordinator("look", || catalog::find(storage, &wanted).map(|_| true))
             }
-            _ => self.look(which, false, &[]).map(|looked| looked.chosen.is_some()),
+            _ => self.look(Asked::of(which)).map(|looked| looked.chosen.is_some()),
         };
         match found {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => Ok(false),
@@ -126,9 +132,8 @@ impl Checkpointer {
     /// # Errors
     /// [`ErrorKind::Storage`]; as [`ProcessGroup::phase`].
     pub fn find_checkpoints(&self) -> Result<Vec<CheckpointInfo>> {
-        self.group.on_coordinator("look", || {
-            catalog::find_checkpoints(self.storage.as_ref(), &self.directory, &Order::Latest)
-        })
+        let storage = self.storage.as_ref();
+        catalog::find_checkpoints_on(&self.group, storage, &self.directory, &Order::Latest)
     }
 
     fn load_as(
@@ -141,12 +146,14 @@ impl Checkpointer {
         self.wait()?;
         if let Resume::Path(path) = which {
             let loaded = self.load_from(&Wanted::parse(path)?, parts)?;
-            let looked = self.look(&Resume::Latest, true, &[]).ok();
+            let asked = Asked { loaded: Some(loaded.0.save_id), ..Asked::of(which) };
+            let looked = self.look(asked)?;
             return self.take_up(&loaded, looked, Vec::new()).map(Some);
         }
-        let (mut damaged, mut passed_over) = (Vec::new(), Vec::new());
+        let (mut unusable, mut passed_over) = (Vec::new(), Vec::new());
         loop {
-            let looked = self.look(which, fall_back, &damaged)?;
+            let damaged = unusable.clone();
+            let looked = self.look(Asked { fall_back, damaged, ..Asked::of(which) })?;
             let Some(chosen) = looked.chosen.clone() else {
                 return self.nothing_there(if_any).map(|()| None);
             };
@@ -155,10 +162,10 @@ impl Checkpointer {
             match self.load_from(&Wanted::from(path), parts) {
                 Err(error) if fall_back && error.kind() == ErrorKind::Corrupt => {
                     tracing::warn!(%error, name = chosen.name, "damaged; the one before it is tried");
-                    damaged.extend(chosen.save_id);
+                    unusable.extend(chosen.save_id);
                     passed_over.push(chosen.name);
                 }
-                loaded => return self.take_up(&loaded?, Some(looked), passed_over).map(Some),
+                loaded => return self.take_up(&loaded?, looked, passed_over).map(Some),
             }
         }
     }
@@ -175,8 +182,7 @@ impl Checkpointer {
     }
 
     /// Phase "look": the coordinator lists and chooses.
-    fn look(&self, resume: &Resume, fall_back: bool, damaged: &[SaveId]) -> Result<Looked> {
-        let asked = Asked { resume: resume.clone(), fall_back, damaged: damaged.to_vec() };
+    fn look(&self, asked: Asked) -> Result<Looked> {
         self.group.phase_all(Channel::Save, "look", || Ok(asked), |asked| self.answer(&asked))
     }
 
@@ -191,13 +197,15 @@ impl Checkpointer {
         let parent = self.storage.open_dir(&self.directory)?;
         let progress = self.group.progress();
         let found = catalog::list(parent.as_ref(), &mut || progress.add(1))?;
-        let latest = pointers::latest(parent.as_ref());
+        let latest =
+            pointer::read(parent.as_ref(), layout::LATEST)?.and_then(std::result::Result::ok);
         let question = Question {
             resume: &ours.resume,
             monitor: self.monitor(),
             damaged: &ours.damaged,
             fall_back: ours.fall_back,
-            latest: latest.as_deref(),
+            loaded: ours.loaded,
+            latest: latest.as_ref().map(CheckpointName::as_str),
         };
         let chosen = choose(&found, &question).map_err(|e| e.with_path(&self.directory))?;
         let top = newest(found.iter().filter(|info| info.is_committed()));
@@ -218,17 +226,16 @@ impl Checkpointer {
     fn take_up(
         &mut self,
         (loaded, state): &(Loaded, TrainerState),
-        looked: Option<Looked>,
+        looked: Looked,
         passed_over: Vec<String>,
     ) -> Result<Resumed> {
         let own = is_in(&loaded.path, &self.directory);
-        let abandoned = looked.as_ref().map_or_else(Vec::new, |looked| looked.abandoned.clone());
+        let abandoned = looked.abandoned;
         let lineage = Lineage::of(&loaded.manifest);
-        let top = looked.and_then(|looked| looked.generation);
         self.lineage = match own {
             true if abandoned.is_empty() => lineage,
-            true => Lineage { generation: top.map_or(0, |top| top.saturating_add(1)), ..lineage },
-            false => Lineage::fresh(top),
+            true => Lineage { generation: Lineage::fresh(looked.generation).generation, ..lineage },
+            false => Lineage::fresh(looked.generation),
         };
         if !abandoned.is_empty() {
             tracing::warn!(

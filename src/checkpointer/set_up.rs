@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::lineage::Lineage;
-use super::{Checkpointer, CheckpointerConfig, Location, TrainerState};
+use super::{
+    Checkpointer, CheckpointerConfig, FieldDifference, Location, TrainerState, differences,
+};
 use crate::autosave::{Counters, Mode};
 use crate::catalog;
 use crate::error::{Error, ErrorKind, Result};
@@ -73,14 +75,14 @@ impl Checkpointer {
                 let top = prepare(group, storage.as_ref(), &directory)?;
                 Ok((directory, top))
             })?;
-        let template = config.template()?;
+        let template = config.name_template()?;
         Ok(Self {
             group: group.clone(),
             storage,
             directory,
             template,
             triggers: config.triggers()?,
-            retention: config.retention()?,
+            retention: config.retention()?.unwrap_or_default(),
             predicate: None,
             watch: watch.unwrap_or_default(),
             poll: Poll::default(),
@@ -124,29 +126,19 @@ fn to_json(config: &CheckpointerConfig) -> Result<String> {
 
 /// Every rank is configured alike, or all hear of the first field that differs.
 fn compare(by_rank: &[String]) -> Result<()> {
+    let parsed =
+        |text: &String| serde_json::from_str::<serde_json::Value>(text).unwrap_or_default();
+    let by_rank: Vec<_> = by_rank.iter().map(parsed).collect();
     let Some(ours) = by_rank.first() else { return Ok(()) };
     for (theirs, rank) in by_rank.iter().zip(0..) {
-        if theirs != ours {
-            let message = differing_field(ours, theirs);
+        if let Some(FieldDifference { field, ours, theirs }) = differences(ours, theirs).first() {
+            let message = format!("`{field}` is {theirs} on this rank, {ours} on the coordinator");
             return Err(Error::new(ErrorKind::Disagreement, message)
                 .at_rank(Rank::new(rank))
                 .with_help("give every rank the same configuration and environment"));
         }
     }
     Ok(())
-}
-
-fn differing_field(ours: &str, theirs: &str) -> String {
-    let parsed = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap_or_default();
-    let (ours, theirs) = (parsed(ours), parsed(theirs));
-    let fields = ours.as_object().into_iter().flatten();
-    for (field, value) in fields {
-        let other = theirs.get(field).cloned().unwrap_or_default();
-        if *value != other {
-            return format!("`{field}` is {other} on this rank, {value} on the coordinator");
-        }
-    }
-    "this rank is configured differently".to_owned()
 }
 
 /// Where the run's checkpoints lie.

@@ -57,10 +57,13 @@ impl CheckpointerConfig {
         if self.enabled && !self.saves_by_itself() {
             faults.push(
                 "`save_every_epochs`, `save_every_steps`, `save_every_minutes`: none is set, and \
-                 `save_at_end`, `save_on_signal`, `save_before_time_limit` are off, so nothing \
+                 `save_on_best`, `save_at_end`, `save_on_signal`, `save_before_time_limit` are off, so nothing \
                  would ever be saved; set one (`save_at_end` if the program saves by its own calls)"
                     .to_owned(),
             );
+        }
+        if self.save_on_best && self.monitor.is_none() {
+            faults.push("`save_on_best`: the best by what? set `monitor` (and `mode`)".to_owned());
         }
         let margin = self.time_limit_margin_seconds;
         if Duration::try_from_secs_f64(margin).is_err() {
@@ -74,6 +77,7 @@ impl CheckpointerConfig {
         self.save_every_epochs.is_some()
             || self.save_every_steps.is_some()
             || self.save_every_minutes.is_some()
+            || self.save_on_best
             || self.save_at_end
             || self.save_on_signal
             || self.save_before_time_limit

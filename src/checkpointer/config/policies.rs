@@ -1,9 +1,10 @@
 //! What settings mean to the engine.
 
 use std::num::NonZeroU64;
+use std::time::Duration;
 
 use super::CheckpointerConfig;
-use crate::autosave::{Every, KeepBest, Retention};
+use crate::autosave::{KeepBest, Retention, Triggers};
 use crate::error::{Error, ErrorKind, Result};
 
 impl CheckpointerConfig {
@@ -32,18 +33,25 @@ impl CheckpointerConfig {
         Ok(Some(KeepBest { count, monitor, mode: self.mode }))
     }
 
-    /// The intervals at which saves are due while training; each counts by itself.
+    /// The rules by which saves are due while training; each counts by itself.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for an interval of nothing.
-    pub fn triggers(&self) -> Result<Vec<Every>> {
-        let intervals = [
-            self.save_every_epochs.map(Every::epochs),
-            self.save_every_steps.map(Every::steps),
-            self.save_every_minutes.map(Every::minutes),
-        ];
-        intervals.into_iter().flatten().collect()
+    pub fn triggers(&self) -> Result<Triggers> {
+        Ok(Triggers {
+            epochs: rule("save_every_epochs", self.save_every_epochs)?,
+            steps: rule("save_every_steps", self.save_every_steps)?,
+            minutes: self.save_every_minutes.map(minutes).transpose()?,
+        })
     }
+}
+
+fn minutes(minutes: f64) -> Result<Duration> {
+    let duration = Duration::try_from_secs_f64(minutes * 60.0).ok();
+    duration.filter(|duration| *duration >= Duration::from_millis(1)).ok_or_else(|| {
+        let message = format!("`save_every_minutes` is {minutes}");
+        Error::new(ErrorKind::InvalidInput, message)
+    })
 }
 
 fn rule(field: &str, count: Option<u64>) -> Result<Option<NonZeroU64>> {

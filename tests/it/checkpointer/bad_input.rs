@@ -30,7 +30,8 @@ fn ranks_that_are_configured_differently_get_one_error_naming_the_field() {
 
 #[test]
 fn a_configuration_that_contradicts_itself_is_refused_on_every_rank() {
-    let cases: [(&str, fn(&Path) -> CheckpointerConfig); 4] = [
+    type Make = fn(&Path) -> CheckpointerConfig;
+    let cases: [(&str, Make); 4] = [
         ("keep_last", |place| CheckpointerConfig { keep_last: Some(0), ..config(place) }),
         ("monitor", |place| CheckpointerConfig { keep_best: Some(2), ..config(place) }),
         ("save_every_steps", |place| CheckpointerConfig {

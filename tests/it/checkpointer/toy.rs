@@ -69,7 +69,7 @@ fn name() -> TensorName {
 }
 
 fn spec() -> TensorSpec {
-    TensorSpec::new(Dtype::U8, &[WEIGHTS as u64]).unwrap()
+    TensorSpec::new(Dtype::U8, [WEIGHTS as u64]).unwrap()
 }
 
 /// The configuration of a run in `directory/run`.

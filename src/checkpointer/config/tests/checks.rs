@@ -1,7 +1,8 @@
 use std::num::NonZeroU64;
+use std::time::Duration;
 
 use super::*;
-use crate::autosave::{Every, KeepBest, Retention};
+use crate::autosave::{KeepBest, Retention, Triggers};
 
 type Change = fn(CheckpointerConfig) -> CheckpointerConfig;
 
@@ -140,8 +141,9 @@ fn rules_become_a_retention_and_none_of_them_keeps_everything() {
 #[test]
 fn every_interval_is_a_trigger_of_its_own() {
     let all = example().every_epochs(2).every_minutes(0.5).triggers().unwrap();
-    let expected = [Every::epochs(2), Every::steps(10), Every::minutes(0.5)].map(Result::unwrap);
-    assert_eq!(all, expected);
-    assert_eq!(CheckpointerConfig::default().triggers().unwrap(), []);
+    assert_eq!(all.epochs.map(NonZeroU64::get), Some(2));
+    assert_eq!(all.steps.map(NonZeroU64::get), Some(10));
+    assert_eq!(all.minutes, Some(Duration::from_secs(30)));
+    assert_eq!(CheckpointerConfig::default().triggers().unwrap(), Triggers::default());
     assert!(example().every_steps(0).triggers().is_err());
 }

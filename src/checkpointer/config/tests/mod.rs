@@ -15,6 +15,7 @@ fn unusual() -> CheckpointerConfig {
         save_every_epochs: Some(2),
         save_every_steps: Some(1 << 40),
         save_every_minutes: Some(0.1),
+        save_on_best: true,
         save_at_end: false,
         save_on_signal: false,
         save_before_time_limit: false,
@@ -34,6 +35,8 @@ fn unusual() -> CheckpointerConfig {
         resume: Resume::Step(40),
         resume_if_any: false,
         resume_fall_back: true,
+        resume_strict: false,
+        resume_data: false,
         space_warning_mib: 0,
         audit: true,
     }
