@@ -16,6 +16,7 @@ use crate::manifest::{HEADER_BYTES_MAX, Manifest, hash16};
 use crate::memory::zeroed;
 use crate::plan::{FileReceipt, OnExisting, Receipt};
 use crate::rank::Rank;
+use crate::space::Need;
 use crate::storage::{Directory, Lock, ReadFile, Rename};
 use crate::sweep::{
     Existing, Pace, RETRY_INTERVAL, When, discard, existing, holds_another_save, lock_parent,
@@ -47,12 +48,14 @@ enum Stage {
 
 impl Attempt {
     /// Chooses the final name and makes the directory of the attempt. Under the lock of the
-    /// parent, so that no sweep sees the attempt before its owner has locked it.
+    /// parent, so that no sweep sees the attempt before its owner has locked it. What it `need`s
+    /// must fit after the sweep, or nothing is made.
     pub(crate) fn begin(
         parent: Arc<dyn Directory>,
         name: &CheckpointName,
         save_id: SaveId,
         on_existing: OnExisting,
+        need: &Need,
         pace: &Pace,
     ) -> Result<Self> {
         sweep(parent.as_ref(), When::BeforeSave, pace);
@@ -65,6 +68,7 @@ impl Attempt {
         let replaces = existing(parent.as_ref(), name.as_str())?;
         refuse_taken(replaces, on_existing)
             .map_err(|e| e.with_path(parent.path().join(name.as_str())))?;
+        need.check(parent.as_ref())?;
         let dir = parent.create_dir(&layout::partial_dir(&name, &save_id))?;
         let owner = match dir.try_lock_self() {
             Err(e) if e.kind() == ErrorKind::Unsupported => None,

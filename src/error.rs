@@ -55,6 +55,9 @@ pub enum ErrorKind {
     /// An earlier in-place load or training step failed half-way; load again before training or
     /// saving.
     Poisoned,
+    /// What is about to be written does not fit into what the storage has left; nothing was
+    /// written. (A storage that runs full while it is written to is [`ErrorKind::Storage`].)
+    NoSpace,
 }
 
 impl ErrorKind {
@@ -81,6 +84,7 @@ impl ErrorKind {
             Self::DurabilityUncertain => "durability uncertain",
             Self::OutcomeUnknown => "outcome unknown",
             Self::Poisoned => "poisoned",
+            Self::NoSpace => "no space left",
         }
     }
 }
@@ -290,7 +294,8 @@ impl Error {
             | ErrorKind::Storage
             | ErrorKind::NotShared
             | ErrorKind::Panic
-            | ErrorKind::Superseded => 3,
+            | ErrorKind::Superseded
+            | ErrorKind::NoSpace => 3,
             ErrorKind::Device | ErrorKind::Poisoned => 1,
         }
     }

@@ -3,7 +3,8 @@
 //! ```text
 //! phase "audit":  (if asked for) replicas are compared, see `audit`
 //! state (all, no I/O) → local_plan (all, pure)
-//! phase "plan":   gather plans ─(coordinator) merge, balance, sweep, make the attempt─ scatter
+//! phase "plan":   gather plans ─(coordinator) merge, balance, sweep, see that it fits,
+//!                 make the attempt─ scatter
 //! phase "commit": write (all): piece → block sums → file → fsync → receipt
 //!                 gather receipts ─(coordinator) check, seal, publish, rename─ one verdict
 //! after:          (coordinator) remove what was replaced; failures are only logged
@@ -27,6 +28,7 @@ use crate::plan::save::{MergedPlan, local_plan, merge_plans};
 use crate::plan::{OnExisting, Receipt, SavePlan, SaveTarget};
 use crate::sabotage;
 use crate::shard::write_shards;
+use crate::space::Need;
 use crate::state::StateDict;
 use crate::storage::{Directory, Storage};
 use crate::sweep::{Pace, RETRY_INTERVAL};
@@ -46,6 +48,9 @@ pub struct SaveOptions {
     /// the same bytes, see [`audit`](fn@crate::audit::audit). Reads the whole state once more.
     /// Default: no.
     pub audit: bool,
+    /// Warn if the storage has less than so many bytes left after this save. Default: 0, never.
+    /// What does not fit at all is an error, whatever this says.
+    pub space_reserve: u64,
     /// Version of libtorch, for the record; empty without libtorch.
     pub libtorch_version: String,
 }
@@ -85,8 +90,9 @@ struct Assignment {
 /// kind is [`ErrorKind::DurabilityUncertain`] (complete and visible, but a power cut may take it
 /// back) or [`ErrorKind::OutcomeUnknown`] (this rank lost the coordinator after its vote; the
 /// directory tells). Else: [`ErrorKind::AlreadyExists`], [`ErrorKind::Disagreement`],
-/// [`ErrorKind::NotShared`], [`ErrorKind::Storage`], [`ErrorKind::PeerLost`],
-/// [`ErrorKind::Deadline`], [`ErrorKind::Panic`], each naming rank and phase.
+/// [`ErrorKind::NoSpace`], before anything is written, [`ErrorKind::NotShared`],
+/// [`ErrorKind::Storage`], [`ErrorKind::PeerLost`], [`ErrorKind::Deadline`],
+/// [`ErrorKind::Panic`], each naming rank and phase.
 pub fn save(
     group: &ProcessGroup,
     storage: &dyn Storage,
@@ -105,7 +111,7 @@ pub fn save(
         |plans| {
             let save_id = SaveId::random()?;
             let merged = merge_plans(save_id, &plans)?;
-            let attempt = begin(group, storage, path, save_id, options)?;
+            let attempt = begin(group, storage, path, &merged, options)?;
             let answers = assignments(&attempt, &merged);
             coordinator = Some((attempt, merged));
             Ok(answers)
@@ -141,16 +147,19 @@ pub fn save(
     }
 }
 
-/// Phase "plan", coordinator: the directory of checkpoints, swept, and in it the attempt.
+/// Phase "plan", coordinator: the directory of checkpoints, swept, with space for this one, and
+/// in it the attempt.
 fn begin(
     group: &ProcessGroup,
     storage: &dyn Storage,
     path: &CheckpointPath,
-    save_id: SaveId,
+    merged: &MergedPlan,
     options: &SaveOptions,
 ) -> Result<Attempt> {
+    let need = Need::of_plan(merged, options.space_reserve)?;
     let parent = storage.create_dir_all(path.directory())?;
-    Attempt::begin(parent, path.name(), save_id, options.on_existing, &Pace::of(group))
+    let (save_id, on_existing) = (merged.save_id, options.on_existing);
+    Attempt::begin(parent, path.name(), save_id, on_existing, &need, &Pace::of(group))
 }
 
 fn assignments(attempt: &Attempt, merged: &MergedPlan) -> Vec<Assignment> {

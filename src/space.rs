@@ -1,11 +1,170 @@
 //! Whether what is about to be written fits.
 
-use crate::error::Result;
-use crate::storage::Directory;
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::{SUM_BYTES, sums_of};
+use crate::plan::save::MergedPlan;
+use crate::plan::{PlannedFile, PlannedPiece};
+use crate::storage::{Directory, Space};
 
-/// On the coordinator, before anything is written: an error if `bytes` do not fit, a warning if
-/// less than `reserve` would be left. Where nothing is known about space, neither.
-pub(crate) fn check(parent: &dyn Directory, bytes: u64, reserve: u64) -> Result<()> {
-    let _ = (parent, bytes, reserve);
-    Ok(())
+/// Files take whole blocks of this size on most file systems; headers are filled up to it too.
+const BLOCK_BYTES: u64 = 4096;
+/// What a piece, a dimension of it, and a letter of its tensor's name cost at most in the header
+/// of the data file, in the manifest and in the index together.
+const PIECE_BYTES: u64 = 640;
+const DIMENSION_BYTES: u64 = 160;
+const NAME_TIMES: u64 = 6;
+/// Directory, lock, manifest, index.
+const OWN_FILES: u64 = 4;
+
+/// What a save is about to take, and what it should leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Need {
+    bytes: u64,
+    files: u64,
+    reserve: u64,
 }
+
+/// What is to be said about a need.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Fits,
+    /// So many bytes would remain, less than the reserve.
+    Scarce(u64),
+    TooLarge,
+    TooManyFiles(u64),
+}
+
+impl Need {
+    /// Of files of these lengths.
+    pub(crate) fn of_files(lengths: impl IntoIterator<Item = u64>, reserve: u64) -> Self {
+        let empty = Self { bytes: 0, files: OWN_FILES, reserve };
+        lengths.into_iter().fold(empty, |need, len| Self {
+            bytes: need.bytes.saturating_add(in_blocks(len)),
+            files: need.files + 1,
+            reserve,
+        })
+    }
+
+    /// Of a checkpoint directory: a little more than it will take, never less.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if the values cannot be encoded.
+    pub(crate) fn of_plan(merged: &MergedPlan, reserve: u64) -> Result<Self> {
+        let mut values = crate::codec::encode(&(&merged.values, &merged.rank_values))?.len() as u64;
+        for (alias, target) in &merged.aliases {
+            values += (alias.as_str().len() + target.as_str().len()) as u64 + 64;
+        }
+        let mut lengths = vec![values];
+        for plan in &merged.plans {
+            lengths.extend(plan.files.iter().map(file_bytes));
+            let pieces = plan.files.iter().flat_map(|file| &file.pieces);
+            lengths.extend(plan.sums_file.as_ref().map(|_| BLOCK_BYTES + sums_bytes(pieces)));
+        }
+        lengths.extend(merged.attached.iter().map(|file| file.len));
+        Ok(Self::of_files(lengths, reserve))
+    }
+
+    /// On the coordinator, after old debris was swept and before anything is written to `parent`.
+    /// Warns if less than the reserve would be left. Where nothing is known about space, what is
+    /// to be written is taken to fit.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`].
+    pub(crate) fn check(&self, parent: &dyn Directory) -> Result<()> {
+        let path = parent.path();
+        let space = match parent.space() {
+            Ok(Some(space)) => space,
+            Ok(None) => {
+                tracing::debug!(path = %path.display(), "free space is not known");
+                return Ok(());
+            }
+            Err(error) => {
+                tracing::debug!(path = %path.display(), %error, "free space is not known");
+                return Ok(());
+            }
+        };
+        match self.verdict(&space) {
+            Verdict::Fits => Ok(()),
+            Verdict::Scarce(left) => {
+                tracing::warn!(
+                    path = %path.display(),
+                    available = %mib(space.usable_bytes()),
+                    needed = %mib(self.bytes),
+                    left = %mib(left),
+                    minimum = %mib(self.reserve),
+                    "space is getting scarce: this save leaves less than the minimum"
+                );
+                Ok(())
+            }
+            Verdict::TooLarge => Err(self.too_large(parent, &space)),
+            Verdict::TooManyFiles(available) => Err(self.too_many(parent, available)),
+        }
+    }
+
+    fn verdict(&self, space: &Space) -> Verdict {
+        if let Some(available) = space.available_files.filter(|available| *available < self.files) {
+            return Verdict::TooManyFiles(available);
+        }
+        match space.usable_bytes().checked_sub(self.bytes) {
+            None => Verdict::TooLarge,
+            Some(left) if left < self.reserve => Verdict::Scarce(left),
+            Some(_) => Verdict::Fits,
+        }
+    }
+
+    fn too_large(&self, parent: &dyn Directory, space: &Space) -> Error {
+        let (usable, needed) = (space.usable_bytes(), self.bytes);
+        let by_quota = usable < space.available_bytes;
+        let message = format!(
+            "the checkpoint takes {} ({needed} bytes), and {} ({usable} bytes) are {}",
+            mib(needed),
+            mib(usable),
+            if by_quota { "left within the quota" } else { "available" },
+        );
+        let missing = mib(needed.saturating_sub(usable));
+        let also = if by_quota { ", raise the quota" } else { "" };
+        Error::new(ErrorKind::NoSpace, message).with_path(parent.path()).with_help(format!(
+            "free {missing} there (keep fewer checkpoints){also}, or choose another directory; \
+             nothing was written, older checkpoints are untouched"
+        ))
+    }
+
+    fn too_many(&self, parent: &dyn Directory, available: u64) -> Error {
+        let message =
+            format!("the checkpoint takes {} files, and {available} can be made", self.files);
+        Error::new(ErrorKind::NoSpace, message).with_path(parent.path()).with_help(
+            "remove files there (inodes are used up), or choose another directory; nothing was \
+             written, older checkpoints are untouched",
+        )
+    }
+}
+
+fn in_blocks(len: u64) -> u64 {
+    len.checked_next_multiple_of(BLOCK_BYTES).unwrap_or(u64::MAX)
+}
+
+fn file_bytes(file: &PlannedFile) -> u64 {
+    let described: u64 = file.pieces.iter().map(described_bytes).sum();
+    let data = file.pieces.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.size_bytes()));
+    data.saturating_add(in_blocks(described + BLOCK_BYTES))
+}
+
+/// Of the words about a piece, wherever they are written.
+fn described_bytes(piece: &PlannedPiece) -> u64 {
+    let (name, rank) = (piece.name.as_str().len(), piece.spec.shape().len());
+    PIECE_BYTES + NAME_TIMES * name as u64 + DIMENSION_BYTES * rank as u64
+}
+
+fn sums_bytes<'a>(pieces: impl Iterator<Item = &'a PlannedPiece>) -> u64 {
+    let sums: u64 = pieces.map(|piece| sums_of(piece.size_bytes())).sum();
+    sums.saturating_mul(SUM_BYTES)
+}
+
+/// In the unit of the reserve's setting.
+#[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
+fn mib(bytes: u64) -> String {
+    format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+#[cfg(test)]
+mod tests;

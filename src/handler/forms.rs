@@ -98,6 +98,7 @@ impl<M: Model> NNHandler<M> {
             epoch: self.epoch,
             on_existing,
             audit: self.audit,
+            space_reserve: 0,
             libtorch_version: torch::libtorch_version(),
         }
     }

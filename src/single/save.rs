@@ -119,7 +119,8 @@ fn save_files(
             };
             let files = spread(&merged);
             let pace = Pace::of(group);
-            let begun = Coordinator::begin(storage, path, merged, info, files, &pace)?;
+            let reserve = options.space_reserve;
+            let begun = Coordinator::begin(storage, path, merged, info, files, reserve, &pace)?;
             let answers = begun.assignments();
             coordinator = Some(begun);
             Ok(answers)
@@ -162,13 +163,15 @@ pub(super) struct Coordinator {
 }
 
 impl Coordinator {
-    /// Lays out one file per entry of `components`, and makes them, hidden.
+    /// Lays out one file per entry of `components`, and makes them, hidden. Warns if less than
+    /// `reserve` bytes would be left.
     pub(super) fn begin(
         storage: &dyn Storage,
         path: &CheckpointPath,
         merged: MergedPlan,
         info: SealInfo,
         components: Vec<Option<Component>>,
+        reserve: u64,
         pace: &Pace,
     ) -> Result<Self> {
         let siblings = siblings(components.iter());
@@ -184,7 +187,8 @@ impl Coordinator {
         }
         let parent = storage.create_dir_all(path.directory())?;
         let on_existing = merged.target.on_existing;
-        let attempt = Attempt::begin(parent, &names, merged.save_id, on_existing, pace)?;
+        let save_id = merged.save_id;
+        let attempt = Attempt::begin(parent, &names, save_id, on_existing, reserve, pace)?;
         Ok(Self { attempt, merged, info, files })
     }
 

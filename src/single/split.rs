@@ -54,7 +54,7 @@ pub fn save_multi_from_single(
     let state = state_of(&found)?;
     let (group, save_id) = (ProcessGroup::solo(), merged.save_id);
     let (pace, ranks) = (Pace::of(&group), merged.plans.len());
-    let mut coordinator = Coordinator::begin(storage, path, merged, info, files, &pace)?;
+    let mut coordinator = Coordinator::begin(storage, path, merged, info, files, 0, &pace)?;
     let assigned = coordinator.assignments().into_iter().next();
     let committed = assigned
         .ok_or_else(|| Error::new(ErrorKind::Disagreement, "nobody writes"))

@@ -12,6 +12,7 @@ mod faulty;
 mod local;
 mod memory;
 mod name;
+mod space;
 
 use std::fmt;
 use std::path::Path;
@@ -21,6 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub use faulty::{Fault, FaultyStorage};
 pub use local::LocalStorage;
 pub use memory::MemoryStorage;
+pub use space::{Space, free_space};
 
 /// Opens and creates directories by path.
 pub trait Storage: Send + Sync + fmt::Debug {
@@ -143,6 +145,14 @@ pub trait Directory: Send + Sync + fmt::Debug {
     /// [`NotFound`](crate::ErrorKind::NotFound) if there is none or it is no link,
     /// [`Storage`](crate::ErrorKind::Storage).
     fn read_link(&self, name: &str) -> Result<String>;
+
+    /// How much can still be written here; `None` where that is not known, as by default.
+    ///
+    /// # Errors
+    /// [`Storage`](crate::ErrorKind::Storage) if asking fails.
+    fn space(&self) -> Result<Option<Space>> {
+        Ok(None)
+    }
 }
 
 /// A file being written. Dropping it without [`WriteFile::finish`] leaves an unusable file.

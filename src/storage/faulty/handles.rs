@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Faults;
 use crate::error::Result;
-use crate::storage::{DirEntry, Directory, Lock, ReadFile, Rename, WriteFile};
+use crate::storage::{DirEntry, Directory, Lock, ReadFile, Rename, Space, WriteFile};
 
 #[derive(Debug)]
 pub(super) struct FaultyDir {
@@ -101,6 +101,11 @@ impl Directory for FaultyDir {
     fn read_link(&self, name: &str) -> Result<String> {
         self.check("read_link", name)?;
         self.inner.read_link(name)
+    }
+
+    // Not counted: nothing that is written depends on whether it fails.
+    fn space(&self) -> Result<Option<Space>> {
+        self.inner.space()
     }
 }
 

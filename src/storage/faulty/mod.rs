@@ -34,7 +34,7 @@ pub enum Fault {
 ///
 /// Every call of [`Storage`], [`Directory`], [`WriteFile`](super::WriteFile) and
 /// [`ReadFile`](super::ReadFile) that can fail is one operation, counted from 1 over all clones
-/// and all handles; giving back a lock is none.
+/// and all handles; giving back a lock is none, and neither is [`Directory::space`].
 #[derive(Clone)]
 pub struct FaultyStorage {
     inner: Arc<dyn Storage>,

@@ -12,7 +12,7 @@ use super::{creating, failed, is_unknown_call, lock, no_directory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::errors::no_regular_file;
 use crate::storage::name::{check_link_text, check_name};
-use crate::storage::{DirEntry, Directory, EntryKind, Lock, ReadFile, Rename, WriteFile};
+use crate::storage::{DirEntry, Directory, EntryKind, Lock, ReadFile, Rename, Space, WriteFile};
 
 #[derive(Debug)]
 pub(super) struct LocalDir {
@@ -212,6 +212,11 @@ impl Directory for LocalDir {
             }
             Err(errno) => Err(creating(errno, "reading the link", &path, &[ErrorKind::NotFound])),
         }
+    }
+
+    fn space(&self) -> Result<Option<Space>> {
+        let asked = super::space::of_directory(self.fd.as_fd());
+        asked.map_err(|errno| creating(errno, "asking for free space", &self.path, &[]))
     }
 }
 

@@ -4,6 +4,8 @@
 mod dir;
 mod file;
 mod lock;
+mod quota;
+mod space;
 #[cfg(test)]
 mod tests;
 
@@ -106,6 +108,8 @@ fn failed(errno: Errno, doing: &str, path: &Path) -> Error {
     };
     error.with_help(help)
 }
+
+pub(super) use space::of_path as space_of_path;
 
 /// What a system call says where the file system (or the kernel) does not know it.
 fn is_unknown_call(errno: Errno) -> bool {

@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::disk::Disk;
 use super::file::{Content, MemoryReadFile, MemoryWriteFile};
 use super::refused;
 use crate::error::{ErrorKind, Result};
 use crate::storage::errors::no_regular_file;
 use crate::storage::name::{check_link_text, check_name};
-use crate::storage::{DirEntry, Directory, EntryKind, Lock, ReadFile, Rename, WriteFile};
+use crate::storage::{DirEntry, Directory, EntryKind, Lock, ReadFile, Rename, Space, WriteFile};
 
 /// What a name stands for.
 #[derive(Debug, Clone)]
@@ -27,6 +28,7 @@ pub(super) enum Node {
 pub(super) struct Tree {
     entries: Mutex<Entries>,
     is_locked: AtomicBool,
+    disk: Arc<Disk>,
 }
 
 struct Held(Arc<Tree>);
@@ -45,6 +47,20 @@ struct Entries {
 }
 
 impl Tree {
+    /// An empty directory on the disk of this one.
+    pub(super) fn new_tree(&self) -> Arc<Tree> {
+        Arc::new(Self { disk: self.disk.clone(), ..Self::default() })
+    }
+
+    /// An empty file on the disk of this directory.
+    pub(super) fn new_content(&self) -> Arc<Content> {
+        Arc::new(Content::new(self.disk.clone()))
+    }
+
+    pub(super) fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
     pub(super) fn get(&self, name: &str) -> Option<Node> {
         self.entries.lock().nodes.get(name).cloned()
     }
@@ -163,7 +179,7 @@ impl Directory for MemoryDir {
     }
 
     fn create_dir(&self, name: &str) -> Result<Arc<dyn Directory>> {
-        let tree = Arc::<Tree>::default();
+        let tree = self.tree.new_tree();
         let path = self.add(name, Node::Directory(tree.clone()), "creating the directory")?;
         Ok(Arc::new(Self { tree, path }))
     }
@@ -177,7 +193,7 @@ impl Directory for MemoryDir {
     }
 
     fn create_file(&self, name: &str) -> Result<Box<dyn WriteFile>> {
-        let content = Arc::<Content>::default();
+        let content = self.tree.new_content();
         let path = self.add(name, Node::File(content.clone()), "creating the file")?;
         Ok(Box::new(MemoryWriteFile { content, path }))
     }
@@ -257,7 +273,7 @@ impl Directory for MemoryDir {
         let mut entries = self.lock();
         if !entries.nodes.contains_key(name) {
             entries
-                .insert(name, Node::File(Arc::default()))
+                .insert(name, Node::File(self.tree.new_content()))
                 .map_err(|kind| refused(kind, "locking", &path))?;
         }
         match entries.nodes.get(name) {
@@ -281,5 +297,9 @@ impl Directory for MemoryDir {
             Some(Node::Link(target)) => Ok(target),
             _ => Err(refused(ErrorKind::NotFound, "reading the link", path)),
         }
+    }
+
+    fn space(&self) -> Result<Option<Space>> {
+        Ok(self.tree.disk().available().map(Space::of_bytes))
     }
 }

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 
-use super::refused;
+use super::disk::Disk;
+use super::{full, refused};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::errors::ends_early;
 use crate::storage::{Lock, ReadFile, WriteFile};
@@ -15,19 +16,38 @@ use crate::storage::{Lock, ReadFile, WriteFile};
 const FILE_BYTES_MAX: u64 = 4 << 30;
 
 /// What all handles of one file share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Content {
     bytes: RwLock<Vec<u8>>,
     is_locked: AtomicBool,
+    disk: Arc<Disk>,
+}
+
+impl Drop for Content {
+    fn drop(&mut self) {
+        self.disk.give_back(self.len());
+    }
 }
 
 impl Content {
+    pub(super) fn new(disk: Arc<Disk>) -> Self {
+        Self { bytes: RwLock::default(), is_locked: AtomicBool::new(false), disk }
+    }
+
     pub(super) fn to_vec(&self) -> Vec<u8> {
         self.bytes.read().clone()
     }
 
-    pub(super) fn replace(&self, bytes: &[u8]) {
-        *self.bytes.write() = bytes.to_vec();
+    /// False, and nothing changed, if the disk is full.
+    pub(super) fn replace(&self, bytes: &[u8]) -> bool {
+        let mut held = self.bytes.write();
+        let growth = (bytes.len() as u64).saturating_sub(held.len() as u64);
+        if !self.disk.take(growth) {
+            return false;
+        }
+        self.disk.give_back((held.len() as u64).saturating_sub(bytes.len() as u64));
+        *held = bytes.to_vec();
+        true
     }
 
     /// Flips the bits of `mask` at `offset`; false if there is no such byte.
@@ -73,6 +93,9 @@ impl WriteFile for MemoryWriteFile {
         let end = start.checked_add(bytes.len()).ok_or_else(too_far)?;
         let mut held = self.content.bytes.write();
         if held.len() < end {
+            if !self.content.disk.take((end - held.len()) as u64) {
+                return Err(full(&self.path).with_offset(offset));
+            }
             held.resize(end, 0);
         }
         held.get_mut(start..end).ok_or_else(too_far)?.copy_from_slice(bytes);

@@ -1,12 +1,15 @@
 //! A file system in memory, for tests and for rehearsals: the same contract, nothing durable.
 
 mod dir;
+mod disk;
 mod file;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Directory, Storage};
@@ -28,6 +31,18 @@ impl MemoryStorage {
         Self::default()
     }
 
+    /// How many bytes all files together may have from now on; `None`, as at first, for no limit.
+    /// A write that goes beyond it fails like one on a full disk.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.root.disk().set_capacity(bytes);
+    }
+
+    /// How many bytes all files together have, those included that are only held open.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.root.disk().used()
+    }
+
     /// The bytes of the file at `path`.
     ///
     /// # Errors
@@ -46,15 +61,14 @@ impl MemoryStorage {
         let content = match directory.content(&name) {
             Some(content) => content,
             None => {
-                let content = Arc::new(Content::default());
+                let content = directory.new_content();
                 directory
                     .insert(&name, Node::File(content.clone()))
                     .map_err(|kind| refused(kind, "writing", path))?;
                 content
             }
         };
-        content.replace(bytes);
-        Ok(())
+        if content.replace(bytes) { Ok(()) } else { Err(full(path)) }
     }
 
     /// Flips the bits of `mask` in the byte at `offset` of the file at `path`.
@@ -105,7 +119,7 @@ impl Storage for MemoryStorage {
         let mut tree = self.root.clone();
         for name in components(path) {
             // Whoever creates it first, all go on with the one that is there.
-            let made = tree.insert(&name, Node::Directory(Arc::default()));
+            let made = tree.insert(&name, Node::Directory(tree.new_tree()));
             tree = match made {
                 Ok(()) | Err(ErrorKind::AlreadyExists) => tree.directory(&name),
                 Err(_) => None,
@@ -114,6 +128,11 @@ impl Storage for MemoryStorage {
         }
         Ok(Self::handle(tree, path))
     }
+}
+
+/// The error of a write beyond the capacity.
+fn full(path: &Path) -> Error {
+    Error::io(&Errno::NOSPC.into(), "writing", path).with_help("raise the capacity")
 }
 
 /// The names on the way from the root; `..` goes back by one.
