@@ -160,10 +160,11 @@ fn sums_bytes<'a>(pieces: impl Iterator<Item = &'a PlannedPiece>) -> u64 {
     sums.saturating_mul(SUM_BYTES)
 }
 
-/// In the unit of the reserve's setting.
+/// In the unit of the reserve's setting, or the next one.
 #[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
 fn mib(bytes: u64) -> String {
-    format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib < 10_240.0 { format!("{mib:.2} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ mod replaced;
 mod reshard;
 mod single;
 mod single_races;
+mod space;
 mod stock;
 mod verdicts;
 
