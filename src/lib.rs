@@ -26,6 +26,8 @@ pub mod plan;
 pub mod catalog;
 pub mod code;
 mod commit;
+#[cfg(feature = "drive")]
+pub mod drive;
 mod files;
 pub mod group;
 mod pointers;
