@@ -46,6 +46,7 @@ mod choose;
 mod config;
 mod keep;
 mod lineage;
+mod location;
 mod metrics;
 mod one_line;
 mod parts;
@@ -65,6 +66,7 @@ pub use config::{
     Location, METRIC_FIELD, Resume, differences,
 };
 use lineage::Lineage;
+pub use location::{ColabDrive, Environment, Place, PlaceKind, ThisMachine};
 pub use one_line::{load_checkpoint, save_checkpoint, save_checkpoint_in};
 pub use parts::Parts;
 pub use resume::Resumed;

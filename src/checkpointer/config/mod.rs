@@ -21,6 +21,7 @@ pub use differences::{FieldDifference, differences};
 pub use environment::CONFIG_PREFIX;
 pub use text::CONFIG_BYTES_MAX;
 
+use super::location::ColabDrive;
 use crate::autosave::{Mode, names};
 use crate::plan::OnExisting;
 
@@ -149,8 +150,10 @@ pub enum Location {
     Local,
     /// This directory.
     Path(PathBuf),
-    /// Google Drive, mounted on Colab.
+    /// Google Drive, mounted on Colab, with the settings of [`ColabDrive::default`].
     ColabDrive,
+    /// Google Drive, mounted on Colab, with these settings.
+    ColabDriveAt(ColabDrive),
 }
 
 /// Whether saves go on beside training.
