@@ -213,8 +213,8 @@ impl ColabDrive {
 /// Colab sets its variables for every program of a notebook, and has `/content`; elsewhere somebody
 /// may have copied the variables.
 fn is_colab(environment: &dyn Environment) -> bool {
-    let is_set = |name: &&str| environment.variable(name).is_some_and(|value| !value.is_empty());
-    COLAB_VARIABLES.iter().any(|name| is_set(&name)) && environment.is_directory(Path::new(CONTENT))
+    let is_set = |name: &str| environment.variable(name).is_some_and(|value| !value.is_empty());
+    COLAB_VARIABLES.iter().any(|name| is_set(name)) && environment.is_directory(Path::new(CONTENT))
 }
 
 /// Whether an experiment can have this name: one component of a path, visible, not too long.

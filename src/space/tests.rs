@@ -66,7 +66,7 @@ fn states() -> Vec<StateDict> {
     let tensors = |count: usize, name: &str, shape: &[u64]| {
         let mut state = StateDict::new();
         for n in 0..count {
-            let name = TensorName::new(&format!("{name}.{n}")).unwrap();
+            let name = TensorName::new(format!("{name}.{n}")).unwrap();
             let spec = TensorSpec::new(Dtype::U8, shape).unwrap();
             let bytes = vec![1u8; usize::try_from(spec.size_bytes()).unwrap()];
             state.add(&Component::model(), name, spec, std::sync::Arc::new(bytes)).unwrap();

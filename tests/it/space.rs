@@ -108,7 +108,7 @@ fn a_real_disk_is_asked() {
     let errors = on_ranks(2, move |group| {
         let mut state = StateDict::new();
         // 2^60 bytes; ext4 ends at 2^60, XFS at 2^63, and no machine has them.
-        let spec = TensorSpec::new(Dtype::U8, &[1 << 30, 1 << 30]).unwrap();
+        let spec = TensorSpec::new(Dtype::U8, [1 << 30, 1 << 30]).unwrap();
         state.add(&Component::model(), name("w"), spec, std::sync::Arc::new(Endless)).unwrap();
         save(&group, &LocalStorage::new(), &at, &state, &options(1)).unwrap_err()
     });
