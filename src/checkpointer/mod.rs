@@ -94,6 +94,8 @@ pub struct Checkpointer {
     storage: Arc<dyn Storage>,
     config: CheckpointerConfig,
     directory: PathBuf,
+    /// A warning is due if less than this, in bytes, would be left after a save.
+    space_reserve: u64,
     template: NameTemplate,
     triggers: Triggers,
     retention: Retention,

@@ -312,6 +312,7 @@ impl Checkpointer {
             epoch: counters.epoch,
             on_existing,
             audit: self.config.audit,
+            space_reserve: self.space_reserve,
             ..SaveOptions::default()
         }
     }

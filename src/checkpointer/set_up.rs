@@ -1,12 +1,12 @@
 //! Making a checkpointer: configuration, directory, template.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::lineage::Lineage;
 use super::{
-    Checkpointer, CheckpointerConfig, FieldDifference, Location, TrainerState, differences,
+    Checkpointer, CheckpointerConfig, FieldDifference, ThisMachine, TrainerState, differences,
 };
 use crate::autosave::{Counters, Mode};
 use crate::catalog;
@@ -65,21 +65,24 @@ impl Checkpointer {
             watch = Some(begin_to_watch(&config)?);
             to_json(&config)
         };
-        let (directory, top) =
-            group.phase_all(Channel::Training, "configure", check, |by_rank| {
-                compare(&by_rank)?;
-                let directory = place(&config)?;
-                if !config.enabled {
-                    return Ok((directory, None));
-                }
-                let top = prepare(group, storage.as_ref(), &directory)?;
-                Ok((directory, top))
-            })?;
+        let directory_of = |by_rank: Vec<String>| {
+            compare(&by_rank)?;
+            let place = config.location.resolve(&config.experiment, &ThisMachine)?;
+            let warning_mib = config.space_warning_mib.max(place.space_warning_mib);
+            let top = match config.enabled {
+                true => prepare(group, storage.as_ref(), &place.directory)?,
+                false => None,
+            };
+            Ok((place.directory, warning_mib, top))
+        };
+        let (directory, warning_mib, top) =
+            group.phase_all(Channel::Training, "configure", check, directory_of)?;
         let template = config.name_template()?;
         Ok(Self {
             group: group.clone(),
             storage,
             directory,
+            space_reserve: warning_mib.saturating_mul(1 << 20),
             template,
             triggers: config.triggers()?,
             retention: config.retention()?.unwrap_or_default(),
@@ -139,15 +142,6 @@ fn compare(by_rank: &[String]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Where the run's checkpoints lie.
-fn place(config: &CheckpointerConfig) -> Result<PathBuf> {
-    let place = match &config.location {
-        Location::Path(path) => path.clone(),
-        _ => PathBuf::from("checkpoints"),
-    };
-    Ok(place.join(&config.experiment))
 }
 
 /// Coordinator: a directory that cannot be made shows before days of training. The highest
