@@ -1,5 +1,6 @@
 //! Finding and reading checkpoints: one directory handle, one manifest.
 
+mod foreign;
 mod list;
 mod other;
 
@@ -16,6 +17,7 @@ use crate::manifest::{Form, Manifest};
 use crate::memory::zeroed;
 use crate::storage::{Directory, EntryKind, Storage};
 
+pub(crate) use foreign::foreign_files;
 pub(crate) use list::list;
 pub use list::{Order, find_checkpoints};
 pub(crate) use other::open_other;
