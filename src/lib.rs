@@ -27,13 +27,13 @@ pub mod code;
 mod commit;
 mod files;
 pub mod group;
-pub mod shard;
-pub mod storage;
-pub mod sweep;
 mod pointers;
 pub mod preempt;
 mod retain;
+pub mod shard;
 mod space;
+pub mod storage;
+pub mod sweep;
 // The two paths
 pub mod audit;
 pub mod load;
