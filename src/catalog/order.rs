@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::autosave::Mode;
 use crate::manifest::{CheckpointInfo, CheckpointState};
 
-/// In which order checkpoints are listed. Partial and damaged ones come after all committed ones.
+/// In which order checkpoints are listed. Damaged and then partial ones come after all committed
+/// ones, newest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Order {
@@ -32,6 +33,7 @@ impl Order {
         let committed_first = rank(a.state).cmp(&rank(b.state));
         committed_first.then_with(|| match self {
             Self::Latest => newest_first(),
+            Self::Best { .. } if !a.is_committed() => newest_first(),
             Self::Best { monitor, mode } => match (finite(a, monitor), finite(b, monitor)) {
                 (Some(x), Some(y)) if mode.is_better(x, y) => Ordering::Less,
                 (Some(x), Some(y)) if mode.is_better(y, x) => Ordering::Greater,

@@ -28,7 +28,7 @@ fn put(
     loss: f64,
 ) -> CheckpointInfo {
     let mut state = StateDict::new();
-    let spec = TensorSpec::new(Dtype::U8, &[2]).unwrap();
+    let spec = TensorSpec::new(Dtype::U8, [2]).unwrap();
     let weight = TensorName::new("w").unwrap();
     state.add(&Component::model(), weight, spec, Arc::new(vec![1u8, 2])).unwrap();
     state.values.set("metrics.loss", loss);
@@ -223,8 +223,7 @@ fn each_operation_of_an_update_may_fail() {
             let dir = faulty.open_dir(Path::new("runs")).unwrap();
             faulty.fail_at(operation, fault, persistent);
             let updated = update(dir.as_ref(), Some(&runs.b), Some(&runs.b), &pace());
-            let what =
-                format!("{fault:?} at {operation}: {:?}", faulty.log().get(operation as usize - 1));
+            let what = format!("{fault:?} at {operation}: {:?}", faulty.log().last());
             assert_eq!(updated.unwrap_err().kind(), ErrorKind::Storage, "{what}");
             for said in runs.said() {
                 assert!(said == "a" || said == "b", "{what}: {said}");
