@@ -1,3 +1,5 @@
+mod odd;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -248,6 +250,27 @@ fn a_sweep_removes_pointers_that_were_not_moved() {
     runs.write(".pointer-1", b"mine");
     put(&runs.storage, Path::new("runs"), "c", 3, 0.0);
     assert_eq!(runs.hidden(), [id(3), ".pointer-1".to_owned()]);
+}
+
+#[test]
+fn without_links_there_is_json_alone() {
+    let runs = Runs::new();
+    let odd = odd::Odd { inner: runs.dir.clone(), file_before_rename: None };
+    update(&odd, Some(&runs.b), Some(&runs.a), &pace()).unwrap();
+    assert_eq!(runs.said(), ["-", "b", "-", "a"]);
+    assert_eq!(runs.hidden(), [""; 0]);
+    assert_eq!(find(&runs.storage, &Wanted::best("runs")).unwrap().name.as_str(), "a");
+}
+
+/// A file of the user's that comes between the look and the rename is not replaced either.
+#[test]
+fn what_appears_meanwhile_stays() {
+    let runs = Runs::new();
+    let odd = odd::Odd { inner: runs.dir.clone(), file_before_rename: Some("best.json") };
+    let error = update(&odd, None, Some(&runs.a), &pace()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    assert_eq!(runs.bytes("best.json"), b"");
+    assert_eq!(runs.hidden(), [""; 0]);
 }
 
 /// Another job commits or removes under this lock.
