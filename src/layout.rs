@@ -195,6 +195,18 @@ pub fn old_dir(name: &CheckpointName, id: &SaveId) -> String {
     format!(".{name}.{id}.old")
 }
 
+/// The JSON beside a pointer, [`LATEST`] or [`BEST`].
+#[must_use]
+pub fn pointer_json(pointer: &str) -> String {
+    format!("{pointer}.json")
+}
+
+/// Where a pointer is made before it takes its name.
+#[must_use]
+pub fn pointer_temporary(id: &SaveId) -> String {
+    format!(".pointer-{id}")
+}
+
 /// Where a checkpoint or an attempt goes before it is unlinked.
 #[must_use]
 pub fn trash_dir(id: &SaveId) -> String {
@@ -311,7 +323,7 @@ pub fn is_other_file_name(name: &str) -> bool {
     }
 }
 
-/// A directory that an attempt or a deletion left behind.
+/// What an attempt, a deletion or the move of a pointer left behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Debris {
     /// An attempt, live or dead.
@@ -333,10 +345,16 @@ pub enum Debris {
         /// The id in its name.
         save_id: SaveId,
     },
+    /// A pointer that did not take its name: a link or a file, the others are directories.
+    Pointer {
+        /// The id in its name.
+        save_id: SaveId,
+    },
 }
 
 impl Debris {
-    /// Recognises names made by [`partial_dir`], [`old_dir`] and [`trash_dir`], and nothing else.
+    /// Recognises names made by [`partial_dir`], [`old_dir`], [`trash_dir`] and
+    /// [`pointer_temporary`], and nothing else.
     #[must_use]
     pub fn parse(entry_name: &str) -> Option<Self> {
         let hidden = entry_name.strip_prefix('.')?;
@@ -349,6 +367,9 @@ impl Debris {
         }
         if let Some(rest) = hidden.strip_suffix(".old") {
             return parts(rest).map(|(name, save_id)| Self::Old { name, save_id });
+        }
+        if let Some(id) = hidden.strip_prefix("pointer-") {
+            return SaveId::parse(id).ok().map(|save_id| Self::Pointer { save_id });
         }
         let save_id = SaveId::parse(hidden.strip_prefix("trash-")?).ok()?;
         Some(Self::Trash { save_id })

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use crate::catalog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{ProcessGroup, Progress};
-use crate::layout::{self, CheckpointName, DataFileName, Debris, SaveId};
-use crate::storage::{Directory, EntryKind, Lock, Rename};
+use crate::layout::{self, CheckpointName, Debris, SaveId};
+use crate::storage::{DirEntry, Directory, EntryKind, Lock, Rename};
 
 /// How often something that another process holds is tried again.
 pub(crate) const RETRY_INTERVAL: Duration = Duration::from_millis(20);
@@ -63,17 +63,11 @@ pub(crate) fn existing(parent: &dyn Directory, name: &str) -> Result<Existing> {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(Existing::Foreign),
         Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Incompatible) => {
             // Another program may call a file of its own `manifest.bin`.
-            let ours = holds_our_files(dir.as_ref())?;
+            let ours = catalog::holds_our_files(dir.as_ref())?;
             Ok(if ours { Existing::Damaged } else { Existing::Foreign })
         }
         Err(e) => Err(e),
     }
-}
-
-fn holds_our_files(dir: &dyn Directory) -> Result<bool> {
-    let ours =
-        |name: &str| DataFileName::parse(name).is_some() || layout::parse_sums_file(name).is_some();
-    Ok(dir.list()?.iter().any(|entry| ours(&entry.name)))
 }
 
 /// The lock of the directory of checkpoints, or `None` where locks do not work.
@@ -190,8 +184,7 @@ pub(crate) fn sweep(parent: &dyn Directory, when: When, pace: &Pace) {
         let debris: Vec<_> = parent
             .list()?
             .into_iter()
-            .filter(|entry| entry.kind == EntryKind::Directory)
-            .filter_map(|entry| Debris::parse(&entry.name).map(|debris| (entry.name, debris)))
+            .filter_map(|entry| debris_of(&entry).map(|debris| (entry.name, debris)))
             .collect();
         if debris.is_empty() {
             return Ok(());
@@ -209,6 +202,16 @@ pub(crate) fn sweep(parent: &dyn Directory, when: When, pace: &Pace) {
     for entry in trash {
         log_failure("unlinking", || remove_tree(parent, &entry, pace));
     }
+}
+
+/// What an entry is, if its kind and its name say that it was left behind.
+fn debris_of(entry: &DirEntry) -> Option<Debris> {
+    let debris = Debris::parse(&entry.name)?;
+    let fits = match debris {
+        Debris::Pointer { .. } => matches!(entry.kind, EntryKind::File | EntryKind::Link),
+        _ => entry.kind == EntryKind::Directory,
+    };
+    fits.then_some(debris)
 }
 
 /// Settles one piece of debris by renames; the entry that is now to be unlinked, if any.
@@ -231,6 +234,8 @@ fn put_away(
         Debris::Old { .. } if when == When::BeforeSave => Ok(None),
         Debris::Old { .. } => to_trash(parent, entry),
         Debris::Partial { save_id, .. } => put_away_attempt(parent, entry, *save_id, when),
+        // Whoever makes one holds the lock until it has its name.
+        Debris::Pointer { .. } => parent.remove_file(entry).map(|()| None),
     }
 }
 

@@ -31,7 +31,7 @@ struct Arguments {
 enum Verb {
     /// Show what a checkpoint holds: tensors, shapes, files, step, values, sizes.
     Inspect {
-        /// The checkpoint; `DIR/latest` is the newest of DIR.
+        /// The checkpoint; `DIR/latest` is the newest of DIR, `DIR/best` what its link names.
         path: PathBuf,
         /// One JSON object instead of tables.
         #[arg(long)]
@@ -39,7 +39,7 @@ enum Verb {
     },
     /// Read every byte of a checkpoint and compare it with what was committed.
     Verify {
-        /// The checkpoint; `DIR/latest` is the newest of DIR.
+        /// The checkpoint; `DIR/latest` is the newest of DIR, `DIR/best` what its link names.
         path: PathBuf,
         /// One JSON object instead of text.
         #[arg(long)]
@@ -47,7 +47,7 @@ enum Verb {
     },
     /// Show the model code that was saved with a checkpoint, or one file of it.
     Code {
-        /// The checkpoint; `DIR/latest` is the newest of DIR.
+        /// The checkpoint; `DIR/latest` is the newest of DIR, `DIR/best` what its link names.
         path: PathBuf,
         /// A file to print, by its name in the list.
         file: Option<String>,

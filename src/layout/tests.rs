@@ -99,9 +99,12 @@ fn debris_is_recognised_and_nothing_else() {
     let old = Debris::Old { name: name("a.old"), save_id };
     assert_eq!(Debris::parse(&old_dir(&name("a.old"), &ID)), Some(old));
     assert_eq!(Debris::parse(&trash_dir(&ID)), Some(Debris::Trash { save_id }));
+    assert_eq!(Debris::parse(&pointer_temporary(&ID)), Some(Debris::Pointer { save_id }));
     let visible = partial_dir(&tricky, &ID)[1..].to_owned();
     let nameless = format!(".{ID}.partial");
-    for other in ["a", LOCK, ".", ".trash-1", ".x.partial", &visible, &nameless] {
+    let pin = pin_file(&tricky);
+    for other in ["a", LOCK, ".", ".trash-1", ".pointer-1", &pin, ".x.partial", &visible, &nameless]
+    {
         assert_eq!(Debris::parse(other), None, "{other}");
     }
     assert!(partial_dir(&name(&"x".repeat(200)), &ID).len() <= 255);

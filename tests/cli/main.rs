@@ -147,6 +147,27 @@ fn inspect_shows_what_is_there() {
 }
 
 #[test]
+fn the_best_is_what_the_link_names() {
+    let folder = Folder::new();
+    folder.saved("3");
+    folder.saved("12");
+    let missing = run(&["inspect", &folder.at("best")]);
+    assert_code(&missing, 7);
+    assert!(missing.stderr.contains("step-00000003, step-00000012"), "{}", missing.stderr);
+    std::os::unix::fs::symlink("step-00000003", folder.at("best")).unwrap();
+    let ran = run(&["inspect", "--json", &folder.at("best")]);
+    assert_code(&ran, 0);
+    let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(json["step"], 3);
+    assert_code(&run(&["verify", &folder.at("best")]), 0);
+    std::fs::remove_file(folder.at("best")).unwrap();
+    std::os::unix::fs::symlink(folder.at("step-00000003"), folder.at("best")).unwrap();
+    let outside = run(&["inspect", &folder.at("best")]);
+    assert_code(&outside, 7);
+    assert!(outside.stderr.contains("no name of a checkpoint"), "{}", outside.stderr);
+}
+
+#[test]
 fn verify_names_the_damaged_place() {
     let folder = Folder::new();
     folder.saved("1");

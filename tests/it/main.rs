@@ -10,6 +10,7 @@ mod commits;
 mod durable;
 mod exchanges;
 mod faults;
+mod finding;
 mod golden;
 mod harness;
 mod hooked;

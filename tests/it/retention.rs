@@ -129,6 +129,20 @@ fn what_is_somebodys_is_not_touched() {
     assert_eq!(entries(&storage, "runs/s2").len(), 5, "its own four files, and the note");
 }
 
+/// One of which a file is lost is not one of the newest two, and is left for somebody to look at.
+#[test]
+fn a_damaged_checkpoint_neither_counts_nor_goes() {
+    let storage = MemoryStorage::new();
+    steps(&storage, 5);
+    for step in [1, 5] {
+        let dir = storage.open_dir(Path::new(&format!("runs/s{step}"))).unwrap();
+        let data = dir.list().unwrap().into_iter().find(|e| e.name.starts_with("model-")).unwrap();
+        dir.remove_file(&data.name).unwrap();
+    }
+    pass(&storage, &last(2), &[]).unwrap();
+    assert_eq!(entries(&storage, "runs"), ["s1", "s3", "s4", "s5"]);
+}
+
 /// What the decision counts on is durable first; each one is out of sight, durably, before its
 /// files go; and one has gone before the next begins.
 #[test]
