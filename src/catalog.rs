@@ -1,6 +1,7 @@
 //! Finding and reading checkpoints: one directory handle, one manifest.
 
 mod choose;
+mod foreign;
 mod list;
 mod missing;
 mod order;
@@ -22,6 +23,7 @@ use crate::shard::ShardReader;
 use crate::storage::{DirEntry, Directory, EntryKind, Storage};
 
 use choose::choose;
+pub(crate) use foreign::foreign_files;
 pub(crate) use list::list;
 pub use list::{find_checkpoints, find_checkpoints_on};
 pub use order::Order;

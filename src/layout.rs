@@ -195,12 +195,6 @@ pub fn old_dir(name: &CheckpointName, id: &SaveId) -> String {
     format!(".{name}.{id}.old")
 }
 
-/// The file beside a checkpoint that pins it.
-#[must_use]
-pub fn pin_file(name: &CheckpointName) -> String {
-    format!(".{name}.pin")
-}
-
 /// The JSON beside a pointer, [`LATEST`] or [`BEST`].
 #[must_use]
 pub fn pointer_json(pointer: &str) -> String {
@@ -217,6 +211,19 @@ pub fn pointer_temporary(id: &SaveId) -> String {
 #[must_use]
 pub fn trash_dir(id: &SaveId) -> String {
     format!(".trash-{id}")
+}
+
+/// The pin beside a checkpoint: while it is there, no policy removes the checkpoint. Its content
+/// means nothing, so that `touch` makes one.
+#[must_use]
+pub fn pin_file(name: &CheckpointName) -> String {
+    format!(".{name}.pin")
+}
+
+/// The checkpoint that a name made by [`pin_file`] pins; `None` for any other name.
+#[must_use]
+pub fn parse_pin_file(entry_name: &str) -> Option<CheckpointName> {
+    CheckpointName::new(entry_name.strip_prefix('.')?.strip_suffix(".pin")?).ok()
 }
 
 /// A data file of `rank`; `nth` counts its files of one component from 0.

@@ -32,7 +32,7 @@ mod files;
 pub mod group;
 mod pointers;
 pub mod preempt;
-mod retain;
+pub mod retain;
 pub mod shard;
 mod space;
 pub mod storage;

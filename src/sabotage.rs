@@ -5,8 +5,9 @@
 //!
 //! Places are `<phase>.enter` (before a rank's own part), `<phase>.voted` (the vote is sent, or on
 //! the coordinator all votes are in), `<phase>.decided` (coordinator, before the answers go out),
-//! and `train.step`. `fail` is an error of that rank's own part, so there is none once the votes
-//! are cast: with `.voted` or `.decided` the variable is refused.
+//! `train.step`, and `retain.removed` (coordinator, after each removal of a retention pass). `fail`
+//! is an error of that rank's own part, so there is none once the votes are cast: with `.voted`,
+//! `.decided` or `.removed` the variable is refused.
 
 use crate::error::Result;
 use crate::rank::Rank;
@@ -77,7 +78,8 @@ mod active {
                 _ => return Err(()),
             };
             let place = part()?.to_owned();
-            let cannot_fail = [".voted", ".decided"].iter().any(|end| place.ends_with(end));
+            let cannot_fail =
+                [".voted", ".decided", ".removed"].iter().any(|end| place.ends_with(end));
             if matches!(act, Act::Fail) && cannot_fail {
                 return Err(());
             }

@@ -101,10 +101,24 @@ pub fn remove(
     save_id: &SaveId,
     pace: &Pace,
 ) -> Result<()> {
+    remove_if(parent, name, save_id, pace, &|| Ok(()))
+}
+
+/// As [`remove`]; `may` is asked under the lock of the directory, and its error stops it.
+pub(crate) fn remove_if(
+    parent: &dyn Directory,
+    name: &CheckpointName,
+    save_id: &SaveId,
+    pace: &Pace,
+    may: &dyn Fn() -> Result<()>,
+) -> Result<()> {
     let lock = lock_parent(parent, pace.patience)?;
     let trash = match existing(parent, name.as_str())? {
         Existing::Absent => return Ok(()),
-        Existing::Checkpoint(found) if found == *save_id => to_trash(parent, name.as_str())?,
+        Existing::Checkpoint(found) if found == *save_id => {
+            may()?;
+            to_trash(parent, name.as_str())?
+        }
         _ => {
             return Err(Error::new(ErrorKind::Superseded, "another save is under this name now")
                 .with_path(parent.path().join(name.as_str())));
@@ -130,18 +144,26 @@ fn to_trash(parent: &dyn Directory, name: &str) -> Result<Option<String>> {
     Ok(Some(trash))
 }
 
-/// Removes a directory and everything in it, following no link.
+/// Removes a directory and everything in it, following no link. Another job may be at it too, so
+/// what is gone already is fine.
 fn remove_tree(parent: &dyn Directory, name: &str, pace: &Pace) -> Result<()> {
-    let dir = parent.open_dir(name)?;
+    let Some(dir) = unless_gone(parent.open_dir(name))? else { return Ok(()) };
     for entry in dir.list()? {
         match entry.kind {
             EntryKind::Directory => remove_tree(dir.as_ref(), &entry.name, pace)?,
-            _ => dir.remove_file(&entry.name)?,
+            _ => drop(unless_gone(dir.remove_file(&entry.name))?),
         }
         pace.progress.add(1);
     }
     drop(dir);
-    parent.remove_dir(name)
+    unless_gone(parent.remove_dir(name)).map(drop)
+}
+
+fn unless_gone<T>(done: Result<T>) -> Result<Option<T>> {
+    match done {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        done => done.map(Some),
+    }
 }
 
 /// How much of the debris may go.
@@ -268,9 +290,13 @@ fn restore(parent: &dyn Directory, entry: &str, name: &CheckpointName) -> Result
 
 /// Tidying up may fail, even panic, but never changes the outcome of a save.
 pub(crate) fn log_failure(doing: &str, tidy: impl FnOnce() -> Result<()>) {
-    let panicked = |_| Err(Error::new(ErrorKind::Panic, "the storage panicked"));
-    let tidied = catch_unwind(AssertUnwindSafe(tidy)).unwrap_or_else(panicked);
-    if let Err(error) = tidied {
+    if let Err(error) = caught(tidy) {
         tracing::warn!(%error, doing, "left for a later save to finish");
     }
+}
+
+/// What `body` gives; its panic is an error.
+pub(crate) fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let panicked = |_| Err(Error::new(ErrorKind::Panic, "the storage panicked"));
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(panicked)
 }

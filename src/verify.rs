@@ -1,12 +1,9 @@
 //! Verifying a checkpoint: every byte of every file.
 
-use std::collections::BTreeSet;
-
-use crate::catalog::{Found, open_other};
+use crate::catalog::{Found, foreign_files, open_other};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Form, OtherFile};
 use crate::shard::{PieceAt, ShardReader};
-use crate::storage::{Directory, EntryKind};
 
 /// Bytes of a whole-file check that are read at once.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -60,7 +57,7 @@ pub fn verify(found: &Found, progress: &mut dyn FnMut(u64)) -> Result<Verified> 
         verified.count(file.len);
     }
     if is_directory {
-        verified.foreign = foreign(found)?;
+        verified.foreign = foreign_files(found.dir.as_ref(), manifest)?;
     }
     Ok(verified)
 }
@@ -106,44 +103,6 @@ fn check_other(found: &Found, record: &OtherFile) -> Result<()> {
     }
     if hasher.finalize().as_bytes()[..16] != record.hash {
         return corrupt("its content is not what was saved".to_owned());
-    }
-    Ok(())
-}
-
-/// Whatever lies in the checkpoint and is not listed; folders of listed files are looked into.
-fn foreign(found: &Found) -> Result<Vec<String>> {
-    let manifest = &found.manifest;
-    let data = manifest.data_files().iter().map(|f| f.name.as_str());
-    let others = manifest.sums_files().iter().chain(manifest.other_files());
-    let own: BTreeSet<&str> = data
-        .chain(others.flat_map(|f| with_folders(&f.name)))
-        .chain([crate::layout::MANIFEST])
-        .collect();
-    let mut foreign = Vec::new();
-    look(found.dir.as_ref(), "", &own, &mut foreign)?;
-    foreign.sort();
-    Ok(foreign)
-}
-
-/// `code/a/b` and its folders `code/a` and `code`.
-fn with_folders(name: &str) -> impl Iterator<Item = &str> {
-    let folders = name.match_indices('/').filter_map(|(at, _)| name.get(..at));
-    folders.chain([name])
-}
-
-fn look(
-    dir: &dyn Directory,
-    folder: &str,
-    own: &BTreeSet<&str>,
-    foreign: &mut Vec<String>,
-) -> Result<()> {
-    for entry in dir.list()? {
-        let name = format!("{folder}{}", entry.name);
-        if !own.contains(name.as_str()) {
-            foreign.push(name);
-        } else if entry.kind == EntryKind::Directory {
-            look(dir.open_dir(&entry.name)?.as_ref(), &format!("{name}/"), own, foreign)?;
-        }
     }
     Ok(())
 }

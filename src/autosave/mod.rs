@@ -10,7 +10,6 @@ mod triggers;
 
 pub use mode::Mode;
 pub use name::{KnownFields, NameTemplate, Number, Rendered, unique_name};
-pub(crate) use retention::best_of;
 pub use retention::{Decision, KeepBest, Retention};
 pub use schedule::Every;
 pub use triggers::{Counters, Due, Triggers};

@@ -1,25 +1,37 @@
 //! What to keep: a pure decision over what lies on disk.
 
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 
+use globset::{Glob, GlobSet};
 use serde::{Deserialize, Serialize};
 
 use crate::autosave::Mode;
+use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{CheckpointName, SaveId};
 use crate::manifest::CheckpointInfo;
 
-/// Which checkpoints of a directory stay: the union of its rules. Without any rule, all of them.
+/// Which checkpoints of a directory stay: the union of its rules. Without any rule, all of them;
+/// pins are no rule, they only except from the others.
+///
+/// Only checkpoints that a policy saved ([`CheckpointInfo::automatic`]) fill the counts, and only
+/// they can go. Whatever the rules say, these stay: the newest committed checkpoint, those that are
+/// pinned, what is not committed (an attempt may be somebody's, damage is for somebody to look at),
+/// and a save that is there under several names (somebody has copied it).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retention {
-    /// The newest so many: highest step, then epoch, then time of saving.
+    /// The newest so many: highest generation, then step, epoch, and time of saving.
     pub last: Option<NonZeroU64>,
     /// The best so many.
     pub best: Option<KeepBest>,
-    /// Those whose step is a multiple.
+    /// Those whose step is a multiple, and not 0.
     pub every_steps: Option<NonZeroU64>,
-    /// Those whose epoch is a multiple.
+    /// Of each number of completed epochs that is a multiple, and not 0, the oldest: the one made
+    /// when that epoch ended, not those made at steps of the epoch after it.
     pub every_epochs: Option<NonZeroU64>,
-    /// Names, or globs of names, that stay whatever the other rules say.
+    /// Names, or globs of names (`*`, `?`, `[a-z]`, `{a,b}`), that stay whatever the other rules
+    /// say.
     pub pinned: Vec<String>,
 }
 
@@ -42,33 +54,152 @@ pub struct Decision {
 }
 
 impl Retention {
-    /// What goes of `found`. `protected` stays whatever the rules say.
+    /// Whether every glob can be read.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`], naming the glob.
+    pub fn check(&self) -> Result<()> {
+        Pins::parse(&self.pinned).map(drop)
+    }
+
+    /// What goes of `found`. `protected` stays whatever the rules say. With a glob that cannot be
+    /// read nothing goes, see [`Retention::check`].
+    ///
+    /// Depends on its arguments alone. What is decided stays decided as long as nothing new is
+    /// saved: after a pass that was cut short, the next one removes exactly the rest.
     #[must_use]
     pub fn decide(&self, found: &[CheckpointInfo], protected: &[SaveId]) -> Decision {
-        let _ = (found, protected);
-        Decision::default()
+        let (true, Ok(pins)) = (self.has_rules(), Pins::parse(&self.pinned)) else {
+            return Decision::default();
+        };
+        let mut committed: Vec<_> = found.iter().filter(|info| info.is_committed()).collect();
+        committed.sort_by(|a, b| a.age_key().cmp(&b.age_key()));
+        let automatic: Vec<_> = committed.iter().copied().filter(|info| info.automatic).collect();
+        let mut stays = self.by_rules(&automatic);
+        stays.extend(committed.last().map(|newest| newest.name.as_str()));
+        let copied = copied(&committed);
+        let goes = |info: &CheckpointInfo| {
+            let save_id = info.save_id?;
+            let name = CheckpointName::new(&info.name).ok()?;
+            let excepted = info.pinned || pins.hold(&name);
+            let kept = stays.contains(name.as_str()) || protected.contains(&save_id);
+            (!excepted && !kept && !copied.contains(&save_id)).then_some((name, save_id))
+        };
+        Decision { remove: automatic.into_iter().filter_map(goes).collect() }
+    }
+
+    fn has_rules(&self) -> bool {
+        let counts = [self.last, self.every_steps, self.every_epochs];
+        self.best.is_some() || counts.iter().any(Option::is_some)
+    }
+
+    /// The names that some rule keeps of `automatic`, which is sorted, oldest first.
+    fn by_rules<'a>(&self, automatic: &[&'a CheckpointInfo]) -> BTreeSet<&'a str> {
+        let mut kept: Vec<&CheckpointInfo> = Vec::new();
+        if let Some(count) = self.last {
+            kept.extend(automatic.iter().rev().take(as_usize(count)));
+        }
+        if let Some(best) = &self.best {
+            kept.extend(best.ranked(automatic.iter().copied()).iter().take(as_usize(best.count)));
+        }
+        if let Some(steps) = self.every_steps {
+            kept.extend(automatic.iter().filter(|info| is_multiple(info.step, steps)));
+        }
+        if let Some(epochs) = self.every_epochs {
+            let mut oldest = BTreeMap::new();
+            for info in automatic.iter().filter(|info| is_multiple(info.epoch, epochs)) {
+                oldest.entry(info.epoch).or_insert(*info);
+            }
+            kept.extend(oldest.into_values());
+        }
+        kept.into_iter().map(|info| info.name.as_str()).collect()
     }
 }
 
-/// The best of `found` by one number: finite; of equals the one of the lowest step, then the
-/// oldest.
-pub(crate) fn best_of<'a>(
-    found: impl IntoIterator<Item = &'a CheckpointInfo>,
-    monitor: &str,
-    mode: Mode,
-) -> Option<&'a CheckpointInfo> {
-    let mut best: Option<(f64, &CheckpointInfo)> = None;
-    for info in found {
-        let Some(value) = info.metrics.get(monitor).copied().filter(|v| v.is_finite()) else {
-            continue;
-        };
-        let better = best.is_none_or(|(than, older)| {
-            mode.is_better(value, than)
-                || (!mode.is_better(than, value) && info.age_key() < older.age_key())
-        });
-        if better {
-            best = Some((value, info));
-        }
+impl KeepBest {
+    /// The best one.
+    #[must_use]
+    pub fn one(monitor: &str, mode: Mode) -> Self {
+        Self { count: NonZeroU64::MIN, monitor: monitor.to_owned(), mode }
     }
-    best.map(|(_, info)| info)
+
+    /// The best committed checkpoint of `found`, whoever saved it.
+    ///
+    /// A missing, infinite or NaN number is never best. Of equal ones the first to reach it is
+    /// best: the lower step, then the lower epoch, then the one saved earlier.
+    #[must_use]
+    pub fn best_of<'a>(
+        &self,
+        found: impl IntoIterator<Item = &'a CheckpointInfo>,
+    ) -> Option<&'a CheckpointInfo> {
+        let committed = found.into_iter().filter(|info| info.is_committed());
+        self.ranked(committed).first().copied()
+    }
+
+    /// Those with a finite number, best first.
+    fn ranked<'a>(
+        &self,
+        found: impl Iterator<Item = &'a CheckpointInfo>,
+    ) -> Vec<&'a CheckpointInfo> {
+        let number = |info: &CheckpointInfo| info.metrics.get(&self.monitor).copied();
+        let mut ranked: Vec<_> = found
+            .filter_map(|info| number(info).filter(|n| n.is_finite()).map(|n| (n, info)))
+            .collect();
+        ranked.sort_by(|(x, a), (y, b)| {
+            let by_number = match self.mode {
+                Mode::Min => x.partial_cmp(y),
+                Mode::Max => y.partial_cmp(x),
+            };
+            // Finite numbers can be compared.
+            by_number.unwrap_or(Ordering::Equal).then_with(|| a.age_key().cmp(&b.age_key()))
+        });
+        ranked.into_iter().map(|(_, info)| info).collect()
+    }
 }
+
+/// Names and globs of names.
+struct Pins<'a> {
+    names: &'a [String],
+    globs: GlobSet,
+}
+
+impl<'a> Pins<'a> {
+    fn parse(names: &'a [String]) -> Result<Self> {
+        let mut globs = GlobSet::builder();
+        for name in names {
+            globs.add(Glob::new(name).map_err(|e| not_a_glob(name, e.kind()))?);
+        }
+        let globs = globs.build().map_err(|e| not_a_glob(&names.join("`, `"), e.kind()))?;
+        Ok(Self { names, globs })
+    }
+
+    /// A name is also meant literally: one with braces pins itself.
+    fn hold(&self, name: &CheckpointName) -> bool {
+        self.names.iter().any(|n| n == name.as_str()) || self.globs.is_match(name.as_str())
+    }
+}
+
+fn not_a_glob(glob: &str, fault: &globset::ErrorKind) -> Error {
+    let message = format!("the pinned name `{glob}` is no glob: {fault}");
+    Error::new(ErrorKind::InvalidInput, message)
+        .with_help("write a special character as itself in brackets: `[[]`")
+}
+
+/// The save ids that several of `committed` bear.
+fn copied(committed: &[&CheckpointInfo]) -> BTreeSet<SaveId> {
+    let mut seen = BTreeSet::new();
+    committed.iter().filter_map(|info| info.save_id).filter(|id| !seen.insert(*id)).collect()
+}
+
+fn is_multiple(count: u64, of: NonZeroU64) -> bool {
+    count > 0 && count.is_multiple_of(of.get())
+}
+
+fn as_usize(count: NonZeroU64) -> usize {
+    usize::try_from(count.get()).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod histories;
+#[cfg(test)]
+mod tests;

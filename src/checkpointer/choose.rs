@@ -1,7 +1,7 @@
 //! Which checkpoint a run goes on from: a pure decision over a listing.
 
 use super::Resume;
-use crate::autosave::{Mode, best_of};
+use crate::autosave::{KeepBest, Mode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::SaveId;
 use crate::manifest::{CheckpointInfo, CheckpointState};
@@ -37,7 +37,8 @@ pub(super) fn choose<'a>(
     }
     let chosen = match (question.resume, question.monitor) {
         (Resume::Best, Some((monitor, mode))) => {
-            best_of(usable(), monitor, mode).map_or_else(|| no_best(found, monitor), Ok)
+            let best = KeepBest::one(monitor, mode).best_of(usable());
+            best.map_or_else(|| no_best(found, monitor), Ok)
         }
         (Resume::Best, None) => {
             let message = "the best is asked for, but no metric is monitored";

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Checkpointer;
-use crate::autosave::{Mode, Retention};
+use crate::autosave::{KeepBest, Mode, Retention};
 use crate::error::Result;
 use crate::group::ProcessGroup;
 use crate::layout::SaveId;
+use crate::manifest::CheckpointInfo;
 use crate::save::Checkpoint;
-use crate::storage::Storage;
+use crate::storage::{Directory, Storage};
 use crate::sweep::{Pace, log_failure};
 use crate::{pointers, retain};
 
@@ -21,6 +22,7 @@ pub(super) struct Tidy {
     retention: Retention,
     monitor: Option<(String, Mode)>,
     resumed: Option<SaveId>,
+    line: u64,
 }
 
 impl Checkpointer {
@@ -32,6 +34,7 @@ impl Checkpointer {
             retention: self.retention.clone(),
             monitor: self.config.monitor.clone().map(|name| (name, self.config.mode)),
             resumed: self.resumed,
+            line: self.lineage.line,
         }
     }
 }
@@ -49,13 +52,20 @@ impl Tidy {
         let protected: Vec<SaveId> =
             std::iter::once(committed.save_id).chain(self.resumed).collect();
         let pace = Pace::of(&self.group);
-        let left = retain::keep(parent.as_ref(), &self.retention, &protected, &pace)?;
-        let committed = || left.iter().filter(|info| info.is_committed());
-        let latest = committed().max_by(|a, b| a.age_key().cmp(&b.age_key()));
-        let best = self
-            .monitor
-            .as_ref()
-            .and_then(|(name, mode)| crate::autosave::best_of(committed(), name, *mode));
-        pointers::update(parent.as_ref(), latest, best, &pace)
+        let point = &mut |left: &[CheckpointInfo]| {
+            log_failure("moving the links", || self.point(parent.as_ref(), left, &pace));
+        };
+        let line = Some(self.line);
+        retain::keep_of_line(parent.as_ref(), &self.retention, line, &protected, &pace, point)?;
+        Ok(())
+    }
+
+    /// `latest` and `best` name what is going to stay, of this run.
+    fn point(&self, parent: &dyn Directory, left: &[CheckpointInfo], pace: &Pace) -> Result<()> {
+        let own = || left.iter().filter(|info| info.is_committed() && info.line == self.line);
+        let latest = own().max_by(|a, b| a.age_key().cmp(&b.age_key()));
+        let best = self.monitor.as_ref();
+        let best = best.and_then(|(name, mode)| KeepBest::one(name, *mode).best_of(own()));
+        pointers::update(parent, latest, best, pace)
     }
 }

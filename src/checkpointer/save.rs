@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::lineage::Lineage;
 use super::metrics::mean_over_ranks;
 use super::state::save_metrics;
 use super::{AsyncMode, At, Checkpointer, InFlight, Parts, TrainerState};
@@ -21,7 +20,7 @@ use crate::catalog::CheckpointPath;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Channel;
 use crate::layout::CheckpointName;
-use crate::manifest::{AUTOMATIC, PINNED};
+use crate::manifest::{ASIDE, AUTOMATIC, PINNED};
 use crate::plan::OnExisting;
 use crate::preempt::Preempted;
 use crate::rank::Rank;
@@ -343,9 +342,13 @@ impl Checkpointer {
         })?;
         agreed.state.save(&mut state.values)?;
         save_metrics(&agreed.metrics, &mut state.values);
-        let lineage = if under == Under::Aside { Lineage::default() } else { this.lineage };
-        lineage.save(&mut state.values)?;
-        state.values.set(if under == Under::Template { AUTOMATIC } else { PINNED }, true);
+        this.lineage.save(&mut state.values)?;
+        let marks: &[&str] = match under {
+            Under::Template => &[AUTOMATIC],
+            Under::Name(_) => &[PINNED],
+            Under::Aside => &[PINNED, ASIDE],
+        };
+        marks.iter().for_each(|mark| state.values.set(*mark, true));
         Ok(Some((agreed, state)))
     }
 

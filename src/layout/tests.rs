@@ -109,3 +109,17 @@ fn debris_is_recognised_and_nothing_else() {
     }
     assert!(partial_dir(&name(&"x".repeat(200)), &ID).len() <= 255);
 }
+
+#[test]
+fn pins_are_read_as_written_and_are_no_debris() {
+    for pinned in ["a", "a.pin", "x y", &"x".repeat(200)] {
+        let pin = pin_file(&name(pinned));
+        assert_eq!(parse_pin_file(&pin), Some(name(pinned)));
+        assert_eq!(Debris::parse(&pin), None);
+        assert!(pin.len() <= 255);
+    }
+    for other in ["a.pin", ".pin", "..pin", ".latest.pin", ".a.pin2", &partial_dir(&name("a"), &ID)]
+    {
+        assert_eq!(parse_pin_file(other), None, "{other}");
+    }
+}

@@ -21,6 +21,10 @@ pub const GENERATION: &str = "checkpoint.generation";
 /// Name of the value that says in which generation its run began anew.
 pub const LINE: &str = "checkpoint.line";
 
+/// Name of the value that says that this was saved beside a run and is no part of it: it counts
+/// as older than everything else.
+pub const ASIDE: &str = "checkpoint.aside";
+
 /// Whether a checkpoint can be loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,6 +68,8 @@ pub struct CheckpointInfo {
     pub automatic: bool,
     /// Whether it is pinned: by a value of its own, or by a pin beside it.
     pub pinned: bool,
+    /// Whether it was saved beside a run and is no part of it.
+    pub aside: bool,
     /// What is wrong with it, if it is damaged.
     pub fault: Option<String>,
 }
@@ -87,6 +93,7 @@ impl CheckpointInfo {
             tensor_bytes: manifest.tensor_bytes(),
             automatic: flag(AUTOMATIC),
             pinned: flag(PINNED),
+            aside: flag(ASIDE),
             ..Self::unknown(name, CheckpointState::Committed)
         }
     }
@@ -108,6 +115,7 @@ impl CheckpointInfo {
             tensor_bytes: 0,
             automatic: false,
             pinned: false,
+            aside: false,
             fault: None,
         }
     }
@@ -118,10 +126,11 @@ impl CheckpointInfo {
         self.state == CheckpointState::Committed
     }
 
-    /// The order of age: newer is greater. Generation, step, epoch, time of saving, name.
+    /// The order of age: newer is greater. What is part of a run, then generation, step, epoch,
+    /// time of saving, name.
     #[must_use]
-    pub fn age_key(&self) -> (u64, u64, u64, u64, &str) {
-        (self.generation, self.step, self.epoch, self.created_unix_ms, &self.name)
+    pub fn age_key(&self) -> (bool, u64, u64, u64, u64, &str) {
+        (!self.aside, self.generation, self.step, self.epoch, self.created_unix_ms, &self.name)
     }
 }
 

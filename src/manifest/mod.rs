@@ -12,7 +12,7 @@ mod single;
 use serde::{Deserialize, Serialize};
 
 pub use self::info::{
-    AUTOMATIC, CheckpointInfo, CheckpointState, GENERATION, LINE, METRICS, PINNED,
+    ASIDE, AUTOMATIC, CheckpointInfo, CheckpointState, GENERATION, LINE, METRICS, PINNED,
 };
 pub(crate) use self::info::{count_of, metrics_of};
 pub use self::parse::{FORMAT_VERSION, MANIFEST_BYTES_MAX};

@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tch_checkpoint::storage::{
-    DirEntry, Directory, Lock, MemoryStorage, ReadFile, Rename, Storage, WriteFile,
-};
+use tch_checkpoint::storage::{DirEntry, Directory, Lock, ReadFile, Rename, Storage, WriteFile};
 use tch_checkpoint::{Error, ErrorKind, Result};
 
 /// An operation about to happen.
@@ -21,19 +19,19 @@ pub struct Call {
 
 type Hook = dyn Fn(&Call) -> Result<()> + Send + Sync;
 
-/// A [`MemoryStorage`] behind a hook.
+/// A storage behind a hook.
 #[derive(Clone)]
 pub struct Hooked {
-    inner: MemoryStorage,
+    inner: Arc<dyn Storage>,
     hook: Arc<Hook>,
 }
 
 impl Hooked {
     pub fn new(
-        inner: &MemoryStorage,
+        inner: &(impl Storage + Clone + 'static),
         hook: impl Fn(&Call) -> Result<()> + Send + Sync + 'static,
     ) -> Self {
-        Self { inner: inner.clone(), hook: Arc::new(hook) }
+        Self { inner: Arc::new(inner.clone()), hook: Arc::new(hook) }
     }
 
     fn ask(&self, operation: &'static str, path: &Path, mode: Option<Rename>) -> Result<()> {

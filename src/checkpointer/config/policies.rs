@@ -8,29 +8,34 @@ use crate::autosave::{KeepBest, Retention, Triggers};
 use crate::error::{Error, ErrorKind, Result};
 
 impl CheckpointerConfig {
-    /// What stays after a save; `None` if everything does. Pins alone remove nothing.
+    /// What stays after a save; `None` if everything does. Pins alone remove nothing. Where
+    /// anything is removed at all, the best by `monitor` stays, also without `keep_best`.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] by the name of the field, as [`CheckpointerConfig::check`].
     pub fn retention(&self) -> Result<Option<Retention>> {
-        let retention = Retention {
+        let without_rules = Retention { pinned: self.keep_pinned.clone(), ..Retention::default() };
+        let best = rule("keep_best", self.keep_best)?;
+        let rules = Retention {
             last: rule("keep_last", self.keep_last)?,
-            best: self.best_rule()?,
+            best: best.map(|count| self.best_rule(count)).transpose()?,
             every_steps: rule("keep_every_steps", self.keep_every_steps)?,
             every_epochs: rule("keep_every_epochs", self.keep_every_epochs)?,
-            pinned: self.keep_pinned.clone(),
+            ..without_rules.clone()
         };
-        let without_rules = Retention { pinned: self.keep_pinned.clone(), ..Retention::default() };
-        Ok((retention != without_rules).then_some(retention))
+        if rules == without_rules {
+            return Ok(None);
+        }
+        let the_best = self.monitor.as_ref().map(|monitor| KeepBest::one(monitor, self.mode));
+        Ok(Some(Retention { best: rules.best.or(the_best), ..rules }))
     }
 
-    fn best_rule(&self) -> Result<Option<KeepBest>> {
-        let Some(count) = rule("keep_best", self.keep_best)? else { return Ok(None) };
+    fn best_rule(&self, count: NonZeroU64) -> Result<KeepBest> {
         let monitor = self.monitor.clone().ok_or_else(|| {
             Error::new(ErrorKind::InvalidInput, "`keep_best` without `monitor`")
                 .with_help("set `monitor`")
         })?;
-        Ok(Some(KeepBest { count, monitor, mode: self.mode }))
+        Ok(KeepBest { count, monitor, mode: self.mode })
     }
 
     /// The rules by which saves are due while training; each counts by itself.
