@@ -173,7 +173,7 @@ fn has_checkpoint_looks_at_manifest_and_lengths() {
     let file = file_of(scratch.path(), 10, "model-");
     let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
-    assert!(!has(&Resume::Latest) && !has(&Resume::Step(10)) && !has(&path));
+    assert_eq!([Resume::Latest, Resume::Step(10), path].map(|which| has(&which)), [false; 3]);
 }
 
 #[test]
