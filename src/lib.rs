@@ -35,6 +35,7 @@ pub mod preempt;
 pub mod retain;
 pub mod shard;
 mod space;
+mod stage;
 pub mod storage;
 pub mod sweep;
 // The two paths

@@ -10,9 +10,12 @@
 //! after:          (coordinator) remove what was replaced; failures are only logged
 //! ```
 //! Nothing returns between the two phases: a rank that fails or panics brings that to the vote.
+//! [`save`] waits for both; [`save_async`] for the first, and runs the second beside training.
 
 mod background;
+mod gate;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -25,15 +28,15 @@ use crate::group::{Channel, ProcessGroup};
 use crate::layout::{self, CheckpointName, SaveId};
 use crate::manifest::{Manifest, OtherFile, SealInfo, hash16};
 use crate::plan::save::{MergedPlan, local_plan, merge_plans};
-use crate::plan::{OnExisting, Receipt, SavePlan, SaveTarget};
+use crate::plan::{LocalPlan, OnExisting, Receipt, SavePlan, SaveTarget};
 use crate::sabotage;
 use crate::shard::write_shards;
 use crate::space::Need;
 use crate::state::StateDict;
 use crate::storage::{Directory, Storage};
-use crate::sweep::{Pace, RETRY_INTERVAL};
+use crate::sweep::{Pace, RETRY_INTERVAL, log_failure};
 
-pub use background::{AfterCommit, PendingSave, save_async};
+pub use background::{AfterCommit, PendingSave, save_async, save_async_overlapped};
 
 /// How a save is to be done. The same on every rank.
 #[derive(Debug, Clone, Default)]
@@ -75,6 +78,27 @@ struct Assignment {
     plan: SavePlan,
 }
 
+/// A save between its two phases.
+struct Planned {
+    assignment: Assignment,
+    /// On the coordinator alone.
+    coordinator: Option<(Attempt, MergedPlan)>,
+}
+
+/// What the manifest says that no rank has planned or written.
+#[derive(Clone)]
+struct Extras {
+    attached: BTreeMap<String, Arc<[u8]>>,
+    libtorch_version: String,
+}
+
+impl Extras {
+    fn of(state: &StateDict, options: &SaveOptions) -> Self {
+        let attached = state.attached_files().clone();
+        Self { attached, libtorch_version: options.libtorch_version.clone() }
+    }
+}
+
 /// Saves `state` as checkpoint `path` and returns once it is committed for every rank.
 ///
 /// # Collective
@@ -103,34 +127,55 @@ pub fn save(
     if options.audit {
         audit(group, state).map_err(help_uncommitted)?;
     }
+    let local = || Ok(local_plan(target(path, options), state));
+    let planned = plan(group, storage, path, options, local)?;
+    commit(group, Channel::Save, path, &Extras::of(state, options), planned, |assignment| {
+        write(group, storage, path, assignment, state, options.step)
+    })
+}
+
+/// Phase "plan": who writes what, and where.
+fn plan(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    path: &CheckpointPath,
+    options: &SaveOptions,
+    local: impl FnOnce() -> Result<LocalPlan>,
+) -> Result<Planned> {
     let mut coordinator: Option<(Attempt, MergedPlan)> = None;
-    let assignment = group.phase(
-        Channel::Save,
-        "plan",
-        || Ok(local_plan(target(path, options), state)),
-        |plans| {
-            let save_id = SaveId::random()?;
-            let merged = merge_plans(save_id, &plans)?;
-            let attempt = begin(group, storage, path, &merged, options)?;
-            let answers = assignments(&attempt, &merged);
-            coordinator = Some((attempt, merged));
-            Ok(answers)
-        },
-    );
-    let assignment = match assignment {
-        Ok(assignment) => assignment,
+    let assignment = group.phase(Channel::Save, "plan", local, |plans| {
+        let save_id = SaveId::random()?;
+        let merged = merge_plans(save_id, &plans)?;
+        let attempt = begin(group, storage, path, &merged, options)?;
+        let answers = assignments(&attempt, &merged);
+        coordinator = Some((attempt, merged));
+        Ok(answers)
+    });
+    match assignment {
+        Ok(assignment) => Ok(Planned { assignment, coordinator }),
         Err(error) => {
             close(group, coordinator);
-            return Err(help_uncommitted(error));
+            Err(help_uncommitted(error))
         }
-    };
+    }
+}
 
+/// Phase "commit": every rank writes its share, the coordinator publishes; and what comes after.
+fn commit(
+    group: &ProcessGroup,
+    channel: Channel,
+    path: &CheckpointPath,
+    extras: &Extras,
+    planned: Planned,
+    write: impl FnOnce(&Assignment) -> Result<Receipt>,
+) -> Result<Checkpoint> {
+    let Planned { assignment, mut coordinator } = planned;
     let verdict = group.phase_all(
-        Channel::Save,
+        channel,
         "commit",
-        || write(group, storage, path, &assignment, state, options),
+        || write(&assignment),
         |receipts| match &mut coordinator {
-            Some((attempt, merged)) => commit(group, attempt, merged, receipts, state, options),
+            Some((attempt, merged)) => publish(group, attempt, merged, receipts, extras),
             None => Err(Error::new(ErrorKind::Disagreement, "commit without a plan")),
         },
     );
@@ -174,11 +219,11 @@ fn write(
     path: &CheckpointPath,
     assignment: &Assignment,
     state: &StateDict,
-    options: &SaveOptions,
+    step: u64,
 ) -> Result<Receipt> {
     let dir = open_attempt(group, storage, path, assignment)?;
     let progress = group.progress();
-    write_shards(dir.as_ref(), &assignment.plan, group.rank(), options.step, state, &|bytes| {
+    write_shards(dir.as_ref(), &assignment.plan, group.rank(), step, state, &|bytes| {
         progress.add(bytes);
         sabotage::pass(group.rank(), "write", "part");
     })
@@ -213,13 +258,12 @@ fn open_attempt(
 }
 
 /// Phase "commit", coordinator: believe nothing, then publish.
-fn commit(
+fn publish(
     group: &ProcessGroup,
     attempt: &mut Attempt,
     merged: &MergedPlan,
     receipts: Vec<Receipt>,
-    state: &StateDict,
-    options: &SaveOptions,
+    extras: &Extras,
 ) -> Result<u64> {
     let pace = Pace::of(group);
     attempt.check_visible(&receipts, &pace)?;
@@ -229,12 +273,12 @@ fn commit(
         let len = index.len() as u64;
         others.push(OtherFile { name: layout::HF_INDEX.to_owned(), len, hash: hash16(&index) });
     }
-    attempt.write_attached(state.attached_files(), &pace)?;
+    attempt.write_attached(&extras.attached, &pace)?;
     others.extend(merged.attached.iter().cloned());
     let info = SealInfo {
         created_unix_ms: unix_ms(),
         library_version: env!("CARGO_PKG_VERSION").to_owned(),
-        libtorch_version: options.libtorch_version.clone(),
+        libtorch_version: extras.libtorch_version.clone(),
     };
     let manifest = Manifest::seal(merged, receipts, others, info)?;
     attempt.publish(&manifest, &pace)?;
@@ -243,9 +287,11 @@ fn commit(
 
 /// After the verdict, coordinator: what is left of the attempt, or of what it replaced.
 fn close(group: &ProcessGroup, coordinator: Option<(Attempt, MergedPlan)>) {
-    if let Some((attempt, _)) = coordinator {
+    let Some((attempt, _)) = coordinator else { return };
+    log_failure("ending an attempt", || {
         attempt.close(&Pace::of(group));
-    }
+        Ok(())
+    });
 }
 
 pub(crate) fn target(path: &CheckpointPath, options: &SaveOptions) -> SaveTarget {

@@ -16,6 +16,7 @@
 //! (address that rank 0 binds), `TCH_CHECKPOINT_TOKEN` (secret that admits a rank; without it
 //! the job id, which is none) and `TCH_CHECKPOINT_DEADLINE_MS` (see [`Deadlines::progress`]).
 
+mod background;
 mod data;
 mod env;
 mod exchange;
@@ -39,16 +40,16 @@ mod turn;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::background::Seat;
 use self::data::{DataPlane, NoData};
 use self::phase::Answers;
-#[cfg(feature = "torch")]
-pub(crate) use self::phase::guarded;
+pub(crate) use self::phase::{guarded, panic_text};
 use self::star::Star;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rank::{LocalRank, Rank, WorldSize};
@@ -168,6 +169,8 @@ struct Inner {
     /// Absent in a job of one rank.
     star: Option<Star>,
     data: Box<dyn DataPlane>,
+    /// Whether a save runs beside training: the channel has room for one.
+    background_taken: AtomicBool,
     /// Present if MPI has to be finalised.
     #[cfg(feature = "mpi")]
     mpi: Option<&'static mpi::Owner>,
@@ -351,6 +354,7 @@ impl ProcessGroup {
             progress,
             star,
             data,
+            background_taken: AtomicBool::new(false),
             #[cfg(feature = "mpi")]
             mpi: None,
         }))

@@ -205,7 +205,7 @@ pub(crate) fn guarded<T>(rank: Rank, phase: &str, part: impl FnOnce() -> Result<
         .map_err(|error| error.at_rank(rank).in_phase(phase))
 }
 
-pub(super) fn panic_text(payload: &(dyn Any + Send)) -> &str {
+pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> &str {
     payload
         .downcast_ref::<&str>()
         .copied()

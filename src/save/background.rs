@@ -1,41 +1,163 @@
-//! Saving beside training.
+//! Saving beside training: phase "plan" in the foreground, the rest in a thread.
 
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
-use super::{Checkpoint, SaveOptions, save};
+use parking_lot::Mutex;
+
+use super::gate::{Gate, Opens};
+use super::{
+    Assignment, Checkpoint, Extras, Planned, SaveOptions, commit, help_uncommitted, plan, target,
+    write,
+};
+use crate::audit::audit;
 use crate::catalog::CheckpointPath;
-use crate::error::Result;
-use crate::group::ProcessGroup;
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::{Channel, ProcessGroup, Seat, guarded, panic_text};
+use crate::layout::{CheckpointName, SaveId};
+use crate::plan::Receipt;
+use crate::plan::save::local_plan;
+use crate::stage::{Copying, Staging};
 use crate::state::StateDict;
 use crate::storage::Storage;
 
-/// What the coordinator does after the commit, before the save counts as done: retention.
+/// What the coordinator does after the commit, before the save counts as done: retention. On the
+/// other ranks it is dropped. It runs no phase, and a panic in it is logged: whatever it does, the
+/// checkpoint stays committed.
 pub type AfterCommit = Box<dyn FnOnce(&Checkpoint) + Send>;
 
-/// A save that goes on beside training. Dropping it waits for it.
-#[must_use]
-pub struct PendingSave(Option<Result<Checkpoint>>);
+/// A save that goes on beside training. Dropping it waits for it, as [`PendingSave::wait`] does,
+/// and logs an error that nobody has read.
+///
+/// A program that ends without either (by `exit`, or a kill) leaves what a crash leaves: the
+/// checkpoints that were there, and a `.partial` that the next save into the directory removes.
+/// Wait before [`ProcessGroup::finish`], which ends the membership of the thread as well.
+#[must_use = "dropping it waits for the save"]
+pub struct PendingSave {
+    path: PathBuf,
+    name: CheckpointName,
+    save_id: SaveId,
+    gate: Arc<Gate>,
+    /// Present until it is waited for.
+    verdict: Option<Verdict>,
+    /// Given back, with its handle of the group, after the thread has dropped its own.
+    _seat: Seat,
+}
+
+enum Verdict {
+    Coming(JoinHandle<Result<Checkpoint>>),
+    Here(Result<Checkpoint>),
+}
 
 impl PendingSave {
-    /// Whether waiting would end at once.
+    /// Whether waiting would end at once. Ranks see it at different times.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        true
+        match &self.verdict {
+            Some(Verdict::Coming(thread)) => thread.is_finished(),
+            _ => true,
+        }
+    }
+
+    /// Waits until everything is copied out of the state; afterwards steady boxes may change as
+    /// well. Ends at once but for [`save_async_overlapped`]. Not collective; an error that is met
+    /// meanwhile comes from [`PendingSave::wait`].
+    pub fn wait_copied(&self) {
+        self.gate.pass();
     }
 
     /// Waits for the verdict, which is the same on every rank.
     ///
     /// # Errors
-    /// As [`save`](fn@crate::save::save).
+    /// As [`save`](fn@crate::save::save). [`ErrorKind::InvalidInput`] for a steady tensor that was
+    /// changed before [`PendingSave::wait_copied`]: nothing was committed then.
     pub fn wait(mut self) -> Result<Checkpoint> {
-        self.0.take().unwrap_or_else(|| unreachable!("taken once"))
+        self.end().unwrap_or_else(|| Err(Error::new(ErrorKind::InvalidInput, "waited for twice")))
+    }
+
+    /// Where the checkpoint will be.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The name that it will have; with [`OnExisting::Number`](crate::OnExisting::Number) it may
+    /// differ from the one asked for.
+    #[must_use]
+    pub fn name(&self) -> &CheckpointName {
+        &self.name
+    }
+
+    /// Which attempt it is.
+    #[must_use]
+    pub fn save_id(&self) -> SaveId {
+        self.save_id
+    }
+
+    fn end(&mut self) -> Option<Result<Checkpoint>> {
+        Some(match self.verdict.take()? {
+            Verdict::Here(verdict) => verdict,
+            Verdict::Coming(thread) => thread.join().unwrap_or_else(|panic| {
+                let message = format!("the saving thread panicked: {}", panic_text(&*panic));
+                Err(Error::new(ErrorKind::Panic, message).with_path(&self.path))
+            }),
+        })
     }
 }
 
-/// Starts to save `state` as checkpoint `path`, and returns once `state` may change.
+impl Drop for PendingSave {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.end() {
+            tracing::error!(%error, path = %self.path.display(), "a save beside training failed");
+        }
+    }
+}
+
+impl fmt::Debug for PendingSave {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("PendingSave");
+        shown.field("path", &self.path).field("is_done", &self.is_done()).finish_non_exhaustive()
+    }
+}
+
+/// Starts to save `state` as checkpoint `path`, and returns once all of `state` may change: this
+/// rank's share, no more, is in memory of its own. Writing, commit and `after` follow in a thread.
+///
+/// A group has room for one such save: as long as a [`PendingSave`] exists on a rank, the next
+/// one is refused on every rank.
+///
+/// ```
+/// use std::sync::Arc;
+/// use tch_checkpoint::save::{SaveOptions, save_async};
+/// use tch_checkpoint::state::StateDict;
+/// use tch_checkpoint::storage::{MemoryStorage, Storage};
+/// use tch_checkpoint::tensor::{Component, Dtype, TensorName, TensorSpec};
+/// use tch_checkpoint::{CheckpointPath, ProcessGroup};
+///
+/// let (group, path) = (ProcessGroup::solo(), CheckpointPath::parse("runs/step1")?);
+/// let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+/// let mut state = StateDict::new();
+/// let spec = TensorSpec::new(Dtype::U8, vec![4])?;
+/// state.add(&Component::model(), TensorName::new("weight")?, spec, Arc::new(vec![7u8; 4]))?;
+///
+/// let options = SaveOptions { step: 1, ..SaveOptions::default() };
+/// let pending = save_async(&group, &storage, &path, &state, &options, Box::new(|_| {}))?;
+/// // … training goes on, and may change the weight …
+/// let saved = pending.wait()?;
+/// assert_eq!((saved.name.as_str(), saved.tensor_bytes), ("step1", 4));
+/// # Ok::<(), tch_checkpoint::Error>(())
+/// ```
+///
+/// # Collective
+/// Every rank, with the same `path` and `options`, as [`save`](fn@crate::save::save); phase
+/// "commit" comes from the thread, on a channel of its own.
 ///
 /// # Errors
-/// As [`save`](fn@crate::save::save), up to phase "plan".
+/// On every rank at once: those of [`save`](fn@crate::save::save) up to phase "plan", and
+/// [`ErrorKind::InvalidInput`] while another one is pending. All later ones, failing to copy
+/// included, come from [`PendingSave::wait`].
 pub fn save_async(
     group: &ProcessGroup,
     storage: &Arc<dyn Storage>,
@@ -44,9 +166,133 @@ pub fn save_async(
     options: &SaveOptions,
     after: AfterCommit,
 ) -> Result<PendingSave> {
-    let done = save(group, storage.as_ref(), path, state, options);
-    if let Ok(committed) = &done {
-        after(committed);
+    start(group, storage, path, state, options, after, Copying::Now)
+}
+
+/// As [`save_async`], but boxes that are [steady](crate::state::TensorSource::is_steady) are copied
+/// by the thread, while the next forward and backward pass run.
+///
+/// Call [`PendingSave::wait_copied`] before the optimizer's step, and before anything else that
+/// changes a steady box. A source that can tell its
+/// [version](crate::state::TensorSource::version) fails the save if that was forgotten.
+///
+/// # Collective
+/// As [`save_async`].
+///
+/// # Errors
+/// As [`save_async`].
+pub fn save_async_overlapped(
+    group: &ProcessGroup,
+    storage: &Arc<dyn Storage>,
+    path: &CheckpointPath,
+    state: &StateDict,
+    options: &SaveOptions,
+    after: AfterCommit,
+) -> Result<PendingSave> {
+    start(group, storage, path, state, options, after, Copying::SteadyLater)
+}
+
+fn start(
+    group: &ProcessGroup,
+    storage: &Arc<dyn Storage>,
+    path: &CheckpointPath,
+    state: &StateDict,
+    options: &SaveOptions,
+    after: AfterCommit,
+    copying: Copying,
+) -> Result<PendingSave> {
+    let seat = group.take_background();
+    if options.audit {
+        audit(group, state).map_err(help_uncommitted)?;
     }
-    Ok(PendingSave(Some(done)))
+    let refused = seat.as_ref().err().cloned();
+    let local = || match refused {
+        Some(error) => Err(error),
+        None => Ok(local_plan(target(path, options), state)),
+    };
+    let planned = plan(group, storage.as_ref(), path, options, local)?;
+    // An error here was this rank's vote, so that phase "plan" has failed.
+    let seat = seat?;
+    // From here on what a rank meets goes to the vote.
+    let share = &planned.assignment.plan;
+    let staging = guarded(group.rank(), "commit", || {
+        Staging::begin(share, state, copying, &group.progress())
+    });
+    let gate = Arc::new(Gate::default());
+    if copying == Copying::Now {
+        gate.open();
+    }
+    let Assignment { name, plan } = &planned.assignment;
+    let (name, save_id) = (name.clone(), plan.save_id);
+    let job = Job {
+        group: group.clone(),
+        storage: Arc::clone(storage),
+        path: path.clone(),
+        step: options.step,
+        extras: Extras::of(state, options),
+        planned,
+        staging,
+        gate: Arc::clone(&gate),
+        after,
+    };
+    let path = path.directory().join(name.as_str());
+    Ok(PendingSave { path, name, save_id, gate, verdict: Some(spawn(job)), _seat: seat })
+}
+
+/// Runs `job` in a thread, or, where there is none to be had, now: the other ranks wait for it.
+fn spawn(job: Job) -> Verdict {
+    let shared = Arc::new(Mutex::new(Some(job)));
+    let of_thread = Arc::clone(&shared);
+    let run = move || {
+        let job = of_thread.lock().take();
+        drop(of_thread);
+        job.map_or_else(|| Err(Error::new(ErrorKind::Panic, "nothing to save")), Job::run)
+    };
+    match thread::Builder::new().name("tch-save".into()).spawn(run) {
+        Ok(thread) => Verdict::Coming(thread),
+        Err(error) => {
+            tracing::warn!(%error, "no thread for a save beside training, which waits for it");
+            let job = shared.lock().take();
+            let missing = || Err(Error::new(ErrorKind::Panic, "nothing to save"));
+            Verdict::Here(job.map_or_else(missing, Job::run))
+        }
+    }
+}
+
+/// What the thread needs, all its own.
+struct Job {
+    group: ProcessGroup,
+    storage: Arc<dyn Storage>,
+    path: CheckpointPath,
+    step: u64,
+    extras: Extras,
+    planned: Planned,
+    staging: Result<Staging>,
+    gate: Arc<Gate>,
+    after: AfterCommit,
+}
+
+impl Job {
+    fn run(self) -> Result<Checkpoint> {
+        let Self { group, storage, path, step, extras, planned, staging, gate, after } = self;
+        let opens = Opens(Arc::clone(&gate));
+        let write_share = |assignment: &Assignment| -> Result<Receipt> {
+            let (state, watch) = staging?.finish(&group.progress())?;
+            drop(opens);
+            let receipt = write(&group, storage.as_ref(), &path, assignment, &state, step)?;
+            gate.check(&watch)?;
+            Ok(receipt)
+        };
+        let saved = commit(&group, Channel::Background, &path, &extras, planned, write_share)?;
+        if group.is_coordinator() {
+            let done = guarded(group.rank(), "after", || {
+                after(&saved);
+                Ok(())
+            });
+            if let Err(error) = done {
+                tracing::error!(%error, "what follows a commit failed; the checkpoint is there");
+            }
+        }
+        Ok(saved)
+    }
 }

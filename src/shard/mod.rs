@@ -21,6 +21,7 @@ pub use reader::{PieceAt, ShardReader};
 pub(crate) use single::{SingleFile, SingleText, read_single, single_header};
 pub use sums::{block_count, sum};
 pub use verify::{DAMAGE_MAX, Damage};
+pub(crate) use writer::Cut;
 pub use writer::write_shards;
 
 use std::path::PathBuf;

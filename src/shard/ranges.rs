@@ -47,7 +47,7 @@ pub(crate) fn write_ranges(
         let mut done = 0;
         while done < cut.bytes {
             let room = out.room(begin + done, cut.bytes - done)?;
-            let read = cut.source.read_into(cut.begin + done, room);
+            let read = cut.entry.source.read_into(cut.begin + done, room);
             read.map_err(|e| e.with_tensor(cut.tensor))?;
             // From the copy, not the source: what is hashed is what is written.
             sums.update(room);

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{BLOCK_BYTES, hash16};
 use crate::plan::{FileReceipt, PlannedFile, PlannedPiece, Receipt, SavePlan, SumsReceipt};
 use crate::rank::Rank;
-use crate::state::{StateDict, TensorSource};
+use crate::state::{StateDict, TensorEntry};
 use crate::storage::Directory;
 
 /// Copied and hashed together, while it is in the cache of the core.
@@ -77,17 +77,17 @@ impl<'a> PreparedFile<'a> {
 }
 
 /// The byte range that a piece takes out of a held box.
-pub(super) struct Cut<'a> {
-    pub(super) tensor: &'a str,
-    pub(super) source: &'a dyn TensorSource,
-    held_bytes: u64,
-    pub(super) begin: u64,
-    pub(super) bytes: u64,
+pub(crate) struct Cut<'a> {
+    pub(crate) tensor: &'a str,
+    pub(crate) entry: &'a TensorEntry,
+    pub(crate) held_bytes: u64,
+    pub(crate) begin: u64,
+    pub(crate) bytes: u64,
 }
 
 impl<'a> Cut<'a> {
     /// The piece lies inside its tensor (the header was made).
-    pub(super) fn new(piece: &'a PlannedPiece, state: &'a StateDict) -> Result<Self> {
+    pub(crate) fn new(piece: &'a PlannedPiece, state: &'a StateDict) -> Result<Self> {
         let boxes = state.boxes(piece.name.as_str());
         let Some(entry) = boxes.iter().find(|b| b.slice == piece.held && b.spec == piece.spec)
         else {
@@ -110,7 +110,7 @@ impl<'a> Cut<'a> {
         };
         Ok(Self {
             tensor: piece.name.as_str(),
-            source: &*entry.source,
+            entry,
             held_bytes: piece.held.elements() * element,
             begin: begin * element,
             bytes: elements * element,
@@ -118,8 +118,8 @@ impl<'a> Cut<'a> {
     }
 
     /// The piece, if its box lies in host memory.
-    fn host_bytes(&self) -> Result<Option<&'a [u8]>> {
-        let Some(held) = self.source.bytes() else { return Ok(None) };
+    pub(crate) fn host_bytes(&self) -> Result<Option<&'a [u8]>> {
+        let Some(held) = self.entry.source.bytes() else { return Ok(None) };
         if held.len() as u64 != self.held_bytes {
             let message =
                 format!("the source has {} bytes, its box {}", held.len(), self.held_bytes);
@@ -163,7 +163,7 @@ fn write_piece(pipe: &mut Pipe, cut: &Cut<'_>, sums: &mut SumsContent) -> Result
         if let Some(rest) = host.as_mut().and_then(|bytes| bytes.split_off(..room.len())) {
             copy_and_sum(rest, room, sums);
         } else {
-            let read = cut.source.read_into(cut.begin + done, room);
+            let read = cut.entry.source.read_into(cut.begin + done, room);
             read.map_err(|e| e.with_tensor(cut.tensor))?;
             sums.update(room);
         }

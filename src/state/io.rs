@@ -5,7 +5,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// Where the bytes of one box come from when saving: little-endian, row-major over the box.
 ///
 /// Called from several threads; must give the same bytes every time until the save has staged
-/// them.
+/// them: until it has returned, or, for a [steady](TensorSource::is_steady) box of
+/// [`save_async_overlapped`](crate::save::save_async_overlapped), until the caller has passed
+/// [`PendingSave::wait_copied`](crate::save::PendingSave::wait_copied).
 pub trait TensorSource: Send + Sync {
     /// The whole box, if it already lies contiguous in host memory.
     fn bytes(&self) -> Option<&[u8]> {
@@ -17,6 +19,19 @@ pub trait TensorSource: Send + Sync {
     /// # Errors
     /// [`ErrorKind::Device`] if a copy from the device fails.
     fn read_into(&self, offset: u64, out: &mut [u8]) -> Result<()>;
+
+    /// Whether the box changes in the optimizer's step alone, so that it can be copied while the
+    /// next forward and backward pass run. Default: no.
+    fn is_steady(&self) -> bool {
+        false
+    }
+
+    /// A number that is another one after every change of the box; `None` if changes cannot be
+    /// noticed. Asked of steady boxes, to fail a save that was changed under its hands. Default:
+    /// `None`.
+    fn version(&self) -> Option<u64> {
+        None
+    }
 }
 
 impl<T: AsRef<[u8]> + Send + Sync> TensorSource for T {
