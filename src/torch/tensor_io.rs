@@ -19,9 +19,13 @@ mod tests;
 const GATHER_ELEMENTS_MAX: i64 = 1 << 18;
 
 /// A tensor to save. Holds the storage, so the variable may be dropped or moved to another
-/// device meanwhile; its values must not change until they are staged.
+/// device meanwhile; its values must not change until they are staged. On a GPU it is read on the
+/// current stream of the thread that copies: work that is queued on another one is not waited for.
 #[derive(Debug)]
-pub struct TchSource(Region);
+pub struct TchSource {
+    region: Region,
+    is_steady: bool,
+}
 
 // SAFETY: `Tensor` is not `Sync` because handles allow mutation. This handle is a detached one
 // that nobody else holds, and `TensorSource` only reads through it, which libtorch allows from
@@ -38,19 +42,27 @@ impl TchSource {
             _ => Ok(tensor.shallow_clone()),
         };
         let resolved = resolved.map_err(|e| torch_error("resolving a lazy view", &e))?;
-        Region::new(&resolved).map(Self)
+        Ok(Self { region: Region::new(&resolved)?, is_steady: false })
+    }
+
+    /// The same, marked as [steady](TensorSource::is_steady): it changes in the optimizer's step
+    /// alone, as trainable parameters and moments do.
+    #[must_use]
+    pub fn steady(mut self) -> Self {
+        self.is_steady = true;
+        self
     }
 
     /// Dtype and shape.
     #[must_use]
     pub fn spec(&self) -> &TensorSpec {
-        &self.0.spec
+        &self.region.spec
     }
 }
 
 impl TensorSource for TchSource {
     fn bytes(&self) -> Option<&[u8]> {
-        let (pointer, length) = self.0.host_memory()?;
+        let (pointer, length) = self.region.host_memory()?;
         // SAFETY: `Region` keeps the storage alive, and the region spans exactly `length` bytes;
         // that nobody writes meanwhile is the contract of this type.
         #[allow(unsafe_code)]
@@ -58,11 +70,22 @@ impl TensorSource for TchSource {
     }
 
     fn read_into(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.0.check(offset, out.len())?;
+        self.region.check(offset, out.len())?;
         match self.bytes() {
             Some(bytes) => bytes.read_into(offset, out),
-            None => self.0.read(to_i64(offset), out),
+            None => self.region.read(to_i64(offset), out),
         }
+    }
+
+    fn is_steady(&self) -> bool {
+        self.is_steady
+    }
+
+    /// libtorch's count of changes in place, which all views of a tensor share. It does not see
+    /// writes through raw pointers, such as those of [`TchSink`].
+    fn version(&self) -> Option<u64> {
+        let version = self.region.tensor().f_internal_version().ok()?;
+        u64::try_from(version).ok()
     }
 }
 
@@ -143,6 +166,12 @@ impl Region {
         };
         let place = view().map_err(|e| torch_error("viewing a tensor as bytes", &e))?;
         Ok(Self { spec, place })
+    }
+
+    fn tensor(&self) -> &Tensor {
+        match &self.place {
+            Place::Flat(tensor) | Place::Strided(tensor) => tensor,
+        }
     }
 
     fn check(&self, offset: u64, length: usize) -> Result<()> {

@@ -20,7 +20,8 @@ mod tests;
 ///
 /// Tied variables (same memory, shape, strides and kind) are stored once, under the first of
 /// their names in byte order; the others become aliases. Views that overlap only in part are
-/// stored separately.
+/// stored separately. Variables that require gradients are
+/// [steady](crate::state::TensorSource::is_steady).
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a variable that cannot be stored
@@ -35,6 +36,8 @@ pub fn add_var_store(
         let name = tensor_name(prefix, &variable.name)?;
         let source = TchSource::new(&variable.tensor).map_err(|e| e.with_tensor(name.as_str()))?;
         let spec = source.spec().clone();
+        // Buffers change in the forward pass as well.
+        let source = if variable.tensor.requires_grad() { source.steady() } else { source };
         state.add(component, name.clone(), spec, Arc::new(source))?;
         for alias in variable.aliases {
             state.add_alias(tensor_name(prefix, &alias)?, name.clone())?;

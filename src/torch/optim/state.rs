@@ -23,12 +23,12 @@ impl Stateful for Optimizer {
                 let name = tensor_name(prefix, &join(&parameter.name, slot))?;
                 let source = TchSource::new(tensor).map_err(|e| e.with_tensor(name.as_str()))?;
                 let Some((spec, own)) = parameter.share.place() else { continue };
-                state.add_slice(&component, name, spec, own, Arc::new(source))?;
+                state.add_slice(&component, name, spec, own, Arc::new(source.steady()))?;
             }
             if let Some(step) = self.step_of(parameter) {
                 let name = tensor_name(prefix, &join(&parameter.name, "step"))?;
                 let source = TchSource::new(step).map_err(|e| e.with_tensor(name.as_str()))?;
-                state.add(&component, name, source.spec().clone(), Arc::new(source))?;
+                state.add(&component, name, source.spec().clone(), Arc::new(source.steady()))?;
             }
         }
         self.save_values(prefix, &mut state.values)
