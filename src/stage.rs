@@ -61,7 +61,7 @@ impl Staging {
                 if copying == Copying::SteadyLater && cut.entry.source.is_steady() {
                     staging.postpone(&file.component, piece, &cut)?;
                 } else {
-                    let bytes = copy(&cut, progress).map_err(place)?;
+                    let bytes = copy(&cut, cut.host_bytes()?, progress).map_err(place)?;
                     staging.add(&file.component, piece, &cut, bytes);
                 }
             }
@@ -106,7 +106,9 @@ impl Staging {
         for (component, piece) in std::mem::take(&mut self.late) {
             let place = |e: Error| e.with_tensor(piece.name.as_str());
             let cut = Cut::new(&piece, &state).map_err(place)?;
-            let bytes = copy(&cut, progress).map_err(place)?;
+            // Others may use the box now, and by mistake even change it: no reference to its
+            // memory is held here, the source copies by its own means.
+            let bytes = copy(&cut, None, progress).map_err(place)?;
             self.add(&component, &piece, &cut, bytes);
         }
         self.watch.check()?;
@@ -118,8 +120,8 @@ impl Staging {
     }
 }
 
-fn copy(cut: &Cut<'_>, progress: &Progress) -> Result<Vec<u8>> {
-    if let Some(host) = cut.host_bytes()? {
+fn copy(cut: &Cut<'_>, host: Option<&[u8]>, progress: &Progress) -> Result<Vec<u8>> {
+    if let Some(host) = host {
         let mut bytes = reserved(cut.bytes)?;
         for chunk in host.chunks(CHUNK) {
             bytes.extend_from_slice(chunk);

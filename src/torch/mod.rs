@@ -41,6 +41,8 @@ mod parts;
 pub mod rng;
 pub mod scaler;
 pub mod schedule;
+#[cfg(test)]
+mod snapshot;
 pub mod tensor_io;
 pub mod var_store;
 

@@ -71,7 +71,9 @@ impl TensorSource for TchSource {
 
     fn read_into(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         self.region.check(offset, out.len())?;
-        match self.bytes() {
+        // A step that does not wait for a save may change a steady tensor meanwhile, which libtorch
+        // bears and a reference does not.
+        match self.bytes().filter(|_| !self.is_steady) {
             Some(bytes) => bytes.read_into(offset, out),
             None => self.region.read(to_i64(offset), out),
         }

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use tch_checkpoint::group::Channel;
 use tch_checkpoint::load::Atomicity;
 use tch_checkpoint::storage::{Fault, FaultyStorage, MemoryStorage, Storage};
 use tch_checkpoint::tensor::Dtype;
-use tch_checkpoint::{Checkpoint, Error, ErrorKind, Result};
+use tch_checkpoint::{Checkpoint, Error, ErrorKind, ProcessGroup, Result};
 
 use crate::harness::*;
 
@@ -40,19 +41,32 @@ impl Stage {
 
     fn run<T: Send + 'static>(
         &self,
-        body: impl Fn(&tch_checkpoint::ProcessGroup, &dyn Storage) -> T + Send + Sync + 'static,
+        body: impl Fn(&ProcessGroup, &Arc<dyn Storage>) -> T + Send + Sync + 'static,
     ) -> Vec<T> {
-        let (memory, faulty, rank) = (self.memory.clone(), self.faulty.clone(), self.rank);
+        let memory: Arc<dyn Storage> = Arc::new(self.memory.clone());
+        let faulty: Arc<dyn Storage> = Arc::new(self.faulty.clone());
+        let rank = self.rank;
         on_ranks(self.ranks, move |group| {
             let failing = group.rank().get() == rank;
-            let storage: &dyn Storage = if failing { &faulty } else { &memory };
-            body(&group, storage)
+            body(&group, if failing { &faulty } else { &memory })
         })
     }
+}
 
-    fn save(&self) -> Vec<Result<Checkpoint>> {
-        self.run(|group, storage| save_state(group, storage, "runs/a", &tensors(), 2))
+/// How generation 2 is saved.
+type Save = fn(&ProcessGroup, &Arc<dyn Storage>) -> Result<Checkpoint>;
+
+fn in_front(group: &ProcessGroup, storage: &Arc<dyn Storage>) -> Result<Checkpoint> {
+    save_state(group, storage.as_ref(), "runs/a", &tensors(), 2)
+}
+
+/// Beside a training that goes on, whatever becomes of the save.
+fn beside(group: &ProcessGroup, storage: &Arc<dyn Storage>) -> Result<Checkpoint> {
+    let pending = save_beside(group, storage, "runs/a", &tensors(), 2)?;
+    for _ in 0..3 {
+        group.phase_all(Channel::Training, "step", || Ok(()), |_| Ok(())).unwrap();
     }
+    pending.wait()
 }
 
 /// Every rank has the same verdict, and it names the rank that failed.
@@ -69,13 +83,13 @@ fn one_verdict<T>(verdicts: &[Result<T>], rank: u32, what: &str) -> Option<Error
     first
 }
 
-fn fail_each_operation_of_a_save(ranks: u32, fault: Fault, persistent: bool) {
+fn fail_each_operation_of_a_save(save: Save, ranks: u32, fault: Fault, persistent: bool) {
     for rank in 0..ranks {
         let mut operation = 1;
         loop {
             let stage = Stage::new(ranks, rank);
             stage.faulty.fail_at(operation, fault, persistent);
-            let verdicts = stage.save();
+            let verdicts = stage.run(save);
             if stage.faulty.operations() < operation {
                 break;
             }
@@ -113,37 +127,53 @@ fn check_disk(stage: &Stage, verdict: Option<&Error>, what: &str) {
 
 #[test]
 fn one_error_on_one_rank() {
-    fail_each_operation_of_a_save(1, Fault::Error(EIO), false);
+    fail_each_operation_of_a_save(in_front, 1, Fault::Error(EIO), false);
 }
 
 #[test]
 fn a_disk_that_dies_on_one_rank() {
-    fail_each_operation_of_a_save(1, Fault::Error(ENOSPC), true);
+    fail_each_operation_of_a_save(in_front, 1, Fault::Error(ENOSPC), true);
 }
 
 #[test]
 fn one_error_on_each_of_two_ranks() {
-    fail_each_operation_of_a_save(2, Fault::Error(ENOSPC), false);
+    fail_each_operation_of_a_save(in_front, 2, Fault::Error(ENOSPC), false);
 }
 
 #[test]
 fn a_disk_that_dies_on_each_of_two_ranks() {
-    fail_each_operation_of_a_save(2, Fault::Error(EIO), true);
+    fail_each_operation_of_a_save(in_front, 2, Fault::Error(EIO), true);
 }
 
 #[test]
 fn one_error_on_each_of_four_ranks() {
-    fail_each_operation_of_a_save(4, Fault::Error(EIO), false);
+    fail_each_operation_of_a_save(in_front, 4, Fault::Error(EIO), false);
 }
 
 #[test]
 fn torn_writes_on_each_of_two_ranks() {
-    fail_each_operation_of_a_save(2, Fault::Torn, true);
+    fail_each_operation_of_a_save(in_front, 2, Fault::Torn, true);
 }
 
 #[test]
 fn a_panic_at_each_operation() {
-    fail_each_operation_of_a_save(2, Fault::Panic, false);
+    fail_each_operation_of_a_save(in_front, 2, Fault::Panic, false);
+}
+
+#[test]
+fn one_error_beside_training_on_each_of_two_ranks() {
+    fail_each_operation_of_a_save(beside, 1, Fault::Error(EIO), false);
+    fail_each_operation_of_a_save(beside, 2, Fault::Error(ENOSPC), false);
+}
+
+#[test]
+fn a_disk_that_dies_beside_training_on_each_of_four_ranks() {
+    fail_each_operation_of_a_save(beside, 4, Fault::Error(EIO), true);
+}
+
+#[test]
+fn a_panic_beside_training_at_each_operation() {
+    fail_each_operation_of_a_save(beside, 2, Fault::Panic, false);
 }
 
 /// Each operation of a load fails in turn: same verdict everywhere, destination unchanged
@@ -156,7 +186,7 @@ fn each_operation_of_a_load() {
                 let stage = Stage::new(ranks, rank);
                 stage.faulty.fail_at(operation, Fault::Error(EIO), false);
                 let verdicts = stage.run(|group, storage| {
-                    load_state(group, storage, "runs/a", &tensors(), 1, Atomicity::Atomic)
+                    load_state(group, storage.as_ref(), "runs/a", &tensors(), 1, Atomicity::Atomic)
                         .map(|loaded| loaded.save_id)
                 });
                 if stage.faulty.operations() < operation {

@@ -9,7 +9,7 @@ use tch_checkpoint::catalog::{self, CheckpointPath, Wanted};
 use tch_checkpoint::group::{Deadlines, ProcessGroup};
 use tch_checkpoint::load::{Atomicity, Loaded, load};
 use tch_checkpoint::plan::load::LoadRules;
-use tch_checkpoint::save::{Checkpoint, SaveOptions, save};
+use tch_checkpoint::save::{Checkpoint, PendingSave, SaveOptions, save, save_async};
 use tch_checkpoint::slice::Slice;
 use tch_checkpoint::state::{LoadTargets, StateDict};
 use tch_checkpoint::storage::Storage;
@@ -155,6 +155,23 @@ pub fn save_state(
         ..SaveOptions::default()
     };
     save(group, storage, &path(at), &state(tensors, group, generation), &options)
+}
+
+/// Starts to save `generation` in the background, replacing what is there.
+pub fn save_beside(
+    group: &ProcessGroup,
+    storage: &Arc<dyn Storage>,
+    at: &str,
+    tensors: &[TestTensor],
+    generation: u64,
+) -> Result<PendingSave> {
+    let options = SaveOptions {
+        step: generation,
+        on_existing: OnExisting::Replace,
+        ..SaveOptions::default()
+    };
+    let state = state(tensors, group, generation);
+    save_async(group, storage, &path(at), &state, &options, Box::new(|_| {}))
 }
 
 /// Loads each rank's boxes and compares them with what `generation` held.

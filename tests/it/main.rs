@@ -6,6 +6,7 @@
 
 mod audit;
 mod checkpointer;
+mod background;
 mod code;
 mod commits;
 mod config;
@@ -18,6 +19,7 @@ mod harness;
 mod hooked;
 mod hostile;
 mod multi;
+mod overlap;
 mod replaced;
 mod reshard;
 mod retention;
