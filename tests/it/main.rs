@@ -7,6 +7,7 @@
 mod audit;
 mod checkpointer;
 mod background;
+mod background_process;
 mod code;
 mod commits;
 mod config;

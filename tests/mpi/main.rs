@@ -22,6 +22,7 @@ type Case = (&'static str, fn());
 const CASES: &[Case] = &[
     ("sums_and_broadcasts_have_the_same_bits_on_all_ranks", sums_and_broadcasts),
     ("three_ranks_save_and_two_load", three_ranks_save_and_two_load),
+    ("three_ranks_save_beside_sums", three_ranks_save_beside_sums),
     ("a_panic_outside_a_phase_ends_the_job", a_panic_outside_a_phase),
     ("a_panic_inside_a_phase_is_everybodys_verdict", a_panic_inside_a_phase),
     ("a_rank_that_returns_early_ends_the_job_with_its_code", an_early_return),
@@ -86,6 +87,14 @@ fn three_ranks_save_and_two_load() {
     let loaded = Job::mpi(2, "load").env("SAVED_IN", saved.dir()).run();
     assert_eq!(loaded.code, Some(0), "{}", loaded.stderr);
     assert_eq!(same_report(&loaded, &[0, 1]), "loaded step 7");
+}
+
+fn three_ranks_save_beside_sums() {
+    let saved = Job::mpi(3, "beside").run();
+    assert_eq!(saved.code, Some(0), "{}", saved.stderr);
+    assert_eq!(saved.stderr, "", "nobody was ended");
+    let loaded = Job::mpi(2, "load").env("SAVED_IN", saved.dir()).run();
+    assert_eq!(loaded.code, Some(0), "{}", loaded.stderr);
 }
 
 fn a_panic_outside_a_phase() {

@@ -3,17 +3,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Signal, getpid, kill_process};
 use tch_checkpoint::group::Channel;
 use tch_checkpoint::load::Atomicity;
-use tch_checkpoint::storage::LocalStorage;
+use tch_checkpoint::storage::{LocalStorage, Storage};
 use tch_checkpoint::tensor::Dtype;
 use tch_checkpoint::{Error, ErrorKind, ProcessGroup, Result};
 
 use crate::driver::{DIR, report_path, within};
-use crate::harness::{TestTensor, load_state, save_state};
+use crate::harness::{TestTensor, load_state, save_beside, save_state};
 
 /// Elements of a sum that takes several pieces, the last one not full.
 const MANY: usize = 2_500_001;
@@ -43,6 +44,7 @@ fn run(case: &str) -> ExitCode {
         "data" => data(&group),
         "save" => save(&group),
         "load" => load(&group),
+        "beside" => beside(&group),
         "panic_outside" => panic_outside(&group),
         "panic_inside" => return panic_inside(group),
         "leave_with" => leave_with(&group),
@@ -156,6 +158,22 @@ fn tensors() -> Vec<TestTensor> {
 fn save(group: &ProcessGroup) -> Result<()> {
     let storage = LocalStorage;
     save_state(group, &storage, &checkpoint(&dir()), &tensors(), 7)?;
+    group.clone().finish()
+}
+
+/// Sums go on while a save is pending; its thread never has the last handle of the group.
+fn beside(group: &ProcessGroup) -> Result<()> {
+    let storage: Arc<dyn Storage> = Arc::new(LocalStorage);
+    for round in 0..3u16 {
+        let at = checkpoint(&dir());
+        let pending = save_beside(group, &storage, &at, &tensors(), 7)?;
+        for step in 0..50 {
+            let mut one = [f32::from(round)];
+            group.all_reduce_sum(&mut one)?;
+            assert_eq!(one, [f32::from(round) * group.world_size().get() as f32], "{step}");
+        }
+        if round == 1 { drop(pending) } else { drop(pending.wait()?) }
+    }
     group.clone().finish()
 }
 
