@@ -86,7 +86,6 @@ struct Planned {
 }
 
 /// What the manifest says that no rank has planned or written.
-#[derive(Clone)]
 struct Extras {
     attached: BTreeMap<String, Arc<[u8]>>,
     libtorch_version: String,
