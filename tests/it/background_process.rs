@@ -127,7 +127,7 @@ fn left_by(doomed: usize, fate: &str) -> (Vec<Option<i32>>, u64) {
     assert_good(&storage, &at);
     let found = tch_checkpoint::catalog::find(&storage, &wanted(&at)).unwrap();
     // The next save takes away what was left.
-    saved(storage.clone(), 1, &format!("{}/next", dir.path().display()), &usual_tensors(), 3);
+    saved(storage, 1, &format!("{}/next", dir.path().display()), &usual_tensors(), 3);
     assert_eq!(entries(&storage, dir.path().to_str().unwrap()), ["a", "next"], "{fate}");
     (codes, found.manifest.step())
 }
