@@ -17,11 +17,13 @@ pub mod state;
 pub mod tensor;
 // Decisions: pure, no I/O
 pub mod autosave;
+pub mod cast;
 mod codec;
 mod hf_index;
 pub mod layout;
 pub mod manifest;
 pub mod plan;
+pub mod select;
 // Effects
 pub mod catalog;
 pub mod code;
@@ -40,6 +42,7 @@ pub mod storage;
 pub mod sweep;
 // The two paths
 pub mod audit;
+pub mod export;
 pub mod load;
 pub mod save;
 pub mod single;
@@ -63,10 +66,12 @@ pub mod cli;
 pub use catalog::CheckpointPath;
 pub use code::ModelCode;
 pub use error::{Error, ErrorKind, Result};
+pub use export::{ExportOptions, Exported, export};
 pub use group::ProcessGroup;
 #[cfg(feature = "torch")]
 pub use handler::{Dataset, InitOptions, LoadOptions, Loader, Model, NNHandler, TensorDataset};
-pub use load::{Atomicity, Destination, load};
+pub use load::{Atomicity, Destination, load, load_partial, read_tensor};
 pub use plan::OnExisting;
 pub use rank::{LocalRank, Rank, WorldSize};
 pub use save::{Checkpoint, SaveOptions, save};
+pub use select::Selection;

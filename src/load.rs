@@ -26,9 +26,14 @@ use crate::state::{LoadTargets, Values};
 use crate::storage::{Directory, Storage};
 use crate::tensor::TensorName;
 
+mod one;
+mod partial;
 mod place;
 
+pub use one::{read_floats, read_tensor};
+pub use partial::{Filled, PartialLoaded, PartialOptions, PartialReport, load_partial};
 use place::Reading;
+pub(crate) use place::read_boxes;
 
 /// How often a load starts again because its checkpoint was replaced under it.
 const RESTARTS_MAX: usize = 3;

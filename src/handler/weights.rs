@@ -23,15 +23,11 @@ struct Names(BTreeMap<String, String>);
 impl Names {
     fn find(manifest: &Manifest, store: &VarStore) -> Result<Self> {
         let own = torch::variable_names(store)?;
-        let has = |name: &str| manifest.tensor(name).is_some();
         let prefix = wrapper(manifest, &own);
-        let chosen = own.iter().filter_map(|names| {
-            let first = names.first()?;
-            // Other tools may have kept another one of several tied names.
-            let there = names.iter().map(|name| format!("{prefix}{name}")).find(|name| has(name));
-            Some((first.clone(), there.unwrap_or_else(|| format!("{prefix}{first}"))))
-        });
-        Ok(Self(chosen.collect()))
+        // Other tools may have kept another one of several tied names.
+        let is_there = |name: &str| manifest.tensor(&format!("{prefix}{name}")).is_some();
+        let chosen = torch::names_there(&own, is_there).into_iter();
+        Ok(Self(chosen.map(|(first, name)| (first, format!("{prefix}{name}"))).collect()))
     }
 
     fn targets(&self, store: &VarStore) -> Result<LoadTargets<'static>> {

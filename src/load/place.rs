@@ -46,11 +46,17 @@ impl Reading<'_> {
         for target in targets.targets_mut().values_mut().flatten() {
             sinks.push(target.sink.as_mut());
         }
+        self.verify_headers()?;
         self.fill(&mut sinks)
     }
 
     /// Reads everything into host buffers.
     pub(super) fn staged(&self) -> Result<Staged> {
+        self.verify_headers()?;
+        self.read_staged()
+    }
+
+    fn read_staged(&self) -> Result<Staged> {
         let mut buffers = Vec::with_capacity(self.wanted.len());
         for wanted in self.wanted {
             buffers.push(zeroed(wanted.size_bytes())?);
@@ -64,12 +70,17 @@ impl Reading<'_> {
         Ok(Staged(buffers))
     }
 
+    fn verify_headers(&self) -> Result<()> {
+        let files = self.plan.reads.iter().map(|reads| reads.file);
+        let mut indices = files.map(|file| usize::try_from(file).unwrap_or(usize::MAX));
+        indices.try_for_each(|index| self.reader.verify_header(index))
+    }
+
     /// Every planned read, in file order, one sink per wanted box.
     fn fill(&self, sinks: &mut [&mut dyn TensorSink]) -> Result<()> {
         let mut scratch = Vec::new();
         for file in &self.plan.reads {
             let index = usize::try_from(file.file).unwrap_or(usize::MAX);
-            self.reader.verify_header(index)?;
             for item in &file.reads {
                 let (Some(wanted), Some(sink)) =
                     (self.wanted.get(item.target), sinks.get_mut(item.target))
@@ -121,6 +132,21 @@ impl Reading<'_> {
             Ok(())
         })
     }
+}
+
+/// The bytes of boxes of which all lie in the checkpoint, verified, one buffer per box. Headers are
+/// taken as they are: who reads many boxes checks each once.
+///
+/// # Errors
+/// As [`ShardReader::read_range`].
+pub(crate) fn read_boxes(
+    reader: &ShardReader,
+    plan: &LoadPlan,
+    wanted: &[WantedBox],
+) -> Result<Vec<Vec<u8>>> {
+    let progress = Progress::default();
+    let Staged(buffers) = Reading { reader, plan, wanted, progress }.read_staged()?;
+    Ok(buffers)
 }
 
 fn to_usize(position: u64, start: u64) -> usize {

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::report::list;
 pub use self::report::{LoadReport, Mismatch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{BLOCK_BYTES, Manifest, Piece, TensorRecord};

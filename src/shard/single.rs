@@ -85,6 +85,17 @@ pub(crate) fn single_header(
     Ok((bytes, hash))
 }
 
+/// How a file with these tensors, in file order, begins, for readers that know nothing of us.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] if it is longer than readers accept.
+pub(crate) fn plain_header(
+    metadata: BTreeMap<String, String>,
+    tensors: Vec<HeaderTensor>,
+) -> Result<Vec<u8>> {
+    Json { metadata, tensors }.to_bytes()
+}
+
 /// What the header of a safetensors file says, and the manifest in it, if there is one.
 pub(crate) struct SingleFile {
     pub(crate) header: ParsedHeader,

@@ -41,7 +41,7 @@ pub(super) fn existing(parent: &dyn Directory, name: &str) -> Result<Existing> {
 
 /// Removes hidden files whose owner is gone. One that was replaced by a crashed job goes only
 /// after a commit: it may be all that is left. Failures are logged.
-pub(super) fn sweep(parent: &dyn Directory, when: When, pace: &Pace) {
+pub(crate) fn sweep(parent: &dyn Directory, when: When, pace: &Pace) {
     log_failure("sweeping files", || {
         let is_debris = |name: &str| matches!(Debris::parse(name), Some(Debris::Partial { .. }));
         let entries = parent.list()?.into_iter();

@@ -11,5 +11,6 @@ mod save;
 mod seams;
 mod split;
 
+pub(crate) use debris::sweep as sweep_files;
 pub use save::{save_multi_files, save_single_file};
 pub use split::save_multi_from_single;

@@ -38,6 +38,7 @@ mod ffi;
 mod gradients;
 pub mod optim;
 mod parts;
+pub mod partial;
 pub mod rng;
 pub mod scaler;
 pub mod schedule;
@@ -54,6 +55,7 @@ pub use optim::{
     Adam, AdamW, Optimizer, OptimizerConfig, OptimizerSpec, ParamGroupConfig, RmsProp, Sgd, Sharded,
 };
 pub use parts::RandomState;
+pub use partial::load_partial_into;
 pub use rng::{cpu_rng_state, cuda_rng_state, set_cpu_rng_state, set_cuda_rng_state};
 pub use scaler::{GradScaler, GradScalerConfig};
 pub use schedule::{
@@ -62,7 +64,7 @@ pub use schedule::{
 };
 pub use tensor_io::{TchSink, TchSource};
 pub use var_store::{add_var_store, var_store_targets};
-pub(crate) use var_store::{var_store_targets_as, variable_names};
+pub(crate) use var_store::{names_there, var_store_targets_as, variable_names};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::tensor::TensorName;

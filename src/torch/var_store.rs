@@ -93,6 +93,20 @@ pub(crate) fn variable_names(store: &nn::VarStore) -> Result<Vec<Vec<String>>> {
     Ok(variables(store)?.iter().map(owned).collect())
 }
 
+/// For each variable, by its first name, the first of its names (of tied ones there are several)
+/// that is there; its first name if none is.
+pub(crate) fn names_there(
+    own: &[Vec<String>],
+    is_there: impl Fn(&str) -> bool,
+) -> BTreeMap<String, String> {
+    let chosen = own.iter().filter_map(|names| {
+        let first = names.first()?;
+        let there = names.iter().find(|name| is_there(name));
+        Some((first.clone(), there.unwrap_or(first).clone()))
+    });
+    chosen.collect()
+}
+
 /// What two handles of the same bytes have in common.
 type Memory = (usize, Vec<i64>, Vec<i64>, tch::Kind, tch::Device);
 

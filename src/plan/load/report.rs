@@ -76,7 +76,8 @@ impl LoadReport {
     }
 }
 
-fn list<T: Display>(text: &mut String, what: &str, offenders: &[T]) {
+/// Appends `; 2 <what>: a, b` to an error's text, at most the first 20.
+pub(crate) fn list<T: Display>(text: &mut String, what: &str, offenders: &[T]) {
     if offenders.is_empty() {
         return;
     }

@@ -1,0 +1,211 @@
+//! An export that is not visible yet: a hidden file or directory, renamed when it is whole.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::catalog::CheckpointPath;
+use crate::error::{Error, ErrorKind, Result};
+use crate::export::plan::SOURCE_SAVE_ID;
+use crate::layout::{self, CheckpointName, SaveId};
+use crate::shard::read_header;
+use crate::single::sweep_files;
+use crate::storage::{Directory, EntryKind, Lock, Rename, Storage, WriteFile};
+use crate::sweep::{self, Pace, When, lock_parent, log_failure};
+
+/// One attempt to export. Dropping it removes what is not visible.
+pub(super) struct Draft<'p> {
+    parent: Arc<dyn Directory>,
+    name: CheckpointName,
+    hidden: String,
+    /// Where the files go, if the export is a directory.
+    dir: Option<Arc<dyn Directory>>,
+    overwrite: bool,
+    pace: &'p Pace,
+    stage: Stage,
+    /// Held until the attempt is over, so that a sweep by another job leaves it alone.
+    _owner: Option<Lock>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// What is under the hidden name is of no use to anybody.
+    Hidden,
+    /// Visible, but a power cut may take it back: what it replaced must stay.
+    Visible,
+    /// What it replaced, if anything, is under the hidden name and can go.
+    Durable,
+}
+
+/// What is under the name of an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    Nothing,
+    EmptyDirectory,
+    ExportedFile,
+    ExportedDirectory,
+    /// Something that no export made: never touched.
+    Other,
+}
+
+impl<'p> Draft<'p> {
+    pub(super) fn begin(
+        storage: &dyn Storage,
+        path: &CheckpointPath,
+        is_directory: bool,
+        overwrite: bool,
+        pace: &'p Pace,
+    ) -> Result<Self> {
+        let parent = storage.create_dir_all(path.directory())?;
+        sweep_files(parent.as_ref(), When::BeforeSave, pace);
+        sweep::sweep(parent.as_ref(), When::BeforeSave, pace);
+        let name = path.name().clone();
+        let hidden = layout::partial_dir(&name, &SaveId::random()?);
+        let mut draft = Self {
+            parent,
+            name,
+            hidden,
+            dir: None,
+            overwrite,
+            pace,
+            stage: Stage::Hidden,
+            _owner: None,
+        };
+        draft.check_name(is_directory)?;
+        if is_directory {
+            let dir = draft.parent.create_dir(&draft.hidden)?;
+            draft._owner = held(dir.try_lock_self())?;
+            draft.dir = Some(dir);
+        }
+        Ok(draft)
+    }
+
+    /// Makes the file of this name in the directory of the export, or the one that is the export.
+    pub(super) fn create(&mut self, name: Option<&str>) -> Result<Box<dyn WriteFile>> {
+        let Some(dir) = &self.dir else {
+            let file = self.parent.create_file(&self.hidden)?;
+            self._owner = held(self.parent.try_lock(&self.hidden))?;
+            return Ok(file);
+        };
+        dir.create_file(name.unwrap_or_default())
+    }
+
+    /// Where such a file will be.
+    pub(super) fn path_of(&self, name: Option<&str>) -> PathBuf {
+        let path = self.parent.path().join(self.name.as_str());
+        if self.dir.is_some() { path.join(name.unwrap_or_default()) } else { path }
+    }
+
+    /// The commit: makes entries durable, renames, makes that durable.
+    pub(super) fn publish(mut self) -> Result<()> {
+        if let Some(dir) = &self.dir {
+            dir.sync()?;
+        }
+        self.parent.sync()?;
+        let lock = lock_parent(self.parent.as_ref(), self.pace.patience)?;
+        let taken = self.check_name(self.dir.is_some())?;
+        self.show(taken)?;
+        self.stage = Stage::Visible;
+        self.parent.sync().map_err(|e| {
+            e.with_kind(ErrorKind::DurabilityUncertain).with_help(
+                "the export is complete and visible, but a power cut could still take it back; \
+                 export again",
+            )
+        })?;
+        self.stage = Stage::Durable;
+        drop(lock);
+        Ok(())
+    }
+
+    fn show(&self, taken: Taken) -> Result<()> {
+        let (parent, hidden, name) = (self.parent.as_ref(), &self.hidden, self.name.as_str());
+        match taken {
+            Taken::ExportedFile => parent.rename(hidden, name, Rename::Replace),
+            Taken::ExportedDirectory => match parent.rename(hidden, name, Rename::Exchange) {
+                // Nothing is under the name for a moment: this file system knows no better way.
+                Err(e) if e.kind() == ErrorKind::Unsupported => {
+                    sweep::discard(parent, name, self.pace)?;
+                    parent.rename(hidden, name, Rename::NoReplace)
+                }
+                done => done,
+            },
+            Taken::EmptyDirectory => {
+                parent.remove_dir(name)?;
+                parent.rename(hidden, name, Rename::NoReplace)
+            }
+            Taken::Nothing | Taken::Other => parent.rename(hidden, name, Rename::NoReplace),
+        }
+    }
+
+    /// Whether the export may take its name, as things are.
+    fn check_name(&self, is_directory: bool) -> Result<Taken> {
+        let taken = taken(self.parent.as_ref(), self.name.as_str())?;
+        let (message, help) = match (taken, is_directory) {
+            (Taken::Nothing, _) | (Taken::EmptyDirectory, true) => return Ok(taken),
+            (Taken::ExportedFile, false) | (Taken::ExportedDirectory, true) if self.overwrite => {
+                return Ok(taken);
+            }
+            (Taken::ExportedFile, false) | (Taken::ExportedDirectory, true) => {
+                ("an export of this name exists", "ask for `overwrite`, or choose another name")
+            }
+            _ => ("the name is taken by something else", "choose another name"),
+        };
+        Err(Error::new(ErrorKind::AlreadyExists, message)
+            .with_path(self.parent.path().join(self.name.as_str()))
+            .with_help(format!("nothing was written; {help}")))
+    }
+}
+
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        let parent = self.parent.as_ref();
+        match (&self.dir, self.stage) {
+            (_, Stage::Visible) | (None, Stage::Durable) => {}
+            (Some(_), _) => {
+                log_failure("tidying up", || sweep::discard(parent, &self.hidden, self.pace));
+            }
+            (None, Stage::Hidden) => {
+                log_failure("tidying up", || match parent.remove_file(&self.hidden) {
+                    Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+                    removed => removed,
+                });
+            }
+        }
+    }
+}
+
+fn held(lock: Result<Option<Lock>>) -> Result<Option<Lock>> {
+    match lock {
+        Err(e) if e.kind() == ErrorKind::Unsupported => Ok(None),
+        locked => locked,
+    }
+}
+
+fn taken(parent: &dyn Directory, name: &str) -> Result<Taken> {
+    let Some(entry) = parent.list()?.into_iter().find(|entry| entry.name == name) else {
+        return Ok(Taken::Nothing);
+    };
+    match entry.kind {
+        EntryKind::File if is_export(parent, name)? => Ok(Taken::ExportedFile),
+        EntryKind::Directory => {
+            let dir = parent.open_dir(name)?;
+            let entries = dir.list()?;
+            for entry in &entries {
+                if entry.kind != EntryKind::File || !is_export(dir.as_ref(), &entry.name)? {
+                    return Ok(Taken::Other);
+                }
+            }
+            Ok(if entries.is_empty() { Taken::EmptyDirectory } else { Taken::ExportedDirectory })
+        }
+        _ => Ok(Taken::Other),
+    }
+}
+
+/// Whether an export wrote this file, as its header says.
+fn is_export(dir: &dyn Directory, name: &str) -> Result<bool> {
+    let header = dir.open_file(name).and_then(|file| read_header(file.as_ref()));
+    match header {
+        Ok(header) => Ok(header.metadata.contains_key(SOURCE_SAVE_ID)),
+        Err(e) if e.kind() == ErrorKind::Storage => Err(e),
+        Err(_) => Ok(false),
+    }
+}
