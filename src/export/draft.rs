@@ -1,5 +1,6 @@
 //! An export that is not visible yet: a hidden file or directory, renamed when it is whole.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -73,8 +74,9 @@ impl<'p> Draft<'p> {
         draft.check_name(is_directory)?;
         if is_directory {
             let dir = draft.parent.create_dir(&draft.hidden)?;
+            // From here on it is ours to remove.
+            let dir = draft.dir.insert(dir);
             draft._owner = held(dir.try_lock_self())?;
-            draft.dir = Some(dir);
         }
         Ok(draft)
     }
@@ -105,7 +107,10 @@ impl<'p> Draft<'p> {
         let taken = self.check_name(self.dir.is_some())?;
         self.show(taken)?;
         self.stage = Stage::Visible;
-        self.parent.sync().map_err(|e| {
+        // Even a panic must not turn a visible export into one that failed.
+        let panicked = |_| Err(Error::new(ErrorKind::Panic, "the storage panicked"));
+        let synced = catch_unwind(AssertUnwindSafe(|| self.parent.sync()));
+        synced.unwrap_or_else(panicked).map_err(|e| {
             e.with_kind(ErrorKind::DurabilityUncertain).with_help(
                 "the export is complete and visible, but a power cut could still take it back; \
                  export again",
