@@ -24,7 +24,7 @@ use crate::manifest::{ASIDE, AUTOMATIC, PINNED};
 use crate::plan::OnExisting;
 use crate::preempt::Preempted;
 use crate::rank::Rank;
-use crate::save::{Checkpoint, SaveOptions, save, save_async};
+use crate::save::{Checkpoint, SaveOptions, save, save_async, save_async_overlapped};
 use crate::state::StateDict;
 
 /// Why a checkpoint is saved.
@@ -206,6 +206,17 @@ impl Checkpointer {
         waited.and(saved)
     }
 
+    /// Before anything that is trained changes (the optimizer's step, a swap of averages): waits
+    /// until a save that overlaps with training has copied it. Costs nothing otherwise. A program
+    /// that forgets it gets an error from that save, and nothing is committed.
+    ///
+    /// Any rank; needs no other.
+    pub fn before_update(&self) {
+        if let Some(pending) = &self.pending {
+            pending.wait_copied();
+        }
+    }
+
     /// Waits for the save that goes on beside training, if there is one, and returns it.
     ///
     /// # Collective
@@ -249,7 +260,7 @@ impl Checkpointer {
                 self.save_now(&agreed, &state, at, on_existing).map(Outcome::Saved)
             }
             AsyncMode::Async | AsyncMode::AsyncOverlap => {
-                self.start(&agreed, &state, at, on_existing).map(Outcome::Started)
+                self.start(&agreed, &state, at, mode).map(Outcome::Started)
             }
         }
     }
@@ -286,13 +297,17 @@ impl Checkpointer {
         agreed: &Agreed,
         state: &StateDict,
         at: &At,
-        on_existing: OnExisting,
+        mode: AsyncMode,
     ) -> Result<CheckpointName> {
         let path = CheckpointPath::new(&self.directory, agreed.name.clone());
-        let options = self.options(at.counters(), on_existing);
+        let options = self.options(at.counters(), self.config.on_existing);
         let tidy = self.tidy();
         let after = Box::new(move |committed: &Checkpoint| tidy.after(committed));
-        let pending = save_async(&self.group, &self.storage, &path, state, &options, after)?;
+        let begin = match mode {
+            AsyncMode::AsyncOverlap => save_async_overlapped,
+            AsyncMode::Async | AsyncMode::Disabled => save_async,
+        };
+        let pending = begin(&self.group, &self.storage, &path, state, &options, after)?;
         self.pending = Some(pending);
         self.state = agreed.state.clone();
         self.took(at, Duration::ZERO);

@@ -37,8 +37,8 @@ pub mod ema;
 mod ffi;
 mod gradients;
 pub mod optim;
-mod parts;
 pub mod partial;
+mod parts;
 pub mod rng;
 pub mod scaler;
 pub mod schedule;
@@ -54,8 +54,8 @@ pub use ema::{Ema, EmaConfig};
 pub use optim::{
     Adam, AdamW, Optimizer, OptimizerConfig, OptimizerSpec, ParamGroupConfig, RmsProp, Sgd, Sharded,
 };
-pub use parts::RandomState;
 pub use partial::load_partial_into;
+pub use parts::RandomState;
 pub use rng::{cpu_rng_state, cuda_rng_state, set_cpu_rng_state, set_cuda_rng_state};
 pub use scaler::{GradScaler, GradScalerConfig};
 pub use schedule::{
