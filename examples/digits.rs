@@ -10,6 +10,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use tch::{Device, Kind, Tensor, nn, nn::Module};
@@ -50,6 +51,10 @@ struct Flags {
     /// Save every N training steps instead.
     #[arg(long)]
     auto_save_steps: Option<u64>,
+    /// Save and end with 75 so many seconds before the job's time ends (`SLURM_JOB_END_TIME`), as at
+    /// SIGUSR1 and SIGTERM; only with automatic saves.
+    #[arg(long)]
+    time_margin: Option<u64>,
     /// Template of their names.
     #[arg(long, default_value = "epoch{epoch:03d}_valloss{val_loss:.4f}")]
     name: String,
@@ -244,7 +249,7 @@ fn handler(flags: &Flags, group: &ProcessGroup) -> Result<NNHandler<ConvNet>> {
     NNHandler::load(path, options)
 }
 
-fn run(flags: &Flags) -> Result<()> {
+fn run(flags: &Flags) -> Result<ExitCode> {
     tch::set_num_threads(1);
     let group = ProcessGroup::from_env()?;
     let mut handler = handler(flags, &group)?;
@@ -263,12 +268,21 @@ fn run(flags: &Flags) -> Result<()> {
         None => Every::try_from(flags.auto_save)?,
     };
     handler.auto_save(every, &flags.save_dir, &flags.name)?.overwrite(flags.overwrite);
+    if every != Every::Off {
+        handler.save_on_signal(true)?;
+        handler.save_before_time_limit(flags.time_margin.map(Duration::from_secs))?;
+    }
     if let Some(patience) = flags.patience {
         let stopping = EarlyStopping::new().patience(patience).min_delta(flags.min_delta);
         handler.add_callback(stopping.restore_best_weights(true))?;
     }
     let total = flags.total_epochs.unwrap_or(handler.epoch() + flags.epochs);
     handler.train(total.saturating_sub(handler.epoch()))?;
+    if let Some(reason) = handler.preempted() {
+        drop(handler);
+        group.finish()?;
+        return Ok(reason.into());
+    }
     if let Some(path) = &flags.r#final {
         handler.save(path)?;
     }
@@ -281,7 +295,8 @@ fn run(flags: &Flags) -> Result<()> {
         }
     }
     drop(handler);
-    group.finish()
+    group.finish()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn main() -> ExitCode {

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::ExitCode;
+use std::process::{ExitCode, Termination};
 
 use super::ProcessGroup;
 use super::phase::panic_text;
@@ -60,6 +60,8 @@ impl ProcessGroup {
 
     /// Runs the body of a program's `main`: an error, or a panic, is printed to stderr, and the
     /// process ends with its exit code ([`Error::exit_code`]; 3 for a panic), under MPI the job.
+    /// What the body returns is what `main` returns: nothing, or an [`ExitCode`], such as that of
+    /// [`Preempted`](crate::preempt::Preempted).
     ///
     /// ```no_run
     /// use tch_checkpoint::{ProcessGroup, Result};
@@ -73,12 +75,15 @@ impl ProcessGroup {
     ///     ProcessGroup::run_main(train)
     /// }
     /// ```
-    pub fn run_main(body: impl FnOnce() -> Result<()>) -> ExitCode {
+    pub fn run_main<T: Termination>(body: impl FnOnce() -> Result<T>) -> ExitCode {
         let ended = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
             // The panic hook has printed where.
             Err(Error::new(ErrorKind::Panic, panic_text(&*panic)))
         });
-        let Err(error) = ended else { return ExitCode::SUCCESS };
+        let error = match ended {
+            Ok(done) => return done.report(),
+            Err(error) => error,
+        };
         // If nobody reads it, nothing can be done about it.
         drop(writeln!(std::io::stderr(), "error: {error}"));
         Self::leave_with(&error)

@@ -144,9 +144,10 @@ impl AutoSaver {
         NameTemplate::parse(&self.state.template, &KnownFields::new(metrics)).map(|_| ())
     }
 
-    /// Makes its directory, so that one that cannot be made shows before days of training.
-    pub(super) fn check_directory(&self, storage: &dyn Storage) -> Result<()> {
-        if self.state.interval == Every::Off {
+    /// Makes its directory, so that one that cannot be made shows before days of training. `used`:
+    /// also if it saves only when somebody else asks it to.
+    pub(super) fn check_directory(&self, storage: &dyn Storage, used: bool) -> Result<()> {
+        if self.state.interval == Every::Off && !used {
             return Ok(());
         }
         let made = storage.create_dir_all(&self.state.directory).map(drop);
@@ -184,13 +185,15 @@ impl<M: Model> NNHandler<M> {
     }
 
     /// The end of an epoch. `logs` are equal on every rank, and so is what follows from them.
+    /// `anyway`: whether or not a save is due.
     pub(super) fn auto_save_epoch(
         &mut self,
         last: bool,
+        anyway: bool,
         logs: &BTreeMap<String, f64>,
     ) -> Result<()> {
         let Some(saver) = &self.auto_saver else { return Ok(()) };
-        if !self.agreed(saver, saver.due(self.epoch, self.step, last))? {
+        if !anyway && !self.agreed(saver, saver.due(self.epoch, self.step, last))? {
             return Ok(());
         }
         self.auto_save_now(self.epoch, logs)
@@ -203,6 +206,11 @@ impl<M: Model> NNHandler<M> {
         if !self.agreed(saver, last || saver.due_at_step(self.step))? {
             return Ok(());
         }
+        self.auto_save_in_epoch()
+    }
+
+    /// Saves inside an epoch, due or not.
+    pub(super) fn auto_save_in_epoch(&mut self) -> Result<()> {
         let mut logs = self.aggregate("", &self.in_epoch.sums)?;
         logs.insert("lr".to_owned(), self.lr());
         let seconds = self.in_epoch.seconds_until_now();
@@ -225,7 +233,9 @@ impl<M: Model> NNHandler<M> {
         let overwrite = saver.state.overwrite;
         let on_existing = if overwrite { OnExisting::Replace } else { OnExisting::Number };
         self.mark_automatic(Some(path.name().clone()));
+        let began = Instant::now();
         let committed = self.save_as(&path, on_existing);
+        self.preemption.saved_in(began.elapsed());
         self.mark_automatic(None);
         self.remember(&committed?, overwrite);
         Ok(())

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::handler::device::device_of_rank;
 use crate::handler::{
-    Callbacks, History, InEpoch, KeptCode, Model, NNHandler, Parts, StepSettings, ddp,
+    Callbacks, History, InEpoch, KeptCode, Model, NNHandler, Parts, Preemption, StepSettings, ddp,
 };
 use crate::rank::Rank;
 use crate::state::Values;
@@ -114,6 +114,7 @@ impl<M: Model> HandlerBuilder<M> {
             val_feed: None,
             validate_every: 1,
             auto_saver: None,
+            preemption: Preemption::default(),
             callbacks: Callbacks::default(),
             epoch: 0,
             step: 0,

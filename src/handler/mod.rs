@@ -29,6 +29,7 @@ mod history;
 mod in_epoch;
 mod model;
 mod parts;
+mod preempt;
 mod progress;
 mod resume_check;
 mod setup;
@@ -53,6 +54,7 @@ pub use resume_check::{Difference, check_resume};
 
 use in_epoch::InEpoch;
 use parts::Parts;
+use preempt::Preemption;
 use train::StepSettings;
 
 /// Loss of a batch: output and target to a scalar, the mean over the samples of the batch.
@@ -119,6 +121,7 @@ pub struct NNHandler<M: Model> {
     val_feed: Option<Feed>,
     validate_every: u64,
     auto_saver: Option<AutoSaver>,
+    preemption: Preemption,
     callbacks: Callbacks,
     /// Epochs completed, over all runs.
     epoch: u64,

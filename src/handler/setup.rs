@@ -38,10 +38,11 @@ impl<M: Model> NNHandler<M> {
         }
         let metrics = self.metric_names();
         check_metrics(&metrics)?;
+        self.check_preemption()?;
         if let Some(saver) = &self.auto_saver {
             saver.check(&metrics)?;
             if self.group.is_coordinator() {
-                saver.check_directory(&*self.storage)?;
+                saver.check_directory(&*self.storage, self.preemption.is_on())?;
             }
         }
         self.train_feed.as_ref().map_or(Ok(()), |feed| self.check_same_data(feed))?;
@@ -62,6 +63,7 @@ impl<M: Model> NNHandler<M> {
             ("validate_every", self.validate_every.to_string()),
             ("metrics", metrics.join(", ")),
             ("callbacks", format!("{:?}", self.callbacks.ids())),
+            ("save_on_signal and save_before_time_limit", self.preemption.describe()),
             ("auto_save", format!("{:?}", self.auto_saver.as_ref().map(|s| s.state()))),
         ]
         .map(|(name, value)| (name.to_owned(), value))

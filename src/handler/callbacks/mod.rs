@@ -113,7 +113,7 @@ pub trait Callback: Any {
     }
 
     /// `train` is about to return, with the logs of its last epoch; also after a stop, not after
-    /// an error.
+    /// an error, nor when the job is preempted: the run that resumes has that end.
     ///
     /// # Errors
     /// Become a warning on every rank.

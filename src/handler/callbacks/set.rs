@@ -42,7 +42,7 @@ pub(in crate::handler) struct Callbacks {
     /// Logs of the last epoch of this `train`.
     pub(super) logs: BTreeMap<String, f64>,
     /// Why the last `train` ended early.
-    pub(super) stop_reason: Option<String>,
+    pub(in crate::handler) stop_reason: Option<String>,
 }
 
 /// Which callbacks went on with the state of the checkpoint loaded last; ids, sorted. Empty before
@@ -239,7 +239,8 @@ impl<M: Model> NNHandler<M> {
         self.callbacks.report()
     }
 
-    /// Why a callback ended the last `train` before its time; `None` if none did.
+    /// Why the last `train` ended before its time, by the wish of a callback or because the job is
+    /// [preempted](NNHandler::preempted); `None` if it did not.
     pub fn stop_reason(&self) -> Option<&str> {
         self.callbacks.stop_reason.as_deref()
     }

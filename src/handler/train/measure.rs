@@ -1,6 +1,7 @@
 //! Numbers over samples: loss and metrics, on this rank and over all.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use tch::Tensor;
 
@@ -8,14 +9,22 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handler::ddp::device_error;
 use crate::handler::in_epoch::Sums;
 use crate::handler::{Feed, Model, NNHandler, shard};
+use crate::preempt::Preempted;
 
 impl<M: Model> NNHandler<M> {
-    /// Mean loss and metrics over the validation data, each rank looking at its shards.
-    pub(super) fn validate(&self, feed: &Feed) -> Result<BTreeMap<String, f64>> {
+    /// Mean loss and metrics over the validation data, each rank looking at its shards; or why it
+    /// was left off.
+    pub(super) fn validate(
+        &self,
+        feed: &Feed,
+    ) -> Result<ControlFlow<Preempted, BTreeMap<String, f64>>> {
         let mut sums = Sums::default();
         let world = self.group.world_size();
         let _no_grad = tch::no_grad_guard();
         for batch in feed.loader.batches(world, feed.dataset.len(), self.seed, 0, 0)? {
+            if let Some(reason) = self.ask_if_preempted()? {
+                return Ok(ControlFlow::Break(reason));
+            }
             let own = shard(&batch, self.group.rank(), world);
             if !own.is_empty() {
                 let (input, target) = feed.dataset.batch(own, self.device);
@@ -24,7 +33,7 @@ impl<M: Model> NNHandler<M> {
             }
             self.group.progress().add(1);
         }
-        self.aggregate("val_", &sums)
+        self.aggregate("val_", &sums).map(ControlFlow::Continue)
     }
 
     /// Output and loss of a batch, in the precision that was set.

@@ -4,11 +4,16 @@
 //! kept → advance the learning rate → history → callbacks → saves that they asked for → auto-save. So a
 //! checkpoint includes the finished epoch. An epoch that a resumed run finds half
 //! done is gone on with.
+//!
+//! Whether the job is to end is asked after every step, at the end of every epoch, and in front of
+//! every batch of a validation, which may take longer than there is time; then the epoch counts as
+//! under way, with all its samples done.
 
 mod measure;
 mod step;
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 pub(super) use self::step::StepSettings;
@@ -48,7 +53,7 @@ impl<M: Model> NNHandler<M> {
     /// Trains `epochs` **more** epochs, saving as [`NNHandler::auto_save`] says. An epoch that was
     /// left half done, by [`NNHandler::train_steps`] or by the run that saved a loaded checkpoint,
     /// is completed first and counts as one of them. A callback may end it early; the epoch then
-    /// counts as the last one.
+    /// counts as the last one. So may [`NNHandler::save_on_signal`], in the middle of an epoch.
     ///
     /// # Collective
     /// Every rank.
@@ -82,11 +87,17 @@ impl<M: Model> NNHandler<M> {
 
     fn train_to(&mut self, goal: Goal) -> Result<()> {
         self.agree_to_train(goal)?;
+        if self.preempted().is_some() {
+            return Ok(());
+        }
         self.start_auto_save_clock();
         self.warn_of_other_random_state();
         let mut stopped = self.callbacks_begin()?;
         while !self.has_reached(goal) && !stopped {
             stopped = self.train_epoch(goal)?;
+        }
+        if self.preempted().is_some() {
+            return Ok(());
         }
         self.callbacks_end()
     }
@@ -119,7 +130,7 @@ impl<M: Model> NNHandler<M> {
         let is_through = self.train_batches(&feed, goal);
         self.in_epoch.seconds = self.in_epoch.seconds_until_now();
         self.in_epoch.since = None;
-        if is_through? { self.finish_epoch(goal) } else { Ok(false) }
+        if is_through? { self.finish_epoch(goal) } else { Ok(self.preempted().is_some()) }
     }
 
     /// Whether the epoch is through.
@@ -137,23 +148,35 @@ impl<M: Model> NNHandler<M> {
             display.advance(self.in_epoch.samples, self.in_epoch.sums.mean("loss"));
             // After the last step the epoch ends first: the same save then has all its numbers.
             if steps.peek().is_some() {
-                self.auto_save_step(self.has_reached(goal))?;
+                let is_last = self.has_reached(goal);
+                if !is_last && let Some(reason) = self.ask_if_preempted()? {
+                    self.preempt_in_epoch(reason)?;
+                    return Ok(false);
+                }
+                self.auto_save_step(is_last)?;
             }
         }
         Ok(true)
     }
 
-    /// Whether a callback asks to stop.
+    /// Whether training is to stop, by the wish of a callback or because the job is preempted.
     fn finish_epoch(&mut self, goal: Goal) -> Result<bool> {
         let mut logs = self.aggregate("", &self.in_epoch.sums)?;
         let epoch = self.epoch + 1;
         let last = goal.is_reached(epoch, self.step);
         let due = self.validate_every > 0 && (epoch.is_multiple_of(self.validate_every) || last);
         let validated = due && self.val_feed.is_some();
-        logs.extend(match self.val_feed.clone() {
+        let val_logs = match self.val_feed.clone() {
             Some(feed) if due => self.with_ema(|handler| handler.validate(&feed))??,
-            _ => BTreeMap::from([("val_loss".to_owned(), f64::NAN)]),
-        });
+            _ => ControlFlow::Continue(BTreeMap::from([("val_loss".to_owned(), f64::NAN)])),
+        };
+        match val_logs {
+            ControlFlow::Continue(val_logs) => logs.extend(val_logs),
+            ControlFlow::Break(reason) => {
+                self.preempt_in_epoch(reason)?;
+                return Ok(true);
+            }
+        }
         let seconds = self.in_epoch.seconds;
         logs.insert("epoch_time".to_owned(), self.coordinators(seconds)?);
         // After all that can fail on one rank alone: an epoch that is finished again must not
@@ -177,8 +200,11 @@ impl<M: Model> NNHandler<M> {
         );
         EpochDisplay::line(self, goal, &logs);
         let stopped = self.callbacks_epoch(&logs, validated)?;
-        self.auto_save_epoch(last || stopped, &logs)?;
-        Ok(stopped)
+        let is_last = last || stopped;
+        let preempted = if is_last { None } else { self.ask_if_preempted()? };
+        self.auto_save_epoch(is_last, preempted.is_some(), &logs)?;
+        self.note_preempted(preempted);
+        Ok(stopped || preempted.is_some())
     }
 
     /// Learning rate of the first parameter group.
