@@ -336,6 +336,8 @@ fn a_slurm_job_forwards_sigusr1_and_requeues_on_75() {
     let ended = launch.end();
     assert_eq!(ended.code, Some(75), "{}", ended.stderr);
     assert!(ended.stdout.contains("scontrol requeue 42"), "{}", ended.stdout);
+    let text = fs::read_to_string(script("slurm.sbatch")).unwrap();
+    assert!(text.lines().any(|line| line == "#SBATCH --signal=B:USR1@120"), "{text}");
 }
 
 #[test]

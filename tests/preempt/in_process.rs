@@ -1,20 +1,25 @@
-//! One handler in this process, and a real signal. A process that was told stays told, so there is
-//! one test here.
+//! Handlers in this process, and a real signal. A process that was told stays told: one test here
+//! tells it.
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
-use rustix::process::{Signal, getpid, kill_process};
+use parking_lot::Mutex;
+use signal_hook::consts::SIGUSR1;
+use signal_hook::low_level;
 use tch::{Device, Kind, Tensor, nn, nn::Module};
 use tch_checkpoint::autosave::Every;
+use tch_checkpoint::group::Deadlines;
 use tch_checkpoint::handler::{
     Callback, CallbackContext, Dataset, LoadOptions, Loader, Model, NNHandler, TensorDataset,
 };
 use tch_checkpoint::preempt::Preempted;
 use tch_checkpoint::torch::Adam;
-use tch_checkpoint::{ErrorKind, ProcessGroup, Result};
+use tch_checkpoint::{ErrorKind, ProcessGroup, Result, WorldSize};
 
-const USR1: i32 = 10;
+/// libtorch has one generator for the whole process.
+static GENERATOR: Mutex<()> = Mutex::new(());
 const SAMPLES: i64 = 21;
 /// So many batches of validation there are, one sample each.
 const VALIDATION: u64 = 40;
@@ -54,7 +59,8 @@ impl Dataset for Telling {
     fn batch(&self, indices: &[i64], device: Device) -> (Tensor, Tensor) {
         self.batches.set(self.batches.get() + 1);
         if self.batches.get() == 5 {
-            kill_process(getpid(), Signal::USR1).unwrap();
+            // To this thread, so that it is there before the batch is.
+            low_level::raise(SIGUSR1).unwrap();
         }
         self.data.batch(indices, device)
     }
@@ -84,8 +90,8 @@ fn equip(mut handler: NNHandler<Net>) -> NNHandler<Net> {
     handler
 }
 
-fn fresh() -> NNHandler<Net> {
-    let builder = NNHandler::<Net>::builder(()).process_group(&ProcessGroup::solo()).seed(3);
+fn fresh(group: &ProcessGroup) -> NNHandler<Net> {
+    let builder = NNHandler::<Net>::builder(()).process_group(group).seed(3);
     let mut handler = builder.device(Device::Cpu).build().unwrap();
     handler.set_optimizer(Adam::default()).unwrap();
     equip(handler)
@@ -93,15 +99,16 @@ fn fresh() -> NNHandler<Net> {
 
 #[test]
 fn told_during_validation_it_saves_at_once_and_resumes_exactly() {
+    let _generator = GENERATOR.lock();
     tch::set_num_threads(1);
-    let dir = tempfile::tempdir().unwrap();
-    let mut whole = fresh();
+    let (dir, solo) = (tempfile::tempdir().unwrap(), ProcessGroup::solo());
+    let mut whole = fresh(&solo);
     whole.train(2).unwrap();
 
-    let mut first = fresh();
+    let mut first = fresh(&solo);
     for refused in [
         first.save_on_signal(true).unwrap_err(),
-        first.save_before_time_limit(Some(std::time::Duration::ZERO)).unwrap_err(),
+        first.save_before_time_limit(Some(Duration::ZERO)).unwrap_err(),
     ] {
         assert_eq!(refused.kind(), ErrorKind::InvalidInput);
         assert!(refused.to_string().contains("no place to save to"), "{refused}");
@@ -118,7 +125,7 @@ fn told_during_validation_it_saves_at_once_and_resumes_exactly() {
     let telling = Telling { data: data(40), batches: batches.clone() };
     first.set_val_loader(telling, Loader { batch_size: 1, ..Loader::default() });
     first.train(2).unwrap();
-    assert_eq!(first.preempted(), Some(Preempted::Signal(USR1)));
+    assert_eq!(first.preempted(), Some(Preempted::Signal(SIGUSR1)));
     assert_eq!(first.stop_reason(), Some("preempted: SIGUSR1"));
     assert!((5..VALIDATION).contains(&batches.get()), "{} batches", batches.get());
     assert_eq!((first.epoch(), first.step()), (0, 3));
@@ -133,17 +140,40 @@ fn told_during_validation_it_saves_at_once_and_resumes_exactly() {
     let group = Some(ProcessGroup::solo());
     let options = LoadOptions { group, device: Some(Device::Cpu), ..LoadOptions::default() };
     let mut resumed = equip(NNHandler::load(dir.path().join("s3"), options).unwrap());
-    assert_eq!(resumed.samples_in_epoch(), SAMPLES as usize);
+    assert_eq!(resumed.samples_in_epoch(), 21, "all of them");
     resumed.train(2).unwrap();
     assert_eq!(resumed.preempted(), None, "it does not watch");
     assert_eq!((resumed.epoch(), resumed.step()), (2, 6));
     assert_eq!(resumed.state_hash().unwrap(), whole.state_hash().unwrap());
 
     // The process was told, whoever watches next.
-    let mut next = fresh();
+    let mut next = fresh(&solo);
     next.auto_save(Every::Off, dir.path(), "next{step}").unwrap();
     next.save_on_signal(true).unwrap();
     next.train(2).unwrap();
-    assert_eq!((next.preempted(), next.step()), (Some(Preempted::Signal(USR1)), 1));
+    assert_eq!((next.preempted(), next.step()), (Some(Preempted::Signal(SIGUSR1)), 1));
     assert!(dir.path().join("next1").exists());
+}
+
+#[test]
+fn ranks_that_watch_differently_are_told_so_before_training() {
+    let _generator = GENERATOR.lock();
+    let deadlines = Deadlines { progress: Duration::from_secs(20), ..Deadlines::default() };
+    let groups = ProcessGroup::threads(WorldSize::new(2).unwrap(), deadlines);
+    let dir = tempfile::tempdir().unwrap();
+    let ranks = groups.into_iter().map(|group| {
+        let path = dir.path().to_owned();
+        std::thread::spawn(move || {
+            let mut handler = fresh(&group);
+            handler.auto_save(Every::Off, path, "s{step}").unwrap();
+            let margin = Duration::from_secs(u64::from(group.rank().get()));
+            handler.save_before_time_limit(Some(margin)).unwrap();
+            handler.train(1).unwrap_err()
+        })
+    });
+    for rank in ranks.collect::<Vec<_>>() {
+        let error = rank.join().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Disagreement);
+        assert!(error.to_string().contains("save_before_time_limit"), "{error}");
+    }
 }
