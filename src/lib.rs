@@ -55,10 +55,13 @@ pub mod torch;
 // Training
 #[cfg(feature = "torch")]
 pub mod handler;
-// Compiles the examples of the guide.
+// Compiles the examples of the guides.
 #[cfg(all(doctest, feature = "torch"))]
 #[doc = include_str!("../docs/nnhandler.md")]
 mod guide {}
+#[cfg(all(doctest, feature = "torch"))]
+#[doc = include_str!("../docs/preemption.md")]
+mod preemption_guide {}
 // The command
 #[cfg(feature = "cli")]
 pub mod cli;
