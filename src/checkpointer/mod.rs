@@ -163,7 +163,7 @@ impl Checkpointer {
     }
 
     /// Why this run is to end, if it has been told to: then leave the loop, and end with
-    /// [`Preempted::EXIT_CODE`]. The same on every rank.
+    /// [`Preempted::exit_code`]. The same on every rank.
     #[must_use]
     pub fn preempted(&self) -> Option<Preempted> {
         self.stop

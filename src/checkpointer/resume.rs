@@ -113,8 +113,10 @@ impl Checkpointer {
             Resume::Fresh => return Ok(false),
             Resume::Path(path) => {
                 let wanted = Wanted::parse(path)?;
-                let storage = self.storage.as_ref();
-                self.group.on_coordinator("look", || catalog::find(storage, &wanted).map(|_| true))
+                self.group.on_coordinator("look", || {
+                    let found = catalog::find(self.storage.as_ref(), &wanted)?;
+                    Ok(found.fault_of_files()?.is_none())
+                })
             }
             _ => self.look(Asked::of(which)).map(|looked| looked.chosen.is_some()),
         };
@@ -247,7 +249,6 @@ impl Checkpointer {
         let experiment = self.config.experiment.clone();
         self.state = TrainerState { experiment, ..state.clone() };
         self.before = self.state.counters();
-        self.poll = crate::preempt::Poll::default();
         (self.saved_step, self.resumed) = match own {
             true => (Some(state.step), Some(loaded.save_id)),
             false => (None, None),

@@ -71,7 +71,7 @@ pub enum Outcome {
 pub struct Stepped {
     /// Why something was to be saved, and what became of it; `None` if nothing was due.
     pub save: Option<(Reason, Outcome)>,
-    /// The run is to end: it is saved; leave the loop and end with [`Preempted::EXIT_CODE`].
+    /// The run is to end: it is saved; leave the loop and end with [`Preempted::exit_code`].
     pub stop: Option<Preempted>,
 }
 

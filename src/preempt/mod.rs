@@ -16,8 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGTERM, SIGUSR1};
 
-#[allow(unused_imports, reason = "for the loops of training, each of which uses some")]
-pub(crate) use self::agree::{Poll, PollAnswer, poll};
+pub(crate) use self::agree::{Poll, poll};
 use self::signals::Hold;
 use self::time_limit::TimeLimit;
 use crate::error::Result;

@@ -5,9 +5,9 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "helpers of tests")]
 
 mod audit;
-mod checkpointer;
 mod background;
 mod background_process;
+mod checkpointer;
 mod code;
 mod commits;
 mod config;
