@@ -36,6 +36,10 @@ pub(super) fn choose<'a>(
         return Ok(usable().find(|info| info.save_id == Some(loaded)));
     }
     let chosen = match (question.resume, question.monitor) {
+        (Resume::Fresh, _) => {
+            let message = "`fresh` names no checkpoint that could be loaded";
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        }
         (Resume::Best, Some((monitor, mode))) => {
             let best = KeepBest::one(monitor, mode).best_of(usable());
             best.map_or_else(|| no_best(found, monitor), Ok)

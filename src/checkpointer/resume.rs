@@ -88,7 +88,8 @@ impl Checkpointer {
     /// # Errors
     /// On every rank: [`ErrorKind::NotFound`] listing what there is; [`ErrorKind::Corrupt`] for a
     /// damaged one, and for the newest one if a damaged one may be newer, unless the configuration
-    /// says to fall back; as [`load`](fn@crate::load::load).
+    /// says to fall back; [`ErrorKind::InvalidInput`] for [`Resume::Fresh`], and for the best
+    /// without a monitored metric; as [`load`](fn@crate::load::load).
     pub fn load(&mut self, which: &Resume, parts: &mut Parts<'_>) -> Result<Resumed> {
         let fall_back = self.config.resume_fall_back;
         let nothing = || {
@@ -103,11 +104,15 @@ impl Checkpointer {
     /// Whether there is such a checkpoint: its manifest parses and its files have the lengths that
     /// it states. Content is verified by the load itself.
     ///
+    /// False also where [`Checkpointer::load`] would refuse for damage, so it is not what decides
+    /// whether to begin anew: [`Checkpointer::resume`] tells nothing there from something damaged.
+    ///
     /// # Collective
     /// Every rank, with the same `which`.
     ///
     /// # Errors
-    /// [`ErrorKind::Storage`]; as [`ProcessGroup::phase`].
+    /// [`ErrorKind::Storage`]; [`ErrorKind::InvalidInput`] for the best without a monitored metric;
+    /// as [`ProcessGroup::phase`].
     pub fn has_checkpoint(&self, which: &Resume) -> Result<bool> {
         let found = match which {
             Resume::Fresh => return Ok(false),
@@ -152,6 +157,8 @@ impl Checkpointer {
             let looked = self.look(asked)?;
             return self.take_up(&loaded, looked, Vec::new()).map(Some);
         }
+        // Of one step there is none before it.
+        let fall_back = fall_back && matches!(which, Resume::Latest | Resume::Best);
         let (mut unusable, mut passed_over) = (Vec::new(), Vec::new());
         loop {
             let damaged = unusable.clone();

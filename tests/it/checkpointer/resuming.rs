@@ -159,6 +159,33 @@ fn a_damaged_newest_one_is_an_error_unless_falling_back_was_asked_for() {
 }
 
 #[test]
+fn a_damaged_step_is_damaged_also_where_the_latest_would_fall_back() {
+    let scratch = tempfile::tempdir().unwrap();
+    let solo = ProcessGroup::solo();
+    let falling = CheckpointerConfig { resume_fall_back: true, ..every(10, scratch.path()) };
+    drop(run(&solo, falling.clone(), 20, no_metrics).unwrap());
+    damage(&file_of(scratch.path(), 10, "model-"));
+    let mut checkpointer = checkpointer(&solo, falling).unwrap();
+    let mut toy = Toy::new();
+    let refused = toy.with(|parts| checkpointer.load(&Resume::Step(10), parts));
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(toy, Toy::new());
+}
+
+#[test]
+fn nothing_is_loaded_in_the_name_of_a_fresh_start() {
+    let scratch = tempfile::tempdir().unwrap();
+    let place = scratch.path().to_path_buf();
+    let ends = on_ranks(2, move |group| {
+        let mut ran = run(&group, every(10, &place), 10, no_metrics).unwrap();
+        let mut toy = Toy::new();
+        let refused = toy.with(|parts| ran.checkpointer.load(&Resume::Fresh, parts));
+        (refused.unwrap_err().kind(), toy == Toy::new())
+    });
+    assert_eq!(ends, [(ErrorKind::InvalidInput, true); 2]);
+}
+
+#[test]
 fn has_checkpoint_looks_at_manifest_and_lengths() {
     let scratch = tempfile::tempdir().unwrap();
     let solo = ProcessGroup::solo();
