@@ -1,5 +1,7 @@
 //! From verified blocks to the destination: directly, or staged on the host first.
 
+use std::collections::BTreeSet;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Progress;
 use crate::load::{Destination, wanted_boxes};
@@ -17,7 +19,8 @@ pub(super) struct Reading<'a> {
     pub(super) progress: Progress,
 }
 
-/// This rank's bytes, verified and on the host: one buffer per wanted box.
+/// This rank's bytes, verified and on the host: one buffer per wanted box, empty for what the
+/// checkpoint does not hold, which stays as it is (lenient loads).
 #[derive(Default)]
 pub(super) struct Staged(Vec<Vec<u8>>);
 
@@ -26,7 +29,7 @@ impl Reading<'_> {
     pub(super) fn place(&self, staged: Staged, destination: &mut dyn Destination) -> Result<()> {
         let mut targets = self.same_targets(destination)?;
         let sinks = targets.targets_mut().values_mut().flatten();
-        for (target, bytes) in sinks.zip(staged.0) {
+        for (target, bytes) in sinks.zip(staged.0).filter(|(_, bytes)| !bytes.is_empty()) {
             target.sink.write_at(0, &bytes)?;
             self.progress.add(bytes.len() as u64);
         }
@@ -57,9 +60,12 @@ impl Reading<'_> {
     }
 
     fn read_staged(&self) -> Result<Staged> {
+        let reads = self.plan.reads.iter().flat_map(|file| &file.reads);
+        let stored: BTreeSet<usize> = reads.map(|item| item.target).collect();
         let mut buffers = Vec::with_capacity(self.wanted.len());
-        for wanted in self.wanted {
-            buffers.push(zeroed(wanted.size_bytes())?);
+        for (index, wanted) in self.wanted.iter().enumerate() {
+            let bytes = if stored.contains(&index) { wanted.size_bytes() } else { 0 };
+            buffers.push(zeroed(bytes)?);
         }
         let mut slices: Vec<&mut [u8]> = buffers.iter_mut().map(Vec::as_mut_slice).collect();
         let mut sinks: Vec<&mut dyn TensorSink> = Vec::new();

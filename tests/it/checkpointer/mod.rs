@@ -3,6 +3,8 @@
 mod bad_input;
 mod beside;
 mod keeping;
+mod parts;
 mod resuming;
 mod saving;
+mod told;
 mod toy;
