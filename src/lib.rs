@@ -60,6 +60,9 @@ pub mod handler;
 #[doc = include_str!("../docs/nnhandler.md")]
 mod guide {}
 #[cfg(all(doctest, feature = "torch"))]
+#[doc = include_str!("../docs/checkpointer.md")]
+mod checkpointer_guide {}
+#[cfg(all(doctest, feature = "torch"))]
 #[doc = include_str!("../docs/preemption.md")]
 mod preemption_guide {}
 // The command

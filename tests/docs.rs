@@ -1,4 +1,5 @@
-//! What the tables of `docs/features.md` and `docs/nnhandler.md` name exists: tests and API.
+//! What the tables of `docs/features.md` and the guides for people from elsewhere name exists: tests
+//! and API.
 //!
 //! A code span `key::name` outside fenced code is a reference to the test `name`; the section
 //! "Test files" of `docs/features.md` says which file `key` is. Code spans in column "in the API"
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const DOCS: [&str; 2] = ["docs/features.md", "docs/nnhandler.md"];
+const DOCS: [&str; 3] = ["docs/features.md", "docs/nnhandler.md", "docs/coming-from.md"];
 
 fn read(path: impl AsRef<Path>) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);

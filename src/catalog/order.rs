@@ -12,7 +12,8 @@ use crate::manifest::{CheckpointInfo, CheckpointState};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Order {
-    /// Newest first: highest step, then epoch, then time of saving, then name.
+    /// Newest first: what is part of a run, then highest generation, step, epoch, time of saving,
+    /// name.
     #[default]
     Latest,
     /// Best first by a metric; of equals the one of the lowest step, then the oldest. Those without

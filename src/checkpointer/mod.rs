@@ -155,8 +155,8 @@ impl Checkpointer {
     }
 
     /// Saves at each call of [`Checkpointer::step_callback`] for which `predicate` is true, beside
-    /// the other rules. Every rank asks its own, the coordinator's answer counts; ranks then vote
-    /// at every step.
+    /// the other rules. All ranks set one at the same place, or none does: each asks its own, the
+    /// coordinator's answer counts, and ranks then vote at every step.
     pub fn save_when(&mut self, predicate: impl FnMut(&At) -> bool + 'static) -> &mut Self {
         self.predicate = Some(Box::new(predicate));
         self

@@ -1,7 +1,8 @@
 //! Saving out of a training loop.
 //!
 //! ```text
-//! phase "poll"  (if ranks could differ): signal, clock, predicate, metric ─ why to save, if at all
+//! phase "poll"  (now and then, if they are watched): a signal, the clock ─ whether to save
+//! phase "due"   (at each step, if asked for): the predicate, the metric ─ whether to save
 //! phase "state": every rank has a state ─(coordinator) metrics, name, whether one in flight hinders
 //! save:          see `save`; beside training if so configured
 //! after:         (coordinator) retention, then the links

@@ -187,7 +187,8 @@ pub enum InFlight {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resume {
-    /// The newest: highest step, then epoch, then time of saving.
+    /// The newest: highest generation (raised by each resume from an older one and by each fresh
+    /// start), then step, epoch, time of saving.
     #[default]
     Latest,
     /// The best by the monitored metric.
