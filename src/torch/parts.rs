@@ -121,3 +121,6 @@ fn bytes<'a>(name: &str, values: &'a Values) -> Result<Option<&'a [u8]>> {
         Some(_) => Err(Error::new(ErrorKind::Mismatch, format!("value `{name}` is no bytes"))),
     }
 }
+
+#[cfg(test)]
+mod tests;
