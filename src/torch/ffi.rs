@@ -81,6 +81,11 @@ unsafe extern "C" {
         message: *mut c_char,
         message_size: usize,
     ) -> c_int;
+    fn tch_checkpoint_count_change(
+        tensor: *const C_tensor,
+        message: *mut c_char,
+        message_size: usize,
+    ) -> c_int;
     fn tch_checkpoint_clear_grad(
         tensor: *mut C_tensor,
         message: *mut c_char,
@@ -175,6 +180,14 @@ pub(super) fn addcdiv(tensor: &mut Tensor, a: &Tensor, b: &Tensor, value: f64) -
     call("dividing and adding in place", |message, size| unsafe {
         let target = tensor.as_mut_ptr();
         tch_checkpoint_addcdiv(target, a.as_ptr(), b.as_ptr(), value, message, size)
+    })
+}
+
+/// Counts a change in place that libtorch does not see, for this tensor and all views of it.
+pub(super) fn count_change(tensor: &Tensor) -> Result<()> {
+    // SAFETY: `tensor` is a live handle of torch-sys; the count is atomic.
+    call("counting a change", |message, size| unsafe {
+        tch_checkpoint_count_change(tensor.as_ptr(), message, size)
     })
 }
 

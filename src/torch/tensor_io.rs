@@ -72,8 +72,9 @@ impl TensorSource for TchSource {
     fn read_into(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         self.region.check(offset, out.len())?;
         // A step that does not wait for a save may change a steady tensor meanwhile, which libtorch
-        // bears and a reference does not.
-        match self.bytes().filter(|_| !self.is_steady) {
+        // bears and a reference does not: there is to be none.
+        let bytes = if self.is_steady { None } else { self.bytes() };
+        match bytes {
             Some(bytes) => bytes.read_into(offset, out),
             None => self.region.read(to_i64(offset), out),
         }
@@ -83,8 +84,8 @@ impl TensorSource for TchSource {
         self.is_steady
     }
 
-    /// libtorch's count of changes in place, which all views of a tensor share. It does not see
-    /// writes through raw pointers, such as those of [`TchSink`].
+    /// libtorch's count of changes in place, which all views of a tensor share. [`TchSink`] counts
+    /// as well; other writes through raw pointers are not seen.
     fn version(&self) -> Option<u64> {
         let version = self.region.tensor().f_internal_version().ok()?;
         u64::try_from(version).ok()
@@ -122,6 +123,8 @@ impl TchSink {
 impl TensorSink for TchSink {
     fn bytes_mut(&mut self) -> Option<&mut [u8]> {
         let (pointer, length) = self.0.host_memory()?;
+        // Before the change, so that whoever finds it half done can know.
+        ffi::count_change(self.0.tensor()).ok()?;
         // SAFETY: as in `TchSource::bytes`; exclusive use during a load is the contract of this
         // type.
         #[allow(unsafe_code)]

@@ -115,6 +115,14 @@ int tch_checkpoint_addcdiv(at::Tensor* self, const at::Tensor* a, const at::Tens
   });
 }
 
+// For changes that libtorch does not see.
+int tch_checkpoint_count_change(const at::Tensor* tensor, char* message,
+                                size_t message_size) noexcept {
+  return guarded(message, message_size, [&] {
+    if (!tensor->is_inference()) tensor->unsafeGetTensorImpl()->bump_version();
+  });
+}
+
 int tch_checkpoint_clear_grad(at::Tensor* tensor, char* message, size_t message_size) noexcept {
   return guarded(message, message_size, [&] { tensor->mutable_grad().reset(); });
 }
