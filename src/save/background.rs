@@ -278,9 +278,10 @@ impl Job {
         let opens = Opens(Arc::clone(&gate));
         let write_share = |assignment: &Assignment| -> Result<Receipt> {
             let (state, watch) = staging?.finish(&group.progress())?;
+            gate.set_watch(watch);
             drop(opens);
             let receipt = write(&group, storage.as_ref(), &path, assignment, &state, step)?;
-            gate.check(&watch)?;
+            gate.check()?;
             Ok(receipt)
         };
         let saved = commit(&group, Channel::Background, &path, &extras, planned, write_share)?;

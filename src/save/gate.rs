@@ -7,17 +7,19 @@ use parking_lot::{Condvar, Mutex};
 use crate::error::Result;
 use crate::stage::Watch;
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Gate {
     state: Mutex<State>,
     opened: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     is_open: bool,
-    /// From then on the tensors may change.
-    is_passed: bool,
+    /// What was copied beside the caller.
+    watch: Watch,
+    /// What the caller found when it went through; from then on it changes what it likes.
+    passed: Option<Result<()>>,
 }
 
 impl Gate {
@@ -27,7 +29,9 @@ impl Gate {
         while !state.is_open {
             self.opened.wait(&mut state);
         }
-        state.is_passed = true;
+        if state.passed.is_none() {
+            state.passed = Some(state.watch.check());
+        }
     }
 
     pub(super) fn open(&self) {
@@ -35,15 +39,21 @@ impl Gate {
         self.opened.notify_all();
     }
 
+    /// What whoever goes through is to check; before it opens.
+    pub(super) fn set_watch(&self, watch: Watch) {
+        self.state.lock().watch = watch;
+    }
+
     /// Whether what was copied is what it was at the call. An operation in place counts its
-    /// version up when it ends, so one that ran beside the copy may show only now. Once the caller
-    /// has passed it changes what it likes.
+    /// version up when it ends, so one that ran beside the copy may show only now, or when the
+    /// caller has gone through. Once, and lets go of the sources.
     ///
     /// # Errors
     /// As [`Watch::check`].
-    pub(super) fn check(&self, watch: &Watch) -> Result<()> {
-        let state = self.state.lock();
-        if state.is_passed { Ok(()) } else { watch.check() }
+    pub(super) fn check(&self) -> Result<()> {
+        let mut state = self.state.lock();
+        let watch = std::mem::take(&mut state.watch);
+        state.passed.clone().unwrap_or_else(|| watch.check())
     }
 }
 

@@ -122,42 +122,52 @@ fn a_step_before_the_gate_fails_the_save_by_name() {
     assert_eq!(saved_bytes(&memory), [7; 600]);
 }
 
+/// The verdict if, when all is copied, the caller steps or goes through the gate, in this order.
+fn after_the_copy(acts: &'static [Act]) -> (MemoryStorage, Result<Checkpoint>) {
+    let weight = Weight::new(7);
+    weight.read.give();
+    let memory = MemoryStorage::new();
+    let (go, at_file) = (Signal::default(), Signal::default());
+    let (signal, reached) = (go.clone(), at_file.clone());
+    // All is copied when the first file is made.
+    let storage: Arc<dyn Storage> = Arc::new(Hooked::new(&memory, move |call| {
+        if call.operation == "create_file" && !call.path.ends_with("manifest.bin") {
+            reached.give();
+            signal.await_it()?;
+        }
+        Ok(())
+    }));
+    let verdicts = on_ranks(1, move |group| {
+        let pending = start(&group, &storage, &weight);
+        at_file.await_it().unwrap();
+        for act in acts {
+            match act {
+                Act::Step => weight.step(8),
+                Act::Pass => pending.wait_copied(),
+            }
+        }
+        go.give();
+        pending.wait()
+    });
+    (memory, verdicts.into_iter().next().unwrap())
+}
+
+enum Act {
+    Step,
+    Pass,
+}
+
 /// An operation in place that began before the copy counts the version up only after it.
 #[test]
 fn a_version_that_moves_after_the_copy_fails_the_save_unless_the_gate_was_passed() {
-    for passes in [false, true] {
-        let weight = Weight::new(7);
-        weight.read.give();
-        let stepped = weight.clone();
-        let memory = MemoryStorage::new();
-        let go = Signal::default();
-        let (signal, at_file) = (go.clone(), Signal::default());
-        let reached = at_file.clone();
-        // All is copied when the first file is made.
-        let storage: Arc<dyn Storage> = Arc::new(Hooked::new(&memory, move |call| {
-            if call.operation == "create_file" && !call.path.ends_with("manifest.bin") {
-                reached.give();
-                signal.await_it()?;
-            }
-            Ok(())
-        }));
-        let verdict = on_ranks(1, move |group| {
-            let pending = start(&group, &storage, &weight);
-            at_file.await_it().unwrap();
-            if passes {
-                pending.wait_copied();
-            }
-            stepped.step(8);
-            go.give();
-            pending.wait()
-        })
-        .remove(0);
-        if passes {
-            verdict.unwrap();
-            assert_eq!(saved_bytes(&memory), [7; 600]);
-        } else {
-            assert_eq!(verdict.unwrap_err().tensor(), Some("weight"));
-        }
+    let (memory, verdict) = after_the_copy(&[Act::Pass, Act::Step, Act::Pass]);
+    verdict.unwrap();
+    assert_eq!(saved_bytes(&memory), [7; 600]);
+    for too_late in [&[Act::Step][..], &[Act::Step, Act::Pass], &[Act::Step, Act::Pass, Act::Pass]]
+    {
+        let (memory, verdict) = after_the_copy(too_late);
+        assert_eq!(verdict.unwrap_err().tensor(), Some("weight"));
+        assert_eq!(entries(&memory, "runs"), [""; 0], "nothing was committed");
     }
 }
 
