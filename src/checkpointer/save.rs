@@ -58,7 +58,8 @@ pub enum Outcome {
     Saved(Checkpoint),
     /// Going on beside training; not committed yet.
     Started(CheckpointName),
-    /// Left out: this step is saved already, or is the one that was loaded.
+    /// Left out: this step is saved already (or, beside training, about to be), or is the one that
+    /// was loaded.
     SavedBefore,
     /// Left out: another one is still going on.
     InFlight,
@@ -227,7 +228,8 @@ impl Checkpointer {
     /// Those of that save, the same on every rank.
     pub fn wait(&mut self) -> Result<Option<Checkpoint>> {
         let Some(pending) = self.pending.take() else { return Ok(None) };
-        pending.wait().map(Some)
+        // What failed is not saved, and may be tried again.
+        pending.wait().inspect_err(|_| self.saved_step = None).map(Some)
     }
 
     fn save_at(
@@ -247,6 +249,10 @@ impl Checkpointer {
             }
         }
         if self.saved_step == Some(at.counters().step) {
+            if mode == AsyncMode::Disabled {
+                // It may still be going on, and whoever asks wants it committed.
+                self.wait()?;
+            }
             return Ok(Outcome::SavedBefore);
         }
         tracing::info!(?reason, step = at.counters().step, "saving");

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tch_checkpoint::ErrorKind;
 use tch_checkpoint::checkpointer::{
     AsyncMode, Checkpointer, CheckpointerConfig, InFlight, Outcome, Resume,
 };
 use tch_checkpoint::storage::MemoryStorage;
+use tch_checkpoint::{Error, ErrorKind};
 
 use super::toy::{Toy, at, checkpointer, config, no_metrics, run, steps_of};
 use crate::harness::on_ranks;
@@ -143,4 +143,47 @@ fn an_error_beside_training_surfaces_at_the_next_call_on_every_rank() {
         failed.unwrap_err().kind()
     });
     assert_eq!(results[0], results[1]);
+}
+
+/// A step whose save goes on beside training counts as saved when that is committed, and not at all
+/// if it fails.
+#[test]
+fn a_step_is_saved_before_only_if_its_save_beside_training_was_committed() {
+    for fails in [false, true] {
+        let memory = MemoryStorage::new();
+        let (broken, held) = (Arc::new(AtomicBool::new(fails)), Arc::new(AtomicBool::new(true)));
+        let (spoils, holds) = (broken.clone(), held.clone());
+        let storage = Hooked::new(&memory, move |call| {
+            let until = Instant::now() + Duration::from_secs(20);
+            while call.operation == "rename" && holds.load(Ordering::SeqCst) {
+                assert!(Instant::now() < until, "never let go");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            match call.operation == "rename" && spoils.swap(false, Ordering::SeqCst) {
+                true => Err(Error::new(ErrorKind::Storage, "EIO")),
+                false => Ok(()),
+            }
+        });
+        let outcomes = on_ranks(2, move |group| {
+            let config =
+                CheckpointerConfig { save_mode: AsyncMode::Async, ..config(Path::new("/runs")) };
+            let storage = Arc::new(storage.clone());
+            let mut checkpointer = Checkpointer::with_storage(&group, storage, config).unwrap();
+            let mut toy = Toy::new();
+            drop(toy.with(|parts| checkpointer.save_async(&at(5), parts)).unwrap());
+            let beside = toy.with(|parts| checkpointer.save_async(&at(5), parts)).unwrap();
+            assert_eq!(beside, Outcome::SavedBefore, "it goes on");
+            held.store(false, Ordering::SeqCst);
+            let first = toy.with(|parts| checkpointer.save(&at(5), parts));
+            let steps = steps_of(&checkpointer);
+            let second = toy.with(|parts| checkpointer.finish(&at(5), parts)).unwrap();
+            assert_eq!(steps_of(&checkpointer), [5]);
+            (first.map_err(|e| e.kind()), steps, matches!(second, Outcome::Saved(_)))
+        });
+        let expected = match fails {
+            false => (Ok(Outcome::SavedBefore), vec![5], false),
+            true => (Err(ErrorKind::Storage), vec![], true),
+        };
+        assert_eq!(outcomes, [expected.clone(), expected], "fails: {fails}");
+    }
 }
