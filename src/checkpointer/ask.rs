@@ -1,6 +1,10 @@
 //! What no rank can decide alone: the clock, a signal, a predicate, a metric that improved.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::metrics::mean_over_ranks;
 use super::{At, Checkpointer, Reason};
@@ -8,6 +12,21 @@ use crate::autosave::Due;
 use crate::error::Result;
 use crate::group::Channel;
 use crate::preempt::poll;
+
+/// The longest of several times, some of which a thread measures.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Longest(Arc<Mutex<Duration>>);
+
+impl Longest {
+    pub(super) fn note(&self, time: Duration) {
+        let mut longest = self.0.lock();
+        *longest = time.max(*longest);
+    }
+
+    fn get(&self) -> Duration {
+        *self.0.lock()
+    }
+}
 
 impl Checkpointer {
     /// Why to save now, if at all. Ranks ask one another only where they could differ.
@@ -30,7 +49,7 @@ impl Checkpointer {
         }
         let (triggers, clock) = (self.triggers, self.clock);
         let minutes_due = || triggers.due_by_clock(clock.elapsed()).is_some();
-        let takes = self.save_takes;
+        let takes = self.save_takes.get();
         let answer = poll(&self.group, &mut self.poll, &self.watch, takes, minutes_due)?;
         self.stop = self.stop.or(answer.preempted);
         let told = answer.preempted.map(Reason::Preempted);
@@ -69,6 +88,38 @@ impl From<Due> for Reason {
             Due::Epochs => Self::Epochs,
             Due::Steps => Self::Steps,
             Due::Minutes => Self::Minutes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::checkpointer::{AsyncMode, CheckpointerConfig, Location, Parts};
+    use crate::group::ProcessGroup;
+    use crate::storage::MemoryStorage;
+
+    /// In front of the job's end there has to be time for it.
+    #[test]
+    fn a_save_beside_training_is_timed_as_any_other() {
+        for save_mode in [AsyncMode::Disabled, AsyncMode::Async, AsyncMode::AsyncOverlap] {
+            let config = CheckpointerConfig {
+                experiment: "run".to_owned(),
+                location: Location::Path(Path::new("/runs").to_path_buf()),
+                save_on_signal: false,
+                save_every_steps: Some(1),
+                save_mode,
+                ..CheckpointerConfig::default()
+            };
+            let (group, storage) = (ProcessGroup::solo(), Arc::new(MemoryStorage::new()));
+            let mut made = Checkpointer::with_storage(&group, storage, config).unwrap();
+            assert_eq!(made.save_takes.get(), Duration::ZERO);
+            let stepped = made.step_callback(&At::step(1), &mut Parts::new()).unwrap();
+            assert!(stepped.save.is_some());
+            made.wait().unwrap();
+            assert!(made.save_takes.get() > Duration::ZERO, "{save_mode:?}");
         }
     }
 }

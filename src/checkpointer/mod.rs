@@ -58,7 +58,7 @@ mod state;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub use at::At;
 pub use config::{
@@ -109,8 +109,8 @@ pub struct Checkpointer {
     saved_step: Option<u64>,
     /// Minutes count from here: the last save, or the beginning.
     clock: Instant,
-    /// The longest save so far.
-    save_takes: Duration,
+    /// The longest save so far, also beside training; there the coordinator alone knows.
+    save_takes: ask::Longest,
     /// The checkpoint that was loaded: never removed by this run.
     resumed: Option<SaveId>,
     lineage: Lineage,

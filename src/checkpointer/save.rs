@@ -308,8 +308,11 @@ impl Checkpointer {
     ) -> Result<CheckpointName> {
         let path = CheckpointPath::new(&self.directory, agreed.name.clone());
         let options = self.options(at.counters(), self.config.on_existing);
-        let tidy = self.tidy();
-        let after = Box::new(move |committed: &Checkpoint| tidy.after(committed));
+        let (tidy, began, longest) = (self.tidy(), Instant::now(), self.save_takes.clone());
+        let after = Box::new(move |committed: &Checkpoint| {
+            longest.note(began.elapsed());
+            tidy.after(committed);
+        });
         let begin = match mode {
             AsyncMode::AsyncOverlap => save_async_overlapped,
             AsyncMode::Async | AsyncMode::Disabled => save_async,
@@ -324,7 +327,7 @@ impl Checkpointer {
     fn took(&mut self, at: &At, time: Duration) {
         self.saved_step = Some(at.counters().step);
         self.clock = Instant::now();
-        self.save_takes = self.save_takes.max(time);
+        self.save_takes.note(time);
     }
 
     fn options(&self, counters: Counters, on_existing: OnExisting) -> SaveOptions {

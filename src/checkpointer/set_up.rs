@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::ask::Longest;
 use super::lineage::Lineage;
 use super::{
     Checkpointer, CheckpointerConfig, FieldDifference, ThisMachine, TrainerState, differences,
@@ -93,7 +94,7 @@ impl Checkpointer {
             before: Counters::default(),
             saved_step: None,
             clock: Instant::now(),
-            save_takes: Duration::ZERO,
+            save_takes: Longest::default(),
             resumed: None,
             lineage: Lineage::fresh(top),
             pending: None,
