@@ -116,6 +116,11 @@ impl<M: Model> NNHandler<M> {
         answer.map(|answer| answer.preempted)
     }
 
+    /// From here on a step is something else, and takes another time: the next one asks. Every rank.
+    pub(super) fn ask_anew(&self) {
+        self.preemption.poll.take();
+    }
+
     /// Saves where training is, inside an epoch.
     pub(super) fn preempt_in_epoch(&mut self, reason: Preempted) -> Result<()> {
         self.auto_save_in_epoch()?;

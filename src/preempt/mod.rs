@@ -86,7 +86,8 @@ impl Watch {
     ///
     /// The signals belong to the process: all its watches see the first one, also those that begin
     /// later. One that comes more than a second after it ends the process at once, as the signal
-    /// does by default. Another handler that the program has installed before is called as well.
+    /// does by default. Another handler that the program has installed before is called as well; it
+    /// does not keep the process from being ended so.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for a variable that is no time,

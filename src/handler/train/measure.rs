@@ -21,6 +21,7 @@ impl<M: Model> NNHandler<M> {
         let mut sums = Sums::default();
         let world = self.group.world_size();
         let _no_grad = tch::no_grad_guard();
+        self.ask_anew();
         for batch in feed.loader.batches(world, feed.dataset.len(), self.seed, 0, 0)? {
             if let Some(reason) = self.ask_if_preempted()? {
                 return Ok(ControlFlow::Break(reason));
@@ -33,6 +34,7 @@ impl<M: Model> NNHandler<M> {
             }
             self.group.progress().add(1);
         }
+        self.ask_anew();
         self.aggregate("val_", &sums).map(ControlFlow::Continue)
     }
 
