@@ -143,7 +143,7 @@ impl Directory for LocalDir {
     }
 
     fn sync(&self) -> Result<()> {
-        rustix::fs::fsync(&self.fd).map_err(|errno| {
+        retry_on_intr(|| rustix::fs::fsync(&self.fd)).map_err(|errno| {
             let error = creating(errno, "fsyncing the directory", &self.path, &[]);
             if !is_unknown_call(errno) {
                 return error;

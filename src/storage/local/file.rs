@@ -71,8 +71,9 @@ impl WriteFile for LocalWriteFile {
                 .with_help(REUSE_HELP));
         }
         let Self { fd, path, .. } = *self;
-        // After an error the kernel may call the lost pages clean: a second fsync would lie.
-        rustix::fs::fsync(&fd)
+        // After an error the kernel may call the lost pages clean: a second fsync would lie. A signal
+        // is no error of that kind, and file systems in user space let one interrupt.
+        retry_on_intr(|| rustix::fs::fsync(&fd))
             .map_err(|errno| creating(errno, "fsyncing", &path, &[]).with_help(REUSE_HELP))?;
         close(fd).map_err(|errno| creating(errno, "closing", &path, &[]).with_help(REUSE_HELP))
     }

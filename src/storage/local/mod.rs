@@ -71,7 +71,7 @@ fn create_all(path: &Path) -> Result<OwnedFd> {
         Err(errno) => return Err(refused(errno)),
     }
     // Also when another rank was faster: it may die before it gets to its fsync.
-    rustix::fs::fsync(&parent_fd)
+    rustix::io::retry_on_intr(|| rustix::fs::fsync(&parent_fd))
         .map_err(|errno| creating(errno, "fsyncing the directory", parent, &[]))?;
     open_dir_fd(rustix::fd::AsFd::as_fd(&parent_fd), Path::new(name)).map_err(refused)
 }
