@@ -16,6 +16,7 @@ use tch_checkpoint::{Checkpoint, ErrorKind, OnExisting, ProcessGroup, Result};
 use crate::harness::*;
 
 const FATE: &str = "TCH_CHECKPOINT_TEST_FATE";
+const SABOTAGE: &str = "TCH_CHECKPOINT_SABOTAGE";
 const DIR: &str = "TCH_CHECKPOINT_TEST_DIR";
 const HUNG: Duration = Duration::from_secs(40);
 
@@ -98,7 +99,11 @@ fn survivors(dir: &Path, doomed: usize, fate: &str) -> Vec<Option<i32>> {
         command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
         command.env("WORLD_SIZE", "3").env("RANK", rank.to_string());
         command.env("TCH_CHECKPOINT_DEADLINE_MS", "5000").env(DIR, dir);
-        command.env(FATE, if rank == doomed { fate } else { "lives" });
+        let (name, fate) = match fate.contains('@') {
+            true => (SABOTAGE, fate),
+            false => (FATE, if rank == doomed { fate } else { "lives" }),
+        };
+        command.env(FATE, "lives").env_remove(SABOTAGE).env(name, fate);
         command.stdout(Stdio::null()).spawn().unwrap()
     };
     let mut ranks = Ranks((0..3).map(start).collect());
@@ -149,4 +154,22 @@ fn a_process_that_ends_with_a_save_pending_is_named_and_leaves_the_old_state() {
 #[test]
 fn a_coordinator_that_is_killed_after_the_commit_has_committed() {
     assert_eq!(left_by(0, "killed after"), (vec![Some(10); 2], 2));
+}
+
+/// Killed by `sabotage` (where that is built in) at each turn of the phase that runs beside
+/// training.
+#[cfg(feature = "sabotage")]
+#[test]
+fn a_process_that_is_killed_in_the_vote_leaves_the_old_state_or_the_new() {
+    for (doomed, turn, codes, step) in [
+        (1, "enter", [21, 21], 1),
+        // Its vote is cast, so it counts.
+        (1, "voted", [10, 10], 2),
+        (0, "enter", [11, 11], 1),
+        (0, "voted", [11, 11], 1),
+        (0, "decided", [11, 11], 2),
+    ] {
+        let sabotage = format!("kill@commit.{turn}@{doomed}");
+        assert_eq!(left_by(doomed, &sabotage), (codes.map(Some).to_vec(), step), "{sabotage}");
+    }
 }
