@@ -137,6 +137,9 @@ impl TensorSource for Held {
     }
 }
 
+/// What it is called, and what it does.
+type Change = (&'static str, fn(&mut Training));
+
 /// Saves overlapped, changes something before anything steady is copied, and ends the save; with
 /// what the state was at the call.
 fn changed_after_the_call(
@@ -161,7 +164,7 @@ fn changed_after_the_call(
 
 #[test]
 fn what_leaves_the_values_alone_is_not_noticed_and_not_saved() {
-    let changes: [(&str, fn(&mut Training)); 6] = [
+    let changes: [Change; 6] = [
         ("frozen", |t| drop(t.weight.set_requires_grad(false))),
         ("other storage", |t| t.store.double()),
         ("other values", |t| t.weight.set_data(&Tensor::zeros([40, 30], CPU))),
@@ -186,7 +189,7 @@ fn what_leaves_the_values_alone_is_not_noticed_and_not_saved() {
 
 #[test]
 fn what_changes_a_steady_tensor_before_its_copy_fails_the_save() {
-    let changes: [(&str, fn(&mut Training)); 6] = [
+    let changes: [Change; 6] = [
         ("step", Training::step),
         ("step of its own", |t| no_grad(|| drop(t.weight.g_sub_scalar_(1.0)))),
         ("clamped in forward", |t| no_grad(|| drop(t.weight.clamp_(-0.5, 0.5)))),
