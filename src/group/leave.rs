@@ -84,8 +84,9 @@ impl ProcessGroup {
             Ok(done) => return done.report(),
             Err(error) => error,
         };
-        // If nobody reads it, nothing can be done about it.
-        drop(writeln!(std::io::stderr(), "error: {error}"));
+        // In one piece, as other ranks write to the same place. If nobody reads it, nothing can be
+        // done about it.
+        drop(std::io::stderr().write_all(format!("error: {error}\n").as_bytes()));
         Self::leave_with(&error)
     }
 
