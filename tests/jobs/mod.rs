@@ -1,11 +1,18 @@
-//! The digits example as a job of two processes under a launcher, with a deadline.
+//! Examples as jobs of several processes under a launcher, with a deadline: what test binaries
+//! that start them have in common.
+
+#![allow(dead_code, reason = "not every binary needs all of it")]
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use tch_checkpoint::catalog::{Wanted, find};
+use tch_checkpoint::storage::LocalStorage;
+use tch_checkpoint::verify::verify;
 use tempfile::TempDir;
 
 /// Nothing here may take longer.
@@ -14,20 +21,38 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy)]
 pub struct Launcher {
-    script: &'static str,
+    pub script: Option<&'static str>,
     /// The variable that tells a process its rank.
     rank: &'static str,
 }
 
-pub const TORCHRUN: Launcher = Launcher { script: "launch/torchrun.sh", rank: "RANK" };
+pub const TORCHRUN: Launcher = Launcher { script: Some("launch/torchrun.sh"), rank: "RANK" };
 #[cfg(feature = "mpi")]
-pub const MPIRUN: Launcher = Launcher { script: "launch/mpirun.sh", rank: "OMPI_COMM_WORLD_RANK" };
+pub const MPIRUN: Launcher =
+    Launcher { script: Some("launch/mpirun.sh"), rank: "OMPI_COMM_WORLD_RANK" };
+/// The program itself.
+pub const ALONE: Launcher = Launcher { script: None, rank: "RANK" };
 
-fn example() -> PathBuf {
-    let command = Path::new(env!("CARGO_BIN_EXE_tch-checkpoint"));
-    let example = command.with_file_name("examples").join("digits");
-    assert!(example.exists(), "{} is not built: cargo build --examples", example.display());
-    example
+/// An example, and how it is told where to save.
+pub struct Program {
+    pub example: &'static str,
+    /// Flags of every start.
+    pub flags: &'static [&'static str],
+    /// The flag in front of the directory `runs`.
+    pub directory: &'static str,
+    /// Where in `runs` checkpoints lie.
+    pub experiment: &'static str,
+    /// What their names begin with; the step follows.
+    pub prefix: &'static str,
+}
+
+impl Program {
+    pub fn path(&self) -> PathBuf {
+        let command = Path::new(env!("CARGO_BIN_EXE_tch-checkpoint"));
+        let example = command.with_file_name("examples").join(self.example);
+        assert!(example.exists(), "{} is not built: cargo build --examples", example.display());
+        example
+    }
 }
 
 /// Until `done` says so; whether it did.
@@ -42,32 +67,65 @@ fn within_deadline(mut done: impl FnMut() -> bool) -> bool {
     false
 }
 
-/// A directory in which jobs run one after the other; checkpoints lie in `runs`.
-pub struct Place(TempDir);
+/// A directory in which jobs of a program run one after the other.
+pub struct Place {
+    dir: TempDir,
+    program: &'static Program,
+}
 
 impl Place {
-    pub fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+    pub fn of(program: &'static Program) -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), program }
     }
 
-    fn runs(&self) -> PathBuf {
-        self.0.path().join("runs")
+    /// Another one, with the checkpoints of this one.
+    pub fn copy(&self) -> Self {
+        let copy = Self::of(self.program);
+        let mut cp = Command::new("cp");
+        let copied = cp.arg("-a").arg(self.dir.path().join("runs")).arg(copy.dir.path()).status();
+        assert!(copied.unwrap().success());
+        copy
     }
 
-    /// Starts two ranks that save every seven steps.
+    /// Where checkpoints lie.
+    pub fn runs(&self) -> PathBuf {
+        self.dir.path().join("runs").join(self.program.experiment)
+    }
+
+    /// Starts two ranks.
     pub fn start(&self, launcher: Launcher, flags: &[&str], variables: &[(&str, &str)]) -> Job<'_> {
-        let log = self.0.path().join("output.log");
+        self.start_on(2, launcher, flags, variables)
+    }
+
+    pub fn start_on(
+        &self,
+        ranks: u32,
+        launcher: Launcher,
+        flags: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Job<'_> {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let log = self.dir.path().join(format!("{number}.log"));
         let output = File::create(&log).unwrap();
-        let child = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join(launcher.script))
-            .args(["-n", "2"])
-            .arg(example())
-            .args(["--auto-save-steps", "7", "--name", "s{step}", "--save-dir"])
-            .arg(self.runs())
+        let mut command = match launcher.script {
+            Some(script) => Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join(script)),
+            None => Command::new(self.program.path()),
+        };
+        if launcher.script.is_some() {
+            command.args(["-n", &ranks.to_string()]).arg(self.program.path());
+        }
+        command.args(self.program.flags);
+        if !self.program.directory.is_empty() {
+            command.arg(self.program.directory).arg(self.dir.path().join("runs"));
+        }
+        let child = command
             .args(flags)
             .env("TCH_CHECKPOINT_GRACE", "30")
             .env("NO_COLOR", "1")
             .env_remove("TCH_CHECKPOINT_SABOTAGE")
             .env_remove("SLURM_JOB_END_TIME")
+            .env_remove("RUST_BACKTRACE")
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
@@ -79,40 +137,47 @@ impl Place {
 
     /// The steps of all visible checkpoints, each of which is whole.
     pub fn saved(&self) -> Vec<u64> {
+        let visible = self.visible();
+        for (name, _) in &visible {
+            // What `tch-checkpoint verify` does, but the command has to start up first.
+            let wanted = Wanted::parse(self.runs().join(name)).unwrap();
+            let found = find(&LocalStorage::new(), &wanted).unwrap();
+            let verified = verify(&found, &mut |_| ()).unwrap();
+            assert_eq!(verified.damage, [], "{name}");
+        }
+        visible.into_iter().map(|(_, step)| step).collect()
+    }
+
+    /// Names and steps, by steps. What is no directory is a link or a file beside them.
+    fn visible(&self) -> Vec<(String, u64)> {
+        let entries = std::fs::read_dir(self.runs()).into_iter().flatten().flatten();
+        let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let names = directories.filter_map(|entry| entry.file_name().into_string().ok());
+        let step = |name: &str| name.strip_prefix(self.program.prefix)?.parse().ok();
+        let mut visible: Vec<(String, u64)> = names
+            .filter(|name| !name.starts_with('.'))
+            .map(|name| (name.clone(), step(&name).unwrap_or_else(|| panic!("what is {name}?"))))
+            .collect();
+        visible.sort_unstable_by_key(|(_, step)| *step);
+        visible
+    }
+
+    /// Hidden entries that are neither a lock nor a pin.
+    pub fn debris(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.runs()).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let visible: Vec<String> = names.filter(|name| !name.starts_with('.')).collect();
-        let mut steps = Vec::new();
-        for name in &visible {
-            let mut verify = Command::new(env!("CARGO_BIN_EXE_tch-checkpoint"));
-            let verified = verify.arg("verify").arg(self.runs().join(name)).output().unwrap();
-            assert!(verified.status.success(), "{name}: {verified:?}");
-            steps.push(name.strip_prefix('s').and_then(|step| step.parse().ok()).unwrap());
-        }
-        steps.sort_unstable();
-        steps
+        let is_debris = |name: &String| name.starts_with('.') && name != ".tch-checkpoint.lock";
+        names.filter(is_debris).collect()
     }
 
     /// Whether there is a visible checkpoint of this step or a later one.
     fn has_saved(&self, step: u64) -> bool {
-        let entries = std::fs::read_dir(self.runs()).into_iter().flatten().flatten();
-        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        names.filter_map(|name| name.strip_prefix('s')?.parse().ok()).any(|at: u64| at >= step)
-    }
-
-    /// Runs to this many epochs, from `resume`; the hash of the state at the end.
-    pub fn state_after(&self, launcher: Launcher, epochs: u64, resume: &str) -> String {
-        let epochs = epochs.to_string();
-        let flags = ["--total-epochs", &epochs, "--resume", resume, "--print-state-hash"];
-        let ended = self.start(launcher, &flags, &[]).end();
-        assert!(ended.status.success(), "{}", ended.output);
-        let state = ended.output.lines().find_map(|line| line.strip_prefix("state "));
-        state.unwrap_or_else(|| panic!("no state in {}", ended.output)).to_owned()
+        self.visible().iter().any(|(_, at)| *at >= step)
     }
 
     /// Processes of jobs here, zombies aside, with the number that `launcher` gave them, if any.
     fn processes(&self, launcher: Launcher) -> Vec<(Pid, Option<u32>)> {
-        let wanted = self.0.path().to_str().unwrap();
+        let wanted = self.dir.path().to_str().unwrap();
         let look = |entry: std::io::Result<std::fs::DirEntry>| {
             let entry = entry.ok()?;
             let read = |name| std::fs::read(entry.path().join(name)).ok();
@@ -137,12 +202,11 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// The step after which the job said that it saved, for this reason.
-    pub fn saved_at(&self, reason: &str) -> Option<u64> {
-        let said = self.output.lines().find(|line| line.contains("saved; training ends"))?;
-        let field = |name: &str| said.split(name).nth(1).map(str::trim);
-        assert!(field(" reason=").is_some_and(|text| text.starts_with(reason)), "{said}");
-        field(" step=")?.split_whitespace().next()?.parse().ok()
+    /// The hash of the state at the end.
+    pub fn state(&self) -> String {
+        assert!(self.status.success(), "{}", self.output);
+        let state = self.output.lines().find_map(|line| line.strip_prefix("state "));
+        state.unwrap_or_else(|| panic!("no state in {}", self.output)).to_owned()
     }
 }
 
@@ -167,6 +231,16 @@ impl Job<'_> {
             self.place.has_saved(step) || ended.is_some()
         });
         assert!(reached && ended.is_none(), "{ended:?}: {}", self.output());
+    }
+
+    /// Waits until it has said this.
+    pub fn wait_for_output(&mut self, words: &str) {
+        let mut ended = None;
+        let said = within_deadline(|| {
+            ended = self.child.try_wait().unwrap();
+            self.output().contains(words) || ended.is_some()
+        });
+        assert!(said && ended.is_none(), "{ended:?}: {}", self.output());
     }
 
     /// Signals the launcher.

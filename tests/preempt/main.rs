@@ -5,24 +5,47 @@
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "helpers of tests")]
 
 mod in_process;
-mod job;
+#[path = "../jobs/mod.rs"]
+mod jobs;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 
 #[cfg(feature = "mpi")]
-use self::job::MPIRUN;
-use self::job::{Ended, Job, Launcher, Place, TORCHRUN};
+use self::jobs::MPIRUN;
+use self::jobs::{Ended, Job, Launcher, Place, Program, TORCHRUN};
 
 /// Steps of an epoch of the example.
 const EPOCH: u64 = 24;
 /// Far more than any test waits for.
 const LONG: &[&str] = &["--total-epochs", "100000"];
 const REQUEUE: i32 = 75;
+const DIGITS: Program = Program {
+    example: "digits",
+    flags: &["--auto-save-steps", "7", "--name", "s{step}"],
+    directory: "--save-dir",
+    experiment: "",
+    prefix: "s",
+};
+
+/// The step after which the job said that it saved, for this reason.
+fn saved_at(ended: &Ended, reason: &str) -> Option<u64> {
+    let said = ended.output.lines().find(|line| line.contains("saved; training ends"))?;
+    let field = |name: &str| said.split(name).nth(1).map(str::trim);
+    assert!(field(" reason=").is_some_and(|text| text.starts_with(reason)), "{said}");
+    field(" step=")?.split_whitespace().next()?.parse().ok()
+}
+
+/// Runs to this many epochs, from `resume`; the hash of the state at the end.
+fn state_after(place: &Place, launcher: Launcher, epochs: u64, resume: &str) -> String {
+    let epochs = epochs.to_string();
+    let flags = ["--total-epochs", &epochs, "--resume", resume, "--print-state-hash"];
+    place.start(launcher, &flags, &[]).end().state()
+}
 
 fn tell(launcher: Launcher, how: impl FnOnce(&Job<'_>)) -> (Place, Ended) {
-    let place = Place::new();
+    let place = Place::of(&DIGITS);
     let mut job = place.start(launcher, LONG, &[]);
     // In the middle of the first epoch.
     job.wait_for_step(7);
@@ -33,7 +56,7 @@ fn tell(launcher: Launcher, how: impl FnOnce(&Job<'_>)) -> (Place, Ended) {
 
 /// The job has saved for this reason and wants to be started again; the step.
 fn assert_saved(place: &Place, ended: &Ended, reason: &str) -> u64 {
-    let step = ended.saved_at(reason).unwrap_or_else(|| panic!("not saved: {}", ended.output));
+    let step = saved_at(ended, reason).unwrap_or_else(|| panic!("not saved: {}", ended.output));
     assert_eq!(place.saved().last(), Some(&step), "{}", ended.output);
     step
 }
@@ -41,8 +64,8 @@ fn assert_saved(place: &Place, ended: &Ended, reason: &str) -> u64 {
 /// From the checkpoint of `step`, the newest, training goes on as if nothing had happened.
 fn assert_resumes_exactly(place: &Place, launcher: Launcher, step: u64) {
     let epochs = step / EPOCH + 1;
-    let resumed = place.state_after(launcher, epochs, "latest");
-    let whole = Place::new().state_after(launcher, epochs, "none");
+    let resumed = state_after(place, launcher, epochs, "latest");
+    let whole = state_after(&Place::of(&DIGITS), launcher, epochs, "none");
     assert_eq!(resumed, whole, "resumed after step {step}");
 }
 
@@ -109,7 +132,7 @@ fn end_in(seconds: u64) -> String {
 }
 
 fn before_its_time_ends(launcher: Launcher) {
-    let place = Place::new();
+    let place = Place::of(&DIGITS);
     let flags = [LONG, &["--time-margin", "3598"]].concat();
     let ended = place.start(launcher, &flags, &[("SLURM_JOB_END_TIME", &end_in(3600))]).end();
     assert_eq!(ended.status.code(), Some(REQUEUE), "{}", ended.output);
@@ -124,7 +147,7 @@ fn torchrun_saves_before_the_jobs_time_ends() {
 
 #[test]
 fn an_end_that_is_no_time_is_refused_before_training() {
-    let place = Place::new();
+    let place = Place::of(&DIGITS);
     let flags = [LONG, &["--time-margin", "1"]].concat();
     let ended = place.start(TORCHRUN, &flags, &[("TCH_CHECKPOINT_END_TIME", "soon")]).end();
     assert_eq!(ended.status.code(), Some(7), "{}", ended.output);
@@ -159,7 +182,7 @@ mod mpirun {
         let saved = place.saved();
         let newest = *saved.last().unwrap();
         assert!(newest >= 7, "{saved:?}");
-        if let Some(step) = ended.saved_at("SIGTERM") {
+        if let Some(step) = saved_at(&ended, "SIGTERM") {
             assert_eq!(step, newest, "what is said to be saved is there");
         }
         assert_resumes_exactly(&place, MPIRUN, newest);
@@ -167,7 +190,7 @@ mod mpirun {
 
     #[test]
     fn sigterm_with_time_to_save_is_committed() {
-        let place = Place::new();
+        let place = Place::of(&DIGITS);
         let time = ("OMPI_MCA_odls_base_sigkill_timeout", "5");
         let mut job = place.start(MPIRUN, LONG, &[time]);
         job.wait_for_step(7);
