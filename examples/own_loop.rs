@@ -7,7 +7,6 @@
 //! launch/torchrun.sh -n 2 target/debug/examples/own_loop --steps 600 --monitor val_loss --keep-best 1
 //! ```
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -20,7 +19,7 @@ use tch_checkpoint::{ProcessGroup, Result};
 #[path = "training/mod.rs"]
 mod training;
 
-use training::Training;
+use training::{Training, log_to_stderr, say};
 
 /// Trains a small network on handwritten digits, in a loop of its own.
 #[derive(Parser)]
@@ -58,6 +57,9 @@ struct Flags {
     /// Save beside training.
     #[arg(long)]
     r#async: bool,
+    /// Let training go on while the state is still being copied, up to the optimizer's step.
+    #[arg(long, requires = "async")]
+    overlap: bool,
     /// Seed of initial values, data order and dropout.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -104,7 +106,11 @@ impl Flags {
                 Direction::Min => Mode::Min,
                 Direction::Max => Mode::Max,
             },
-            save_mode: if self.r#async { AsyncMode::Async } else { AsyncMode::Disabled },
+            save_mode: match (self.r#async, self.overlap) {
+                (false, _) => AsyncMode::Disabled,
+                (true, false) => AsyncMode::Async,
+                (true, true) => AsyncMode::AsyncOverlap,
+            },
             resume: self.resume.0.clone(),
             ..CheckpointerConfig::default()
         }
@@ -116,14 +122,12 @@ fn run(flags: &Flags) -> Result<ExitCode> {
     let group = ProcessGroup::from_env()?;
     let mut training = Training::new(&group, flags.seed)?;
     let mut checkpointer = Checkpointer::new(&group, flags.config())?;
-    let resumed = checkpointer.resume(&mut training.parts())?;
-    let first = resumed.map_or(0, |resumed| resumed.state.step);
+    let first = checkpointer.resume(&mut training.parts())?.map_or(0, |from| from.state.step);
 
     for step in first..flags.steps {
         training.step(step, || checkpointer.before_update())?;
         let at = training.at(step + 1, flags.steps);
-        let stepped = checkpointer.step_callback(&at, &mut training.parts())?;
-        if let Some(why) = stepped.stop {
+        if let Some(why) = checkpointer.step_callback(&at, &mut training.parts())?.stop {
             drop(checkpointer);
             group.finish()?;
             return Ok(why.into());
@@ -131,9 +135,8 @@ fn run(flags: &Flags) -> Result<ExitCode> {
     }
     let at = training.at(flags.steps.max(first), flags.steps);
     checkpointer.finish(&at, &mut training.parts())?;
-    if flags.print_state_hash && group.is_coordinator() {
-        // Whoever closed stdout does not want to know.
-        let _ = writeln!(std::io::stdout(), "state {}", training.hash(at.counters().step)?);
+    if flags.print_state_hash {
+        say(&group, format_args!("state {}", training.hash(at.counters().step)?));
     }
     drop(checkpointer);
     group.finish()?;
@@ -142,12 +145,6 @@ fn run(flags: &Flags) -> Result<ExitCode> {
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
-        )
-        .init();
+    log_to_stderr();
     ProcessGroup::run_main(|| run(&flags))
 }

@@ -2,6 +2,10 @@
 //! what the examples with a loop of their own have in common.
 
 #![allow(clippy::cast_possible_truncation, reason = "there are 1,797 samples")]
+#![allow(dead_code, reason = "not every example needs all of it")]
+
+use std::fmt;
+use std::io::Write;
 
 use tch::{Device, Kind, Tensor, nn, nn::ModuleT};
 use tch_checkpoint::checkpointer::{At, Parts};
@@ -17,6 +21,23 @@ mod data;
 const BATCH: usize = 60;
 /// Every so many steps the held-out samples are looked at.
 const VALIDATE_EVERY: u64 = 25;
+
+/// Warnings, or what `RUST_LOG` says, to stderr: stdout is for results.
+pub(crate) fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")))
+        .init();
+}
+
+/// A line of results, which rank 0 alone prints.
+pub(crate) fn say(group: &ProcessGroup, line: fmt::Arguments<'_>) {
+    if group.is_coordinator() {
+        // Whoever closed stdout does not want to know.
+        let _ = writeln!(std::io::stdout(), "{line}");
+    }
+}
 
 /// Everything that is trained, on one rank.
 pub(crate) struct Training {
