@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The main job, for real: trains on 2 ranks under mpirun with automatic checkpoints, kills a rank,
 # resumes on 2, 1 and 3 ranks, verifies every byte, and opens a checkpoint with stock Python tools.
+# Then a training loop of its own, which saves beside training and keeps the last two and the best.
 #
 #   launch/demo.sh [DIR]      default: target/demo. DIR is emptied first, but only if a demo made it.
 set -euo pipefail
@@ -113,11 +114,12 @@ prepare() {
   check_dir
   launch/setup.sh
   say "building (the first time this takes a minute or two)"
-  start 1800 cargo build --quiet --features "$features" --bins --example digits
+  start 1800 cargo build --quiet --features "$features" --bins --example digits --example own_loop
   wait "$child" || fail "the build failed, or took over 1800 s"
   child=
   local target=${CARGO_TARGET_DIR:-target}
   example=$target/debug/examples/digits
+  own_loop=$target/debug/examples/own_loop
   command=$target/debug/tch-checkpoint
   empty_dir
 }
@@ -180,10 +182,24 @@ resume_everywhere() {
   done
 }
 
+loop_of_its_own() {
+  say "a loop of its own on 2 ranks: saves beside training, keeps the last two and the best"
+  local kept
+  limited launch/mpirun.sh -n 2 "$own_loop" --dir "$dir" --experiment own-loop --steps 1500 \
+    --every-steps 50 --async --monitor val_loss --keep-last 2 --keep-best 1 >"$dir/own-loop.log" 2>&1 ||
+    { cat "$dir/own-loop.log" >&2; fail "the loop of its own failed; its output is above"; }
+  find "$dir/own-loop" -mindepth 1 ! -path '*/.*' \( -type l -printf '%f -> %l\n' -o \
+    -type d -printf '%f\n' \) | sort
+  kept=$(find "$dir/own-loop" -mindepth 1 -type d ! -name '.*' | wc -l)
+  [ "$kept" -ge 2 ] && [ "$kept" -le 3 ] || fail "$kept checkpoints are left"
+  [ "$(newest "$dir/own-loop" | field step)" = 1500 ] || fail "the newest is not the last"
+  row "a loop of its own" "30 saves beside training, $kept checkpoints kept"
+}
+
 verify_all() {
   say "verifying every byte of every checkpoint"
   local count=0 path
-  for path in "$dir"/{whole,killed,before-resume,on-1,on-3}/epoch*; do
+  for path in "$dir"/{whole,killed,before-resume,on-1,on-3}/epoch* "$dir"/own-loop/checkpoint*; do
     "$command" verify "$path"
     count=$((count + 1))
   done
@@ -221,6 +237,7 @@ prepare
 train_undisturbed
 train_and_kill
 resume_everywhere
+loop_of_its_own
 verify_all
 open_in_python
 show
