@@ -19,6 +19,7 @@ pub mod tensor;
 pub mod autosave;
 pub mod cast;
 mod codec;
+mod globs;
 mod hf_index;
 pub mod layout;
 pub mod manifest;

@@ -14,16 +14,15 @@
 //! `*` matches any run of characters, dots included, as in Python's `fnmatch`; `**` is the same.
 //! `\` takes the meaning from the character after it.
 
-mod globs;
 mod rename;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::globs::Globs;
 use crate::manifest::{Manifest, TensorRecord};
 use crate::tensor::Component;
 
-pub(crate) use globs::Globs;
 pub use rename::Rename;
 use rename::RenameMap;
 

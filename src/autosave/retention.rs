@@ -4,11 +4,11 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 
-use globset::{Glob, GlobSet};
 use serde::{Deserialize, Serialize};
 
 use crate::autosave::Mode;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
+use crate::globs::Globs;
 use crate::layout::{CheckpointName, SaveId};
 use crate::manifest::CheckpointInfo;
 
@@ -160,29 +160,20 @@ impl KeepBest {
 /// Names and globs of names.
 struct Pins<'a> {
     names: &'a [String],
-    globs: GlobSet,
+    globs: Globs,
 }
 
 impl<'a> Pins<'a> {
     fn parse(names: &'a [String]) -> Result<Self> {
-        let mut globs = GlobSet::builder();
-        for name in names {
-            globs.add(Glob::new(name).map_err(|e| not_a_glob(name, e.kind()))?);
-        }
-        let globs = globs.build().map_err(|e| not_a_glob(&names.join("`, `"), e.kind()))?;
+        let globs = Globs::new("pinned", names)
+            .map_err(|e| e.with_help("write a special character as itself in brackets: `[[]`"))?;
         Ok(Self { names, globs })
     }
 
     /// A name is also meant literally: one with braces pins itself.
     fn hold(&self, name: &CheckpointName) -> bool {
-        self.names.iter().any(|n| n == name.as_str()) || self.globs.is_match(name.as_str())
+        self.names.iter().any(|n| n == name.as_str()) || self.globs.matches(name.as_str())
     }
-}
-
-fn not_a_glob(glob: &str, fault: &globset::ErrorKind) -> Error {
-    let message = format!("the pinned name `{glob}` is no glob: {fault}");
-    Error::new(ErrorKind::InvalidInput, message)
-        .with_help("write a special character as itself in brackets: `[[]`")
 }
 
 /// The save ids that several of `committed` bear.

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cast::is_castable;
 use crate::error::{Error, ErrorKind, Result};
+use crate::globs::Globs;
 use crate::layout;
-use crate::select::Globs;
 use crate::tensor::{Component, Dtype};
 
 /// What to export, and how. By default all of the model, as it is, and never over an existing

@@ -44,10 +44,18 @@ fn patterns_reach_over_dots() {
 
 #[test]
 fn a_bad_pattern_is_named() {
+    let deep = "{".repeat(400) + "a" + &"}".repeat(400);
+    let (long, classes) = ("a".repeat(1025), "[\u{0}-\u{10ffff}]".repeat(100));
+    let _ = selection(&[&classes], &[], &[]);
     for pattern in ["layers.[0", "{a,b", ""] {
         let error = selection(&["fine"], &[pattern], &[]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.message().contains(&format!("exclude: pattern `{pattern}`")), "{error}");
+    }
+    for pattern in [deep, long] {
+        let error = selection(&[&pattern], &[], &[]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.message().len() < 400, "{error}");
     }
 }
 

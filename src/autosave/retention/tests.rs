@@ -1,4 +1,5 @@
 use super::*;
+use crate::error::ErrorKind;
 use crate::manifest::CheckpointState;
 
 /// An automatic checkpoint `s<step>` with `loss`.

@@ -7,6 +7,7 @@ use super::decode::together;
 use super::{AsyncMode, CheckpointerConfig, InFlight, Location, Resume};
 use crate::autosave::{Every, KnownFields, Mode, NameTemplate};
 use crate::error::Result;
+use crate::globs::glob_fault;
 use crate::layout::CHECKPOINT_NAME_BYTES_MAX;
 
 /// The field of a name template that stands for the monitored metric, whatever it is called.
@@ -135,7 +136,7 @@ impl CheckpointerConfig {
             faults.push("`mode`: `max` of what? set `monitor`".to_owned());
         }
         for glob in &self.keep_pinned {
-            if let Some(fault) = glob_fault(glob) {
+            if let Some(fault) = pin_fault(glob) {
                 faults.push(format!("`keep_pinned`: `{}` {fault}; give a name or glob", cut(glob)));
             }
         }
@@ -205,12 +206,12 @@ fn metric_fault(name: &str) -> Option<&'static str> {
 }
 
 /// Why no name of a checkpoint could match this.
-fn glob_fault(glob: &str) -> Option<&'static str> {
+fn pin_fault(glob: &str) -> Option<String> {
     if glob.trim().is_empty() {
-        Some("is empty")
+        Some("is empty".to_owned())
     } else if glob.contains('/') || glob.chars().any(char::is_control) {
-        Some("holds `/` or control characters, which no name has")
+        Some("holds `/` or control characters, which no name has".to_owned())
     } else {
-        None
+        glob_fault(glob)
     }
 }

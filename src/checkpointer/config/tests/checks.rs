@@ -20,6 +20,8 @@ const CONTRADICTIONS: &[(Change, &str)] = &[
     (|c| CheckpointerConfig { mode: Mode::Max, ..c }, "`mode`: `max` of what? set `monitor`"),
     (|c| c.keep_pinned([" "]), "`keep_pinned`: ` ` is empty"),
     (|c| c.keep_pinned(["a/b*"]), "`keep_pinned`: `a/b*` holds `/`"),
+    (|c| c.keep_pinned(["a", "[a-"]), "`keep_pinned`: `[a-` cannot be read: "),
+    (|c| c.keep_pinned(["{".repeat(400) + "a*" + &"}".repeat(400)]), "`keep_pinned`: `{{{{"),
     (|c| c.every_epochs(0), "`save_every_epochs`: 0 is no interval"),
     (|c| c.every_steps(0), "`save_every_steps`: 0 is no interval"),
     (|c| c.every_minutes(0.0), "`save_every_minutes`: 0 is no interval"),

@@ -18,6 +18,7 @@ fn values_are_read_as_the_types_of_their_fields() {
         ("SAVE_EVERY_EPOCHS", " 2 "),
         ("SAVE_EVERY_STEPS", "1099511627776"),
         ("SAVE_EVERY_MINUTES", "0.1"),
+        ("SAVE_ON_BEST", "yes"),
         ("SAVE_AT_END", "false"),
         ("SAVE_ON_SIGNAL", "0"),
         ("SAVE_BEFORE_TIME_LIMIT", "Off"),
@@ -37,6 +38,8 @@ fn values_are_read_as_the_types_of_their_fields() {
         ("RESUME", "step:40"),
         ("RESUME_IF_ANY", "FALSE"),
         ("RESUME_FALL_BACK", "1"),
+        ("RESUME_STRICT", "no"),
+        ("RESUME_DATA", "off"),
         ("SPACE_WARNING_MIB", "0"),
         ("AUDIT", "on"),
     ]);
