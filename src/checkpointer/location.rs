@@ -9,9 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Location;
 use crate::error::{Error, ErrorKind, Result};
+use crate::layout::CHECKPOINT_NAME_BYTES_MAX;
 
-/// Longest name of an experiment in bytes; leaves room for what tools append.
-const EXPERIMENT_BYTES_MAX: usize = 200;
 /// Where experiments lie on this machine, below the working directory.
 const LOCAL: &str = "checkpoints";
 /// Where Colab keeps everything; gone with the machine.
@@ -184,7 +183,7 @@ impl Location {
 
 impl ColabDrive {
     /// The path in Drive, which has to stay there.
-    fn checked_path(&self) -> Result<&Path> {
+    pub(super) fn checked_path(&self) -> Result<&Path> {
         let path = &self.drive_path;
         let is_name = |part: Component<'_>| matches!(part, Component::Normal(_));
         if path.as_os_str().is_empty() || !path.components().all(is_name) {
@@ -217,22 +216,24 @@ fn is_colab(environment: &dyn Environment) -> bool {
     COLAB_VARIABLES.iter().any(|name| is_set(name)) && environment.is_directory(Path::new(CONTENT))
 }
 
-/// Whether an experiment can have this name: one component of a path, visible, not too long.
-///
-/// # Errors
-/// [`ErrorKind::InvalidInput`], with the reason.
-pub(super) fn check_experiment(name: &str) -> Result<()> {
-    let fault = if name.trim().is_empty() {
-        "is empty"
-    } else if name.len() > EXPERIMENT_BYTES_MAX {
-        "is longer than 200 bytes"
+/// Why an experiment cannot have this name, which is one component of a path, visible, not too
+/// long.
+pub(super) fn experiment_fault(name: &str) -> Option<&'static str> {
+    if name.trim().is_empty() {
+        Some("is empty")
+    } else if name.len() > CHECKPOINT_NAME_BYTES_MAX {
+        Some("is longer than 200 bytes")
     } else if name.starts_with('.') {
-        "begins with a dot"
+        Some("begins with a dot")
     } else if name.contains(['/', '\\']) || name.chars().any(char::is_control) {
-        "holds a slash, a backslash or control characters"
+        Some("holds `/`, `\\` or control characters")
     } else {
-        return Ok(());
-    };
+        None
+    }
+}
+
+fn check_experiment(name: &str) -> Result<()> {
+    let Some(fault) = experiment_fault(name) else { return Ok(()) };
     let shown: String = name.chars().take(80).collect();
     Err(Error::new(ErrorKind::InvalidInput, format!("the name {shown:?} of an experiment {fault}"))
         .with_help("choose one name, not a path; where it lies is said by the location"))

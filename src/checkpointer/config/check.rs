@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::super::location::experiment_fault;
 use super::decode::together;
 use super::{AsyncMode, CheckpointerConfig, InFlight, Location, Resume};
 use crate::autosave::{Every, KnownFields, Mode, NameTemplate};
 use crate::error::Result;
 use crate::globs::glob_fault;
-use crate::layout::CHECKPOINT_NAME_BYTES_MAX;
 
 /// The field of a name template that stands for the monitored metric, whatever it is called.
 pub const METRIC_FIELD: &str = "metric";
@@ -39,6 +39,15 @@ impl CheckpointerConfig {
         }
         if self.location == Location::Path(Path::new("").to_owned()) {
             faults.push("`location`: an empty path; use `local` for `./checkpoints`".to_owned());
+        }
+        if let Location::ColabDriveAt(drive) = &self.location
+            && let Err(error) = drive.checked_path()
+        {
+            let path = cut(&drive.drive_path.to_string_lossy());
+            faults.push(format!(
+                "`location.colab_drive_at.drive_path`: `{path}`: {}",
+                error.message()
+            ));
         }
     }
 
@@ -176,21 +185,6 @@ impl CheckpointerConfig {
 
 fn cut(text: &str) -> String {
     text.chars().take(80).collect()
-}
-
-/// Why this is no component of a path that experiments may have.
-fn experiment_fault(name: &str) -> Option<&'static str> {
-    if name.trim().is_empty() {
-        Some("is empty")
-    } else if name.len() > CHECKPOINT_NAME_BYTES_MAX {
-        Some("is longer than 200 bytes")
-    } else if name.starts_with('.') {
-        Some("begins with a dot")
-    } else if name.contains(['/', '\\']) || name.chars().any(char::is_control) {
-        Some("holds `/`, `\\` or control characters")
-    } else {
-        None
-    }
 }
 
 fn metric_fault(name: &str) -> Option<&'static str> {

@@ -50,6 +50,13 @@ const CONTRADICTIONS: &[(Change, &str)] = &[
     (|c| CheckpointerConfig { experiment: "a".repeat(201), ..c }, "`experiment`: `aaa"),
     (|c| c.in_directory(""), "`location`: an empty path"),
     (
+        |c| {
+            let drive = ColabDrive { drive_path: "../a".into(), ..ColabDrive::default() };
+            c.at(Location::ColabDriveAt(drive))
+        },
+        "`location.colab_drive_at.drive_path`: `../a`: the path in Drive has to be relative",
+    ),
+    (
         |c| c.named("e{epoc}"),
         "`name`: name template `e{epoc}`: unknown field `epoc`, did you mean `epoch`?",
     ),
