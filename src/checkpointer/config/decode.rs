@@ -11,6 +11,10 @@ use crate::nearest::nearest;
 
 /// Faults that one error lists.
 const FAULTS_MAX: usize = 20;
+/// Tables and lists in a field that holds most of them: how deep the place of a fault is looked for.
+const FIELDS_DEPTH: usize = 2;
+/// Parts of one table or list of which that is looked for.
+const CHILDREN_MAX: usize = 1000;
 
 /// Names of all fields with their defaults.
 pub(super) fn fields() -> Map<String, Value> {
@@ -28,7 +32,18 @@ pub(super) fn from_fields(fields: Map<String, Value>) -> serde_json::Result<Chec
 /// Whether `field` can hold `value`; the reason in words if not.
 pub(super) fn try_field(field: &str, value: &Value) -> Result<(), String> {
     let only = Map::from_iter([(field.to_owned(), value.clone())]);
-    from_fields(only).map(drop).map_err(|error| error.to_string())
+    from_fields(only).map(drop).map_err(|error| in_words(&error.to_string()))
+}
+
+/// What serde says, without the names of Rust's types.
+fn in_words(reason: &str) -> String {
+    let reason = match reason {
+        "invalid type: unit variant, expected newtype variant" => "this one needs a value",
+        reason => reason,
+    };
+    reason
+        .replace("expected u64", "expected a whole number, 0 or more")
+        .replace("expected f64", "expected a number")
 }
 
 /// The configuration under `section`, names of tables joined by dots, of the whole text if empty.
@@ -83,9 +98,68 @@ fn unknown(key: &Key, meant: Option<&str>) -> Fault {
 
 fn field_of(key: &Key, node: &Node) -> Result<Value, Fault> {
     let value = node.to_json()?;
-    try_field(&key.name, &value)
-        .map_err(|reason| Fault::new(node.at, format!("`{}`: {reason}", key.name)))?;
+    let fits = |value: &Value| try_field(&key.name, value);
+    fits(&value).map_err(|reason| {
+        let (at, reason) = innermost(key, node, reason, &fits, 0);
+        let hint = hint(&key.name, &value, &reason);
+        Fault::new(at, format!("`{}`: {reason}{hint}", key.name))
+    })?;
     Ok(value)
+}
+
+/// The byte at which the fault of `node` is, which does not fit for `reason`, and the reason there.
+fn innermost(
+    key: &Key,
+    node: &Node,
+    reason: String,
+    fits: &dyn Fn(&Value) -> Result<(), String>,
+    depth: usize,
+) -> (usize, String) {
+    let look = |key: &Key, child: &Node, whole: &dyn Fn(Value) -> Value| {
+        let fits = |value: &Value| fits(&whole(value.clone()));
+        let value = child.to_json().map_err(|fault| fault.what);
+        let reason = value.and_then(|value| fits(&value)).err()?;
+        Some(innermost(key, child, reason, &fits, depth + 1))
+    };
+    let found = match &node.kind {
+        _ if depth == FIELDS_DEPTH || reason.starts_with("invalid type: map") => None,
+        Kind::List(_) if fits(&Value::Array(Vec::new())).is_err() => None,
+        Kind::Table(entries) => entries.iter().take(CHILDREN_MAX).find_map(|(key, child)| {
+            look(key, child, &|value| Value::Object(Map::from_iter([(key.name.clone(), value)])))
+        }),
+        Kind::List(items) => items
+            .iter()
+            .take(CHILDREN_MAX)
+            .find_map(|item| look(key, item, &|value| Value::Array(vec![value]))),
+        _ => None,
+    };
+    found.unwrap_or_else(|| {
+        let unknown =
+            ["unknown field", "unknown variant"].map(|what| format!("{what} `{}`", key.name));
+        let is_the_name = unknown.iter().any(|name| reason.starts_with(name));
+        (if is_the_name { key.at } else { node.at }, reason)
+    })
+}
+
+/// What to write instead of a value that other tools would take.
+fn hint(field: &str, value: &Value, reason: &str) -> &'static str {
+    let is_optional = fields().get(field).is_some_and(Value::is_null);
+    match value {
+        Value::Number(number) if number.as_f64() < Some(0.0) && is_optional => {
+            "; leave it out for none"
+        }
+        Value::Number(_) if reason.starts_with("invalid type: floating point") => {
+            "; write it without point and exponent"
+        }
+        Value::Number(_) | Value::Bool(_) if reason.ends_with("expected a string") => {
+            "; put it in quotes"
+        }
+        Value::String(_) if reason.ends_with("expected a boolean") => "; write `true` or `false`",
+        Value::String(text) if text.contains('/') && reason.contains("`path`") => {
+            "; a path is a table with `path`"
+        }
+        _ => "",
+    }
 }
 
 fn find<'a>(text: &str, root: &'a Node, section: &str) -> Result<&'a Node> {

@@ -84,9 +84,9 @@ fn unknown_variables_and_unfit_values_are_named_all_at_once() {
         "_CONFIG_KEEP_LATS` sets nothing, did you mean `TCH_CHECKPOINT_CONFIG_KEEP_LAST`?",
         "_CONFIG_COLOUR` sets nothing: there is no such field",
         "_CONFIG_keep_last` sets nothing, did you mean `TCH_CHECKPOINT_CONFIG_KEEP_LAST`?",
-        "_CONFIG_KEEP_BEST` does not fit: invalid type: string \"two\", expected u64",
+        "_CONFIG_KEEP_BEST` does not fit: invalid type: string \"two\", expected a whole number, 0 or more",
         "_CONFIG_RESUME` does not fit: unknown variant `stop:40`, expected one of `latest`",
-        "_CONFIG_SAVE_EVERY_MINUTES` does not fit: invalid type: string \"nan\", expected f64",
+        "_CONFIG_SAVE_EVERY_MINUTES` does not fit: invalid type: string \"nan\", expected a number",
     ] {
         assert!(error.message().contains(line), "{line}: {error}");
     }
