@@ -3,6 +3,26 @@
 //! Drive mounted as a file system does not say what the account's quota leaves. The API does, to
 //! whoever has an access token with a scope that reads Drive's metadata (`drive.metadata.readonly`
 //! is enough). The token goes to the endpoint alone, by HTTPS, and into no log and no error.
+//!
+//! A [`Checkpointer`](crate::checkpointer::Checkpointer) at
+//! [`Location::ColabDrive`](crate::checkpointer::Location::ColabDrive) asks the mounted file system
+//! and holds no token. A program that has one asks before training, on one rank:
+//!
+//! ```no_run
+//! use tch_checkpoint::checkpointer::{Checkpointer, CheckpointerConfig, Location};
+//! use tch_checkpoint::drive::DriveProbe;
+//! # let group = tch_checkpoint::ProcessGroup::solo();
+//! # let token = String::new();
+//! let config = CheckpointerConfig::new("digits").at(Location::ColabDrive).keep_last(3);
+//! if group.is_coordinator()
+//!     && let Some(quota) = DriveProbe::new(&token)?.quota_or_none()
+//!     && quota.available_bytes().is_some_and(|bytes| bytes < 2 << 30)
+//! {
+//!     println!("Google Drive: {quota}; keep fewer checkpoints");
+//! }
+//! let checkpointer = Checkpointer::new(&group, config)?;
+//! # Ok::<(), tch_checkpoint::Error>(())
+//! ```
 
 use std::fmt;
 use std::time::Duration;

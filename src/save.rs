@@ -31,7 +31,7 @@ use crate::plan::save::{MergedPlan, local_plan, merge_plans};
 use crate::plan::{LocalPlan, OnExisting, Receipt, SavePlan, SaveTarget};
 use crate::sabotage;
 use crate::shard::write_shards;
-use crate::space::Need;
+use crate::space::{Margin, Need};
 use crate::state::StateDict;
 use crate::storage::{Directory, Storage};
 use crate::sweep::{Pace, RETRY_INTERVAL, log_failure};
@@ -54,8 +54,17 @@ pub struct SaveOptions {
     /// Warn if the storage has less than so many bytes left after this save. Default: 0, never.
     /// What does not fit at all is an error, whatever this says.
     pub space_reserve: u64,
+    /// Whether a save that seems not to fit is tried all the same, with a warning: for storages
+    /// that tell less than they have (compression, quotas told wrongly). Default: no.
+    pub ignore_space: bool,
     /// Version of libtorch, for the record; empty without libtorch.
     pub libtorch_version: String,
+}
+
+impl SaveOptions {
+    pub(crate) fn margin(&self) -> Margin {
+        Margin { reserve: self.space_reserve, ignore_space: self.ignore_space }
+    }
 }
 
 /// A committed checkpoint.
@@ -200,7 +209,7 @@ fn begin(
     merged: &MergedPlan,
     options: &SaveOptions,
 ) -> Result<Attempt> {
-    let need = Need::of_plan(merged, options.space_reserve)?;
+    let need = Need::of_plan(merged, options.margin())?;
     let parent = storage.create_dir_all(path.directory())?;
     let (save_id, on_existing) = (merged.save_id, options.on_existing);
     Attempt::begin(parent, path.name(), save_id, on_existing, &need, &Pace::of(group))

@@ -16,12 +16,21 @@ const NAME_TIMES: u64 = 6;
 /// Directory, lock, manifest, index.
 const OWN_FILES: u64 = 4;
 
+/// What a save should leave, and what happens if it does not fit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Margin {
+    /// Less than so many bytes left are a warning.
+    pub(crate) reserve: u64,
+    /// So is then what does not fit at all: the storage may tell wrong numbers.
+    pub(crate) ignore_space: bool,
+}
+
 /// What a save is about to take, and what it should leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Need {
     bytes: u64,
     files: u64,
-    reserve: u64,
+    margin: Margin,
 }
 
 /// What is to be said about a need.
@@ -36,12 +45,12 @@ enum Verdict {
 
 impl Need {
     /// Of files of these lengths.
-    pub(crate) fn of_files(lengths: impl IntoIterator<Item = u64>, reserve: u64) -> Self {
-        let empty = Self { bytes: 0, files: OWN_FILES, reserve };
+    pub(crate) fn of_files(lengths: impl IntoIterator<Item = u64>, margin: Margin) -> Self {
+        let empty = Self { bytes: 0, files: OWN_FILES, margin };
         lengths.into_iter().fold(empty, |need, len| Self {
             bytes: need.bytes.saturating_add(in_blocks(len)),
             files: need.files + 1,
-            reserve,
+            margin,
         })
     }
 
@@ -49,7 +58,7 @@ impl Need {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if the values cannot be encoded.
-    pub(crate) fn of_plan(merged: &MergedPlan, reserve: u64) -> Result<Self> {
+    pub(crate) fn of_plan(merged: &MergedPlan, margin: Margin) -> Result<Self> {
         let mut values = crate::codec::encode(&(&merged.values, &merged.rank_values))?.len() as u64;
         for (alias, target) in &merged.aliases {
             values += (alias.as_str().len() + target.as_str().len()) as u64 + 64;
@@ -61,7 +70,7 @@ impl Need {
             lengths.extend(plan.sums_file.as_ref().map(|_| BLOCK_BYTES + sums_bytes(pieces)));
         }
         lengths.extend(merged.attached.iter().map(|file| file.len));
-        Ok(Self::of_files(lengths, reserve))
+        Ok(Self::of_files(lengths, margin))
     }
 
     /// On the coordinator, after old debris was swept and before anything is written to `parent`.
@@ -71,34 +80,28 @@ impl Need {
     /// # Errors
     /// [`ErrorKind::NoSpace`].
     pub(crate) fn check(&self, parent: &dyn Directory) -> Result<()> {
-        let path = parent.path();
-        let space = match parent.space() {
-            Ok(Some(space)) => space,
-            Ok(None) => {
-                tracing::debug!(path = %path.display(), "free space is not known");
-                return Ok(());
-            }
-            Err(error) => {
-                tracing::debug!(path = %path.display(), %error, "free space is not known");
-                return Ok(());
-            }
-        };
-        match self.verdict(&space) {
-            Verdict::Fits => Ok(()),
+        let Some(space) = known(parent) else { return Ok(()) };
+        let error = match self.verdict(&space) {
+            Verdict::Fits => return Ok(()),
             Verdict::Scarce(left) => {
                 tracing::warn!(
-                    path = %path.display(),
+                    path = %parent.path().display(),
                     available = %mib(space.usable_bytes()),
                     needed = %mib(self.bytes),
                     left = %mib(left),
-                    minimum = %mib(self.reserve),
+                    minimum = %mib(self.margin.reserve),
                     "space is getting scarce: this save leaves less than the minimum"
                 );
-                Ok(())
+                return Ok(());
             }
-            Verdict::TooLarge => Err(self.too_large(parent, &space)),
-            Verdict::TooManyFiles(available) => Err(self.too_many(parent, available)),
+            Verdict::TooLarge => self.too_large(parent, &space),
+            Verdict::TooManyFiles(available) => self.too_many(parent, available),
+        };
+        if self.margin.ignore_space {
+            tracing::warn!(%error, "this save seems not to fit, and is tried all the same");
+            return Ok(());
         }
+        Err(error)
     }
 
     fn verdict(&self, space: &Space) -> Verdict {
@@ -107,7 +110,7 @@ impl Need {
         }
         match space.usable_bytes().checked_sub(self.bytes) {
             None => Verdict::TooLarge,
-            Some(left) if left < self.reserve => Verdict::Scarce(left),
+            Some(left) if left < self.margin.reserve => Verdict::Scarce(left),
             Some(_) => Verdict::Fits,
         }
     }
@@ -137,6 +140,32 @@ impl Need {
              written, older checkpoints are untouched",
         )
     }
+}
+
+/// On the coordinator, before training: warns if less than `minimum` bytes are left already, and if
+/// what is left is not known, which is said once and not at every save.
+pub(crate) fn look(parent: &dyn Directory, minimum: u64) {
+    let path = parent.path();
+    match known(parent).map(|space| space.usable_bytes()) {
+        None => tracing::warn!(
+            path = %path.display(),
+            "free space is not known here: every save is taken to fit"
+        ),
+        Some(available) if available < minimum => tracing::warn!(
+            path = %path.display(),
+            available = %mib(available),
+            minimum = %mib(minimum),
+            "little space is left for checkpoints"
+        ),
+        Some(_) => {}
+    }
+}
+
+fn known(parent: &dyn Directory) -> Option<Space> {
+    parent.space().unwrap_or_else(|error| {
+        tracing::debug!(path = %parent.path().display(), %error, "asking for free space failed");
+        None
+    })
 }
 
 fn in_blocks(len: u64) -> u64 {

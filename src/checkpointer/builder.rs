@@ -181,6 +181,12 @@ impl CheckpointerConfig {
         Self { space_warning_mib: mib, ..self }
     }
 
+    /// Whether a save that seems not to fit is tried all the same.
+    #[must_use]
+    pub fn ignore_space(self, ignore_space: bool) -> Self {
+        Self { ignore_space, ..self }
+    }
+
     /// Whether replicas are compared before each save.
     #[must_use]
     pub fn audit(self, audit: bool) -> Self {

@@ -29,7 +29,8 @@ pub struct ColabDrive {
     pub drive_path: PathBuf,
     /// Where the notebook mounted Drive. Default: `/content/drive`.
     pub mount_point: PathBuf,
-    /// Warn when less than this, in MiB, would be left after a save. Default: 200.
+    /// Warn when less than this, in MiB, would be left after a save, also if the configuration says
+    /// less. Default: 200.
     pub space_warning_mib: u64,
 }
 

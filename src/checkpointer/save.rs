@@ -337,6 +337,7 @@ impl Checkpointer {
             on_existing,
             audit: self.config.audit,
             space_reserve: self.space_reserve,
+            ignore_space: self.config.ignore_space,
             ..SaveOptions::default()
         }
     }

@@ -10,13 +10,13 @@ use super::{
     Checkpointer, CheckpointerConfig, FieldDifference, ThisMachine, TrainerState, differences,
 };
 use crate::autosave::{Counters, Mode};
-use crate::catalog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::preempt::{Poll, Watch};
 use crate::rank::Rank;
 use crate::storage::{LocalStorage, Storage};
 use crate::sweep::{Pace, When, sweep};
+use crate::{catalog, space};
 
 /// A checkpointer as `config` says; `None` if it says that there is to be none.
 ///
@@ -70,20 +70,21 @@ impl Checkpointer {
             compare(&by_rank)?;
             let place = config.location.resolve(&config.experiment, &ThisMachine)?;
             let warning_mib = config.space_warning_mib.max(place.space_warning_mib);
+            let reserve = warning_mib.saturating_mul(1 << 20);
             let top = match config.enabled {
-                true => prepare(group, storage.as_ref(), &place.directory)?,
+                true => prepare(group, storage.as_ref(), &place.directory, reserve)?,
                 false => None,
             };
-            Ok((place.directory, warning_mib, top))
+            Ok((place.directory, reserve, top))
         };
-        let (directory, warning_mib, top) =
+        let (directory, space_reserve, top) =
             group.phase_all(Channel::Training, "configure", check, directory_of)?;
         let template = config.name_template()?;
         Ok(Self {
             group: group.clone(),
             storage,
             directory,
-            space_reserve: warning_mib.saturating_mul(1 << 20),
+            space_reserve,
             template,
             triggers: config.triggers()?,
             retention: config.retention()?.unwrap_or_default(),
@@ -147,11 +148,17 @@ fn compare(by_rank: &[String]) -> Result<()> {
 
 /// Coordinator: a directory that cannot be made shows before days of training. The highest
 /// generation of what is in it.
-fn prepare(group: &ProcessGroup, storage: &dyn Storage, directory: &Path) -> Result<Option<u64>> {
+fn prepare(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    directory: &Path,
+    space_reserve: u64,
+) -> Result<Option<u64>> {
     let made = storage.create_dir_all(directory);
     let parent = made.map_err(|e| e.with_help("nothing was trained; choose another location"))?;
     let pace = Pace::of(group);
     sweep(parent.as_ref(), When::BeforeSave, &pace);
+    space::look(parent.as_ref(), space_reserve);
     let found = catalog::list(parent.as_ref(), &mut || pace.progress.add(1))?;
     Ok(found.iter().filter(|info| info.is_committed()).map(|info| info.generation).max())
 }

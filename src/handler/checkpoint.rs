@@ -118,6 +118,7 @@ impl<M: Model> NNHandler<M> {
             on_existing,
             audit: self.audit,
             space_reserve: 0,
+            ignore_space: false,
             libtorch_version: torch::libtorch_version(),
         };
         save(&self.group, self.storage.as_ref(), path, state, &options)

@@ -99,6 +99,7 @@ impl<M: Model> NNHandler<M> {
             on_existing,
             audit: self.audit,
             space_reserve: 0,
+            ignore_space: false,
             libtorch_version: torch::libtorch_version(),
         }
     }

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, CheckpointName, SaveId};
 use crate::plan::OnExisting;
 use crate::single::debris::{existing, sweep};
-use crate::space::Need;
+use crate::space::{Margin, Need};
 use crate::storage::{Directory, Lock, Rename, WriteFile};
 use crate::sweep::{Existing, Pace, When, lock_parent, log_failure};
 
@@ -44,18 +44,18 @@ enum Stage {
 
 impl Attempt {
     /// Chooses names and makes the hidden files, with space for as many bytes as asked; nothing
-    /// is made if they do not fit. Warns if less than `reserve` bytes would be left.
+    /// is made if they do not fit with that margin.
     pub(super) fn begin(
         parent: Arc<dyn Directory>,
         files: &[(CheckpointName, u64)],
         save_id: SaveId,
         on_existing: OnExisting,
-        reserve: u64,
+        margin: Margin,
         pace: &Pace,
     ) -> Result<Self> {
         sweep(parent.as_ref(), When::BeforeSave, pace);
         let _lock = lock_parent(parent.as_ref(), pace.patience)?;
-        Need::of_files(files.iter().map(|(_, len)| *len), reserve).check(parent.as_ref())?;
+        Need::of_files(files.iter().map(|(_, len)| *len), margin).check(parent.as_ref())?;
         let mut attempt = Self { parent, save_id, files: Vec::new() };
         for (name, len) in files {
             let made = attempt.make_file(name, *len, on_existing);

@@ -17,6 +17,7 @@ use crate::shard::{RangePiece, write_ranges};
 use crate::single::attempt::Attempt;
 use crate::single::plan::{Content, FileLayout};
 use crate::single::seams::check_seams;
+use crate::space::Margin;
 use crate::state::StateDict;
 use crate::storage::{Storage, WriteFile};
 use crate::sweep::{Pace, RETRY_INTERVAL};
@@ -119,8 +120,8 @@ fn save_files(
             };
             let files = spread(&merged);
             let pace = Pace::of(group);
-            let reserve = options.space_reserve;
-            let begun = Coordinator::begin(storage, path, merged, info, files, reserve, &pace)?;
+            let margin = options.margin();
+            let begun = Coordinator::begin(storage, path, merged, info, files, margin, &pace)?;
             let answers = begun.assignments();
             coordinator = Some(begun);
             Ok(answers)
@@ -163,15 +164,15 @@ pub(super) struct Coordinator {
 }
 
 impl Coordinator {
-    /// Lays out one file per entry of `components`, and makes them, hidden. Warns if less than
-    /// `reserve` bytes would be left.
+    /// Lays out one file per entry of `components`, and makes them, hidden, if they fit
+    /// with that margin.
     pub(super) fn begin(
         storage: &dyn Storage,
         path: &CheckpointPath,
         merged: MergedPlan,
         info: SealInfo,
         components: Vec<Option<Component>>,
-        reserve: u64,
+        margin: Margin,
         pace: &Pace,
     ) -> Result<Self> {
         let siblings = siblings(components.iter());
@@ -188,7 +189,7 @@ impl Coordinator {
         let parent = storage.create_dir_all(path.directory())?;
         let on_existing = merged.target.on_existing;
         let save_id = merged.save_id;
-        let attempt = Attempt::begin(parent, &names, save_id, on_existing, reserve, pace)?;
+        let attempt = Attempt::begin(parent, &names, save_id, on_existing, margin, pace)?;
         Ok(Self { attempt, merged, info, files })
     }
 

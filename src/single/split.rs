@@ -13,6 +13,7 @@ use crate::save::Checkpoint;
 use crate::shard::{PieceAt, ShardReader};
 use crate::single::save::{Coordinator, Receipt, by_component, write};
 use crate::slice::Slice;
+use crate::space::Margin;
 use crate::state::{StateDict, TensorSource, Values};
 use crate::storage::Storage;
 use crate::sweep::Pace;
@@ -54,7 +55,8 @@ pub fn save_multi_from_single(
     let state = state_of(&found)?;
     let (group, save_id) = (ProcessGroup::solo(), merged.save_id);
     let (pace, ranks) = (Pace::of(&group), merged.plans.len());
-    let mut coordinator = Coordinator::begin(storage, path, merged, info, files, 0, &pace)?;
+    let mut coordinator =
+        Coordinator::begin(storage, path, merged, info, files, Margin::default(), &pace)?;
     let assigned = coordinator.assignments().into_iter().next();
     let committed = assigned
         .ok_or_else(|| Error::new(ErrorKind::Disagreement, "nobody writes"))

@@ -14,7 +14,7 @@ use crate::tensor::{Component, Dtype, TensorName, TensorSpec};
 const MIB: u64 = 1 << 20;
 
 fn need(bytes: u64, reserve: u64) -> Need {
-    Need { bytes, files: 5, reserve }
+    Need { bytes, files: 5, margin: Margin { reserve, ..Margin::default() } }
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn a_checkpoint_takes_what_was_said_or_a_little_less() {
         let (path, options) = (CheckpointPath::parse("runs/a").unwrap(), SaveOptions::default());
         let plan = local_plan(target(&path, &options), &state);
         let merged = merge_plans(SaveId::random().unwrap(), &[plan]).unwrap();
-        let need = Need::of_plan(&merged, 0).unwrap();
+        let need = Need::of_plan(&merged, Margin::default()).unwrap();
         save(&ProcessGroup::solo(), &storage, &path, &state, &options).unwrap();
         let taken = storage.used_bytes();
         let pieces = merged.plans.iter().flat_map(|p| &p.files).flat_map(|f| &f.pieces).count();

@@ -1,6 +1,5 @@
 //! Saves beside training: what they hold, how they end, and who hears of it.
 
-use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -13,6 +12,7 @@ use tch_checkpoint::state::{StateDict, TensorSource};
 use tch_checkpoint::storage::{MemoryStorage, Storage};
 use tch_checkpoint::tensor::{Component, Dtype, TensorSpec};
 use tch_checkpoint::{Checkpoint, Error, ErrorKind, OnExisting, ProcessGroup, Rank, Result};
+use tracing::Level;
 
 use crate::harness::*;
 use crate::hooked::Hooked;
@@ -240,30 +240,6 @@ fn dropping_a_pending_save_waits_for_it() {
     assert_good(&memory, "runs/a");
 }
 
-/// What is logged on this thread while `body` runs.
-fn logged(body: impl FnOnce()) -> String {
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-    impl Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::ERROR)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    tracing::subscriber::with_default(subscriber, body);
-    let bytes = log.0.lock().unwrap().clone();
-    String::from_utf8(bytes).unwrap()
-}
-
 #[test]
 fn an_error_that_nobody_reads_is_logged_and_one_that_was_read_is_not() {
     let memory = MemoryStorage::new();
@@ -273,8 +249,8 @@ fn an_error_that_nobody_reads_is_logged_and_one_that_was_read_is_not() {
     }));
     let logs = on_ranks(2, move |group| {
         let start = || save_beside(&group, &full, "runs/a", &usual_tensors(), 1).unwrap();
-        let dropped = logged(|| drop(start()));
-        let read = logged(|| drop(start().wait().unwrap_err()));
+        let dropped = logged(Level::ERROR, || drop(start()));
+        let read = logged(Level::ERROR, || drop(start().wait().unwrap_err()));
         (dropped, read)
     });
     for (dropped, read) in logs {

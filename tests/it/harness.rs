@@ -1,8 +1,9 @@
 //! Ranks as threads with a deadline, and tensors whose content can be told from their name.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use tch_checkpoint::catalog::{self, CheckpointPath, Wanted};
@@ -16,6 +17,7 @@ use tch_checkpoint::storage::Storage;
 use tch_checkpoint::sweep::Pace;
 use tch_checkpoint::tensor::{Component, Dtype, TensorName, TensorSpec};
 use tch_checkpoint::{Error, OnExisting, Result, WorldSize};
+use tracing::Level;
 
 /// A hang is a failure: no body of a test may take longer.
 const HANG: Duration = Duration::from_secs(60);
@@ -271,4 +273,28 @@ pub fn loaded(
     on_ranks(ranks, move |group| {
         load_state(&group, &storage, &at, &tensors, generation, Atomicity::Atomic)
     })
+}
+
+/// What is logged on this thread, at `level` and above, while `body` runs.
+pub fn logged(level: Level, body: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, body);
+    let bytes = log.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap()
 }

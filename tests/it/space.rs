@@ -1,17 +1,20 @@
 //! Saves that do not fit: refused before anything is written, the same on all ranks.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use tch_checkpoint::checkpointer::{At, Checkpointer, CheckpointerConfig, Parts};
 use tch_checkpoint::save::{SaveOptions, save};
 use tch_checkpoint::single::save_single_file;
-use tch_checkpoint::state::{StateDict, TensorSource};
+use tch_checkpoint::state::{Shared, StateDict, TensorSource};
 use tch_checkpoint::storage::{LocalStorage, MemoryStorage, Storage};
 use tch_checkpoint::tensor::{Component, Dtype, TensorSpec};
-use tch_checkpoint::{Checkpoint, Error, ErrorKind, OnExisting, Result};
+use tch_checkpoint::{Checkpoint, Error, ErrorKind, OnExisting, ProcessGroup, Result};
+use tracing::Level;
 
 use crate::harness::*;
 
-type Save = fn(&tch_checkpoint::ProcessGroup, &dyn Storage, u64) -> Result<Checkpoint>;
+type Save = fn(&ProcessGroup, &dyn Storage, u64) -> Result<Checkpoint>;
 
 fn tensors() -> Vec<TestTensor> {
     vec![TestTensor::new("w", Dtype::F32, &[1000, 100], None)]
@@ -22,18 +25,14 @@ fn options(generation: u64) -> SaveOptions {
 }
 
 fn as_directory(
-    group: &tch_checkpoint::ProcessGroup,
+    group: &ProcessGroup,
     storage: &dyn Storage,
     generation: u64,
 ) -> Result<Checkpoint> {
     save_state(group, storage, "runs/a", &tensors(), generation)
 }
 
-fn as_file(
-    group: &tch_checkpoint::ProcessGroup,
-    storage: &dyn Storage,
-    generation: u64,
-) -> Result<Checkpoint> {
+fn as_file(group: &ProcessGroup, storage: &dyn Storage, generation: u64) -> Result<Checkpoint> {
     let state = state(&tensors(), group, generation);
     save_single_file(group, storage, &path("runs/a"), &state, &options(generation))
 }
@@ -109,7 +108,7 @@ fn a_real_disk_is_asked() {
         let mut state = StateDict::new();
         // 2^60 bytes; ext4 ends at 2^60, XFS at 2^63, and no machine has them.
         let spec = TensorSpec::new(Dtype::U8, [1 << 30, 1 << 30]).unwrap();
-        state.add(&Component::model(), name("w"), spec, std::sync::Arc::new(Endless)).unwrap();
+        state.add(&Component::model(), name("w"), spec, Arc::new(Endless)).unwrap();
         save(&group, &LocalStorage::new(), &at, &state, &options(1)).unwrap_err()
     });
     for error in &errors {
@@ -137,4 +136,57 @@ fn a_race_for_the_last_bytes_is_an_error_of_the_storage() {
     assert_eq!(storage.used_bytes(), 10, "still open");
     drop(file);
     assert_eq!(storage.used_bytes(), 0);
+}
+
+/// Saves at two steps by a checkpointer on `storage`.
+fn train(storage: &MemoryStorage) -> Result<()> {
+    let config = CheckpointerConfig::new("run").in_directory("runs").every_steps(1);
+    let group = ProcessGroup::solo();
+    let mut checkpointer = Checkpointer::with_storage(&group, Arc::new(storage.clone()), config)?;
+    for step in 1..=2 {
+        let mut weight = 1_i64;
+        let mut model = Shared(&mut weight);
+        let _ = checkpointer.step_callback(&At::step(step), &mut Parts::new().model(&mut model))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn unknown_or_little_space_is_told_once_and_hinders_nothing() {
+    let storage = MemoryStorage::new();
+    let told = logged(Level::WARN, || train(&storage).unwrap());
+    assert_eq!(told.matches("free space is not known").count(), 1, "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+    storage.set_capacity(Some(1 << 30));
+    assert_eq!(logged(Level::WARN, || train(&storage).unwrap()), "");
+    storage.set_capacity(Some(400 << 20));
+    let told = logged(Level::WARN, || train(&storage).unwrap());
+    let first = told.lines().next().unwrap();
+    for part in ["little space is left", "available=", "MiB minimum=500.00 MiB", "path=runs/run"] {
+        assert!(first.contains(part), "{part}: {told}");
+    }
+    assert_eq!(told.matches("space is getting scarce").count(), 2, "{told}");
+}
+
+#[test]
+fn a_save_that_seems_not_to_fit_is_tried_where_that_was_asked_for() {
+    let storage = MemoryStorage::new();
+    as_directory(&ProcessGroup::solo(), &storage, 1).unwrap();
+    let taken = storage.used_bytes();
+    for single in [false, true] {
+        let storage = MemoryStorage::new();
+        // What is said to be taken is a little more than what is.
+        storage.set_capacity(Some(taken));
+        let save_with = |ignore_space| {
+            let group = ProcessGroup::solo();
+            let state = state(&tensors(), &group, 1);
+            let options = SaveOptions { ignore_space, ..options(1) };
+            let how = if single { save_single_file } else { save };
+            how(&group, &storage, &path("runs/a"), &state, &options)
+        };
+        let error = save_with(false).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace);
+        let told = logged(Level::WARN, || drop(save_with(true).unwrap()));
+        assert!(told.contains("is tried all the same"), "{told}");
+    }
 }

@@ -91,8 +91,12 @@ pub struct CheckpointerConfig {
     pub resume_if_any: bool,
     /// Whether a damaged checkpoint makes `resume` take the one before it. Default: no.
     pub resume_fall_back: bool,
-    /// Warn when less than this, in MiB, would be left after a save. Default: 500.
+    /// Warn when less than this, in MiB, would be left after a save; on Drive, what
+    /// [`ColabDrive::space_warning_mib`] says if that is more. Default: 500.
     pub space_warning_mib: u64,
+    /// Whether a save that seems not to fit is tried all the same, with a warning, see
+    /// [`SaveOptions::ignore_space`](crate::SaveOptions::ignore_space). Default: no.
+    pub ignore_space: bool,
     /// Whether names on one side only, checkpoint or parts, are errors. Default: yes.
     pub resume_strict: bool,
     /// Whether data loaders are loaded: no for a run that goes on with other data. Default: yes.
@@ -132,6 +136,7 @@ impl Default for CheckpointerConfig {
             resume_if_any: true,
             resume_fall_back: false,
             space_warning_mib: 500,
+            ignore_space: false,
             resume_strict: true,
             resume_data: true,
             audit: false,

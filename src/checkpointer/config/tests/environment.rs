@@ -41,6 +41,7 @@ fn values_are_read_as_the_types_of_their_fields() {
         ("RESUME_STRICT", "no"),
         ("RESUME_DATA", "off"),
         ("SPACE_WARNING_MIB", "0"),
+        ("IGNORE_SPACE", "yes"),
         ("AUDIT", "on"),
     ]);
     let mut expected = unusual();

@@ -38,6 +38,7 @@ fn unusual() -> CheckpointerConfig {
         resume_strict: false,
         resume_data: false,
         space_warning_mib: 0,
+        ignore_space: true,
         audit: true,
     }
 }
