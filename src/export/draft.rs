@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::catalog::CheckpointPath;
+use crate::catalog::{self, CheckpointPath};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::plan::SOURCE_SAVE_ID;
 use crate::layout::{self, CheckpointName, SaveId};
@@ -57,6 +57,7 @@ impl<'p> Draft<'p> {
         pace: &'p Pace,
     ) -> Result<Self> {
         let parent = storage.create_dir_all(path.directory())?;
+        refuse_checkpoint(parent.as_ref())?;
         sweep_files(parent.as_ref(), When::BeforeSave, pace);
         sweep::sweep(parent.as_ref(), When::BeforeSave, pace);
         let name = path.name().clone();
@@ -176,6 +177,18 @@ impl Drop for Draft<'_> {
             }
         }
     }
+}
+
+/// Nothing is ever written into a checkpoint.
+fn refuse_checkpoint(parent: &dyn Directory) -> Result<()> {
+    match catalog::read_manifest(parent) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(_) if !catalog::holds_our_files(parent)? => return Ok(()),
+        _ => {}
+    }
+    Err(Error::new(ErrorKind::InvalidInput, "this directory is a checkpoint itself")
+        .with_path(parent.path())
+        .with_help("nothing was written; choose another directory"))
 }
 
 fn held(lock: Result<Option<Lock>>) -> Result<Option<Lock>> {

@@ -123,7 +123,8 @@ pub struct ExportedTensor {
 /// a crash is removed by the next export or save into the same directory.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidInput`] for options that contradict each other; [`ErrorKind::NotFound`],
+/// [`ErrorKind::InvalidInput`] for options that contradict each other, and for a place inside a
+/// checkpoint; [`ErrorKind::NotFound`],
 /// with what there is, if there is no such checkpoint, or an option names nothing in it;
 /// [`ErrorKind::AlreadyExists`] if the name is taken (by anything that is no export, also with
 /// [`ExportOptions::overwrite`]); [`ErrorKind::Unsupported`] for a cast of an 8-bit float;

@@ -272,6 +272,17 @@ fn a_taken_name_is_refused_or_replaced() {
     assert_good(&memory, "runs/a");
 }
 
+/// Nothing is ever written into a checkpoint, not even a lock.
+#[test]
+fn a_place_inside_a_checkpoint_is_refused() {
+    let memory = MemoryStorage::new();
+    saved(memory.clone(), 1, "runs/a", &usual_tensors(), 1);
+    let before = entries(&memory, "runs/a");
+    let error = alone(&memory, "runs/a/model", &ExportOptions::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    assert_eq!(entries(&memory, "runs/a"), before);
+}
+
 #[test]
 fn damage_is_found_and_nothing_is_visible() {
     let memory = MemoryStorage::new();
