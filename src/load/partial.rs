@@ -142,17 +142,39 @@ pub fn load_partial(
 /// Ranks that select differently would each fill another part of one model.
 fn agree(group: &ProcessGroup, selection: &Selection, options: &PartialOptions) -> Result<()> {
     let own = || Ok((selection.rules().clone(), *options));
-    group.phase_all(Channel::Save, "selection", own, |all: Vec<(SelectionRules, _)>| {
-        let Some(ours) = all.first() else { return Ok(()) };
-        match all.iter().zip(0..).find(|(theirs, _)| *theirs != ours) {
-            None => Ok(()),
-            Some((theirs, rank)) => {
-                let text =
-                    format!("ranks select differently: {theirs:?}, the coordinator {ours:?}");
-                Err(Error::new(ErrorKind::Disagreement, text).at_rank(Rank::new(rank)))
+    group.phase_all(
+        Channel::Save,
+        "selection",
+        own,
+        |all: Vec<(SelectionRules, PartialOptions)>| {
+            let Some(ours) = all.first() else { return Ok(()) };
+            match all.iter().zip(0..).find(|(theirs, _)| *theirs != ours) {
+                None => Ok(()),
+                Some((theirs, rank)) => {
+                    let text = format!("`{}` differs from the coordinator's", field(ours, theirs));
+                    Err(Error::new(ErrorKind::Disagreement, text)
+                        .at_rank(Rank::new(rank))
+                        .with_help("give every rank the same selection and options"))
+                }
             }
-        }
-    })
+        },
+    )
+}
+
+/// The first field in which two ranks differ. Its values may be long.
+fn field(
+    ours: &(SelectionRules, PartialOptions),
+    theirs: &(SelectionRules, PartialOptions),
+) -> &'static str {
+    let ((a, of_a), (b, of_b)) = (ours, theirs);
+    let fields = [
+        ("include", a.include != b.include),
+        ("exclude", a.exclude != b.exclude),
+        ("components", a.components != b.components),
+        ("rename", a.rename != b.rename),
+        ("strict", of_a.strict != of_b.strict),
+    ];
+    fields.into_iter().find_map(|(name, differs)| differs.then_some(name)).unwrap_or("atomicity")
 }
 
 /// A load that fills nothing anywhere is a mistake in a pattern or a path. A rank alone cannot

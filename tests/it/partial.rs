@@ -233,6 +233,7 @@ fn ranks_that_select_differently_are_told_so() {
         buffers.load(&group, &memory, &select(&[other], &[], &[]), PartialOptions::default())
     });
     let error = one_error(&verdicts, "selections");
+    assert!(error.message().contains("`include` differs"), "{error}");
     assert_eq!((error.kind(), error.rank()), (ErrorKind::Disagreement, Some(Rank::new(2))));
 }
 
@@ -270,6 +271,38 @@ fn files_of_other_tools_fill_a_part() {
     let done = buffers.load(&group, &memory, &selection, PartialOptions::default()).unwrap();
     assert_eq!(buffers.0["w"].2, b"ab");
     assert_eq!(names(&done.report.unused), ["module.x"]);
+}
+
+#[test]
+fn floats_are_read_of_floating_dtypes_and_of_no_others() {
+    let memory = MemoryStorage::new();
+    let solo = ProcessGroup::solo();
+    // 1, -2 and infinity.
+    let floats: [(Dtype, Vec<u8>); 4] = [
+        (Dtype::F16, [0x3C00u16, 0xC000, 0x7C00].map(u16::to_le_bytes).concat()),
+        (Dtype::BF16, [0x3F80u16, 0xC000, 0x7F80].map(u16::to_le_bytes).concat()),
+        (Dtype::F32, [1f32, -2.0, f32::INFINITY].map(f32::to_le_bytes).concat()),
+        (Dtype::F64, [1f64, -2.0, 1e300].map(f64::to_le_bytes).concat()),
+    ];
+    let mut state = StateDict::new();
+    for dtype in Dtype::ALL {
+        let spec = TensorSpec::new(dtype, [3]).unwrap();
+        let known = floats.iter().find(|(known, _)| *known == dtype);
+        let zeros = || vec![0; spec.size_bytes() as usize];
+        let bytes = Arc::new(known.map_or_else(zeros, |(_, bytes)| bytes.clone()));
+        state.add(&Component::model(), name(dtype.as_str()), spec, bytes).unwrap();
+    }
+    save(&solo, &memory, &path("runs/a"), &state, &SaveOptions::default()).unwrap();
+    for dtype in Dtype::ALL {
+        let read = read_floats(&memory, &wanted("runs/a"), dtype.as_str());
+        if floats.iter().any(|(known, _)| *known == dtype) {
+            assert_eq!(read.unwrap().1, [1.0, -2.0, f32::INFINITY], "{dtype}");
+        } else {
+            let error = read.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{dtype}: {error}");
+            assert_eq!(error.tensor(), Some(dtype.as_str()));
+        }
+    }
 }
 
 #[test]
