@@ -66,6 +66,9 @@ mod checkpointer_guide {}
 #[cfg(all(doctest, feature = "torch"))]
 #[doc = include_str!("../docs/preemption.md")]
 mod preemption_guide {}
+#[cfg(doctest)]
+#[doc = include_str!("../docs/configuration.md")]
+mod configuration_guide {}
 // The command
 #[cfg(feature = "cli")]
 pub mod cli;

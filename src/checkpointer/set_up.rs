@@ -18,7 +18,9 @@ use crate::storage::{LocalStorage, Storage};
 use crate::sweep::{Pace, When, sweep};
 use crate::{catalog, space};
 
-/// A checkpointer as `config` says; `None` if it says that there is to be none.
+/// A checkpointer as `config` says; `None` if it says that there is to be none. `config` is taken as
+/// it is: variables of the environment have overridden it when it was
+/// [read from a file](CheckpointerConfig::from_file).
 ///
 /// # Collective
 /// As [`Checkpointer::new`].

@@ -1,4 +1,6 @@
-//! What `docs/configuration.md` says of fields, examples and errors is so.
+//! What `docs/configuration.md` says of fields, examples, variables and errors is so.
+
+use std::process::Command;
 
 use serde_json::{Map, Value};
 use tch_checkpoint::Result;
@@ -120,4 +122,36 @@ fn variables_and_names_are_as_shown() {
         assert_eq!(spans(row[1]), [preset]);
     }
     assert_eq!(presets.len(), 2);
+}
+
+/// Runs itself as another process, since variables belong to a whole process.
+#[test]
+fn variables_override_a_file_and_what_the_program_then_says_overrides_both() {
+    const CHILD: &str = "TCH_CHECKPOINT_TEST_CONFIG";
+    if let Some(file) = std::env::var_os(CHILD) {
+        let config = CheckpointerConfig::from_file(&file).unwrap();
+        assert_eq!((config.keep_last, config.save_every_steps), (Some(7), Some(10)));
+        assert_eq!(config.clone().with_environment().unwrap(), config);
+        assert_eq!(config.keep_last(1).keep_last, Some(1));
+        assert_eq!(CheckpointerConfig::from_toml("keep_last = 3").unwrap().keep_last, Some(3));
+        let code = CheckpointerConfig::default();
+        assert_eq!(code.with_environment().unwrap().keep_last, Some(7));
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.toml");
+    std::fs::write(&file, "keep_last = 3\nsave_every_steps = 10").unwrap();
+    let run = |variable: &str| {
+        let name =
+            "config::variables_override_a_file_and_what_the_program_then_says_overrides_both";
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args([name, "--exact", "--nocapture"]).env(CHILD, &file);
+        let output = command.env(variable, "7").output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    };
+    let (is_well, text) = run("TCH_CHECKPOINT_CONFIG_KEEP_LAST");
+    assert!(is_well && text.contains("1 passed"), "{text}");
+    let (is_well, text) = run("TCH_CHECKPOINT_CONFIG_KEEP_LATS");
+    assert!(!is_well && text.contains("did you mean `TCH_CHECKPOINT_CONFIG_KEEP_LAST`?"), "{text}");
 }

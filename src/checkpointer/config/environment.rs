@@ -16,7 +16,9 @@ pub const CONFIG_PREFIX: &str = "TCH_CHECKPOINT_CONFIG_";
 
 impl CheckpointerConfig {
     /// Overrides fields by variables of this process, see
-    /// [`CheckpointerConfig::with_overrides`]. Each rank has variables of its own.
+    /// [`CheckpointerConfig::with_overrides`]; [`CheckpointerConfig::from_file`] has done so. For a
+    /// configuration made in code, or read as a part of other settings. Each rank has variables of
+    /// its own.
     ///
     /// # Errors
     /// As [`CheckpointerConfig::with_overrides`].
@@ -65,7 +67,10 @@ impl CheckpointerConfig {
         }
         if !faults.is_empty() {
             faults.sort();
-            return Err(together(faults));
+            return Err(together(faults).with_help(
+                "unset what is not meant; a value with another in it is written `step:40`, \
+                 `path:runs/a`",
+            ));
         }
         from_fields(values).map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))
     }

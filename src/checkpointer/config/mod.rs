@@ -28,8 +28,8 @@ use crate::plan::OnExisting;
 /// Everything that a [`Checkpointer`](super::Checkpointer) can be told.
 ///
 /// It is built in code (`CheckpointerConfig::new("digits").every_steps(100)`), read from TOML or
-/// YAML, or written as a literal with `..Default::default()`; then overridden by variables of the
-/// environment, and checked. The defaults are what is written at each field.
+/// YAML, or written as a literal with `..Default::default()`, and checked. Variables of the
+/// environment override what is read from a file. The defaults are what is written at each field.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointerConfig {

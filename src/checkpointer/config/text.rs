@@ -63,17 +63,23 @@ impl CheckpointerConfig {
         read(text, section, yaml_text::read)
     }
 
-    /// Reads a file that ends in `.toml`, `.yaml`, `.yml` or `.json`. Each rank that calls it
-    /// reads it; ranks compare what they have when they build a `Checkpointer`.
+    /// Reads a file that ends in `.toml`, `.yaml`, `.yml` or `.json`, and then the variables of
+    /// this process that override it ([`CheckpointerConfig::with_environment`]): whoever starts the
+    /// program can change what it reads. What the program sets afterwards overrides both.
+    ///
+    /// Each rank that calls it reads for itself; ranks compare what they have when they build a
+    /// `Checkpointer`.
     ///
     /// # Errors
-    /// As [`CheckpointerConfig::from_toml`], with the path; [`ErrorKind::NotFound`] and
-    /// [`ErrorKind::Storage`] if it cannot be read.
+    /// As [`CheckpointerConfig::from_toml`], with the path, and as
+    /// [`CheckpointerConfig::with_environment`]; [`ErrorKind::NotFound`] and
+    /// [`ErrorKind::Storage`] if the file cannot be read.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         Self::from_file_at(path, "")
     }
 
-    /// Reads one table of a file, see [`CheckpointerConfig::from_toml_at`].
+    /// Reads one table of a file, see [`CheckpointerConfig::from_toml_at`], and variables, as
+    /// [`CheckpointerConfig::from_file`].
     ///
     /// # Errors
     /// As [`CheckpointerConfig::from_file`], or there is no such table.
@@ -81,7 +87,7 @@ impl CheckpointerConfig {
         let path = path.as_ref();
         let reader = reader_of(path)?;
         let text = contents(path)?;
-        read(&text, section, reader).map_err(|error| error.with_path(path))
+        read(&text, section, reader).map_err(|error| error.with_path(path))?.with_environment()
     }
 
     /// The whole configuration as TOML; what is not set is left out.

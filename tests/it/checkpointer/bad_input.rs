@@ -14,8 +14,9 @@ fn ranks_that_are_configured_differently_get_one_error_naming_the_field() {
     let scratch = tempfile::tempdir().unwrap();
     let place = scratch.path().to_path_buf();
     let errors = on_ranks(3, move |group| {
-        let keep_last = Some(if group.rank().get() == 2 { 5 } else { 3 });
-        let config = CheckpointerConfig { keep_last, save_every_steps: Some(1), ..config(&place) };
+        let keep_last = if group.rank().get() == 2 { "5" } else { "3" };
+        let variables = [("TCH_CHECKPOINT_CONFIG_KEEP_LAST", keep_last)];
+        let config = config(&place).every_steps(1).with_overrides(variables).unwrap();
         checkpointer(&group, config).err().unwrap()
     });
     for error in errors {
