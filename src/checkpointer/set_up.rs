@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use super::ask::Longest;
 use super::lineage::Lineage;
 use super::{
-    Checkpointer, CheckpointerConfig, FieldDifference, ThisMachine, TrainerState, differences,
+    Checkpointer, CheckpointerConfig, FieldDifference, Location, ThisMachine, TrainerState,
+    differences,
 };
 use crate::autosave::{Counters, Mode};
 use crate::error::{Error, ErrorKind, Result};
@@ -70,7 +71,11 @@ impl Checkpointer {
         };
         let directory_of = |by_rank: Vec<String>| {
             compare(&by_rank)?;
-            let place = config.location.resolve(&config.experiment, &ThisMachine)?;
+            let place = match config.location.resolve(&config.experiment, &ThisMachine) {
+                // Nothing is going to be saved there.
+                Err(_) if !config.enabled => Location::local(&config.experiment)?,
+                place => place?,
+            };
             let warning_mib = config.space_warning_mib.max(place.space_warning_mib);
             let reserve = warning_mib.saturating_mul(1 << 20);
             let top = match config.enabled {

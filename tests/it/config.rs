@@ -3,9 +3,11 @@
 use std::process::Command;
 
 use serde_json::{Map, Value};
-use tch_checkpoint::Result;
 use tch_checkpoint::autosave::names;
-use tch_checkpoint::checkpointer::{CONFIG_PREFIX, CheckpointerConfig};
+use tch_checkpoint::checkpointer::{
+    CONFIG_PREFIX, CheckpointerConfig, Location, create_checkpointer_from_config,
+};
+use tch_checkpoint::{ErrorKind, ProcessGroup, Result};
 
 const GUIDE: &str = include_str!("../../docs/configuration.md");
 
@@ -122,6 +124,16 @@ fn variables_and_names_are_as_shown() {
         assert_eq!(spans(row[1]), [preset]);
     }
     assert_eq!(presets.len(), 2);
+}
+
+#[test]
+fn what_is_off_needs_no_place() {
+    let group = ProcessGroup::solo();
+    let config = CheckpointerConfig::new("run").at(Location::ColabDrive);
+    let error = create_checkpointer_from_config(&group, &config).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    let off = create_checkpointer_from_config(&group, &config.enabled(false)).unwrap();
+    assert!(off.is_none());
 }
 
 /// Runs itself as another process, since variables belong to a whole process.

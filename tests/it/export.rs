@@ -272,7 +272,6 @@ fn a_taken_name_is_refused_or_replaced() {
     assert_good(&memory, "runs/a");
 }
 
-/// Nothing is ever written into a checkpoint, not even a lock.
 #[test]
 fn a_place_inside_a_checkpoint_is_refused() {
     let memory = MemoryStorage::new();
