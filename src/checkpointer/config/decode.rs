@@ -68,7 +68,7 @@ pub(super) fn decode(text: &str, root: &Node, section: &str) -> Result<Checkpoin
         } else {
             let meant = nearest(&key.name, known.keys().map(String::as_str));
             faults.push(unknown(key, meant));
-            help = help.or_else(|| meant.is_none().then(|| list(&known)));
+            help = help.or_else(|| meant.is_none().then(|| list(&known, key, node)));
         }
         if faults.len() == FAULTS_MAX {
             break;
@@ -85,13 +85,24 @@ pub(super) fn decode(text: &str, root: &Node, section: &str) -> Result<Checkpoin
     })
 }
 
-fn list(known: &Map<String, Value>) -> String {
+fn list(known: &Map<String, Value>, key: &Key, node: &Node) -> String {
     let names: Vec<&str> = known.keys().map(String::as_str).collect();
-    format!("known keys: {}", names.join(", "))
+    let names = format!("known keys: {}", names.join(", "));
+    match node.kind {
+        Kind::Table(_) => format!(
+            "if `{}` is the table of these settings in a larger file, read it by `from_file_at`; {names}",
+            shown(&key.name)
+        ),
+        _ => names,
+    }
+}
+
+fn shown(name: &str) -> String {
+    name.chars().take(60).collect()
 }
 
 fn unknown(key: &Key, meant: Option<&str>) -> Fault {
-    let name: String = key.name.chars().take(60).collect();
+    let name = shown(&key.name);
     let meant = meant.map(|meant| format!(", did you mean `{meant}`?")).unwrap_or_default();
     Fault::new(key.at, format!("unknown key `{name}`{meant}"))
 }
@@ -146,9 +157,12 @@ fn hint(field: &str, value: &Value, reason: &str) -> &'static str {
     let is_optional = fields().get(field).is_some_and(Value::is_null);
     match value {
         Value::Number(number) if number.as_f64() < Some(0.0) && is_optional => {
-            "; leave it out for none"
+            "; leave it out for no such rule"
         }
-        Value::Number(_) if reason.starts_with("invalid type: floating point") => {
+        // Reasons show floating numbers with a point.
+        Value::Number(_)
+            if reason.starts_with("invalid type: floating") && reason.contains(".0`") =>
+        {
             "; write it without point and exponent"
         }
         Value::Number(_) | Value::Bool(_) if reason.ends_with("expected a string") => {

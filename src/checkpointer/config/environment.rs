@@ -68,8 +68,8 @@ impl CheckpointerConfig {
         if !faults.is_empty() {
             faults.sort();
             return Err(together(faults).with_help(
-                "unset what is not meant; a value with another in it is written `step:40`, \
-                 `path:runs/a`",
+                "values are written as `3`, `0.5`, `no`, `min`, `step:40`, `path:runs/a`; an empty \
+                 one unsets",
             ));
         }
         from_fields(values).map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))

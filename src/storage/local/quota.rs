@@ -106,7 +106,7 @@ fn get_quota(
 ) -> Result<(), std::io::Error> {
     use std::ffi::{c_int, c_long};
 
-    // The same number on every architecture but alpha, which Rust does not know.
+    // The same number on every architecture but alpha and MIPS, where it means nothing.
     const SYS_QUOTACTL_FD: c_long = 443;
     const Q_GETQUOTA: u32 = 0x0080_0007;
     unsafe extern "C" {

@@ -2,7 +2,9 @@ use super::*;
 
 #[test]
 fn everything_survives_toml_yaml_and_json() {
-    for config in [unusual(), CheckpointerConfig::default()] {
+    let drive = unusual().at(Location::ColabDriveAt(ColabDrive::default()));
+    let path = unusual().resume(Resume::Path("a/b".into()));
+    for config in [unusual(), drive, path, CheckpointerConfig::default()] {
         let toml = config.to_toml().unwrap();
         assert_eq!(CheckpointerConfig::from_toml(&toml).unwrap(), config, "{toml}");
         let yaml = config.to_yaml().unwrap();
@@ -111,6 +113,8 @@ fn a_key_that_is_like_none_gets_the_list_of_all() {
     for part in ["known keys: audit, ", "space_warning_mib"] {
         assert!(error.help().unwrap().contains(part), "{error}");
     }
+    let error = refused(CheckpointerConfig::from_toml("[checkpoint]\nkeep_last = 3"));
+    assert!(error.help().unwrap().starts_with("if `checkpoint` is the table"), "{error}");
     // Spelt out, since the derived decoding is what rejects it inside an application's struct.
     let derived = serde_json::from_str::<CheckpointerConfig>(r#"{"colour": "red"}"#);
     assert!(derived.unwrap_err().to_string().contains("unknown field `colour`"));
@@ -125,7 +129,7 @@ fn faults_of_syntax_and_values_that_fit_nothing_have_places() {
         ("keep_last = 99999999999999999999", "line 1, column 13: an integer of more than 64"),
         (
             "keep_last = -1",
-            "integer `-1`, expected a whole number, 0 or more; leave it out for none",
+            "integer `-1`, expected a whole number, 0 or more; leave it out for no such rule",
         ),
         (
             "keep_last = 3.0",
