@@ -1,5 +1,7 @@
 //! `latest` and `best`: links that people and tools can follow, and the same as small JSON.
 
+use std::collections::BTreeSet;
+
 use crate::catalog::pointer::{Pointer, parse, read_file, read_json, read_link};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, BEST, CheckpointName, Debris, LATEST, SaveId};
@@ -48,6 +50,19 @@ pub(crate) fn update(
         failures.extend(parent.sync().err());
     }
     if failures.is_empty() { Ok(()) } else { Err(Error::from_failures(failures)) }
+}
+
+/// What the pointers of an open directory name, by their links and by their files.
+///
+/// # Errors
+/// [`ErrorKind::Storage`].
+pub(crate) fn named(parent: &dyn Directory) -> Result<BTreeSet<CheckpointName>> {
+    let mut named = BTreeSet::new();
+    for pointer in [LATEST, BEST] {
+        named.extend(read_link(parent, pointer)?.and_then(|named| named.ok()));
+        named.extend(read_json(parent, pointer)?);
+    }
+    Ok(named)
 }
 
 /// Whether link and file were changed.

@@ -10,6 +10,7 @@ use crate::catalog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, CheckpointName, SaveId};
 use crate::manifest::CheckpointInfo;
+use crate::pointers;
 use crate::rank::Rank;
 use crate::sabotage;
 use crate::storage::Directory;
@@ -21,7 +22,8 @@ use crate::sweep::{self, Existing, Pace, When};
 ///
 /// A checkpoint that cannot be removed is a warning and stays; so is one in which a file lies that
 /// does not belong to it, as somebody may want that file. One that was pinned, or replaced, since
-/// it was listed stays as well. If another job holds the lock of the directory, the pass ends early.
+/// it was listed stays as well, and so does what `latest` or `best` names: no link is made to lead
+/// nowhere. If another job holds the lock of the directory, the pass ends early.
 ///
 /// # Durability
 /// Everything that the decision counts on is durable before anything goes, and what goes is out of
@@ -59,20 +61,33 @@ pub(crate) fn keep_of_line(
             info.automatic = false;
         }
         let goes = retention.decide(&found, protected).remove;
-        let names: BTreeSet<&str> = goes.iter().map(|(name, _)| name.as_str()).collect();
-        let left: Vec<_> = found.into_iter().filter(|info| !is_gone(info, &names)).collect();
         if goes.is_empty() {
-            point(&left);
-            return Ok(left);
+            point(&found);
+            return Ok(found);
         }
         // Another job may have renamed a moment ago what the decision counts on.
         parent.sync()?;
-        point(&left);
-        if !remove_all(parent, &goes, pace) {
-            return list(parent, pace);
-        }
-        Ok(left)
+        carry_out(parent, found, goes, pace, point)
     })
+}
+
+/// Moves the links, then removes what `goes` of `found`, but not what a link still names: that one
+/// could not be moved, or had nowhere to go.
+fn carry_out(
+    parent: &dyn Directory,
+    found: Vec<CheckpointInfo>,
+    mut goes: Vec<(CheckpointName, SaveId)>,
+    pace: &Pace,
+    point: &mut dyn FnMut(&[CheckpointInfo]),
+) -> Result<Vec<CheckpointInfo>> {
+    let names: BTreeSet<&str> = goes.iter().map(|(name, _)| name.as_str()).collect();
+    let (mut left, going): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|info| !is_gone(info, &names));
+    point(&left);
+    let pointed = pointers::named(parent)?;
+    goes.retain(|(name, _)| !pointed.contains(name));
+    left.extend(going.into_iter().filter(|info| pointed.iter().any(|n| n.as_str() == info.name)));
+    if remove_all(parent, &goes, pace) { Ok(left) } else { list(parent, pace) }
 }
 
 /// An attempt under the name of a checkpoint that is gone is listed, and is still there.

@@ -62,7 +62,9 @@ impl Tidy {
 
     /// `latest` and `best` name what is going to stay, of this run.
     fn point(&self, parent: &dyn Directory, left: &[CheckpointInfo], pace: &Pace) -> Result<()> {
-        let own = || left.iter().filter(|info| info.is_committed() && info.line == self.line);
+        let is_own =
+            |info: &&CheckpointInfo| info.is_committed() && !info.aside && info.line == self.line;
+        let own = || left.iter().filter(is_own);
         let latest = own().max_by(|a, b| a.age_key().cmp(&b.age_key()));
         let best = self.monitor.as_ref();
         let best = best.and_then(|(name, mode)| KeepBest::one(name, *mode).best_of(own()));

@@ -3,6 +3,7 @@
 mod bad_input;
 mod beside;
 mod keeping;
+mod links;
 mod parts;
 mod resuming;
 mod saving;
