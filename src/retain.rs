@@ -56,11 +56,8 @@ pub(crate) fn keep_of_line(
     sweep::caught(|| {
         retention.check()?;
         sweep::sweep(parent, When::BeforeSave, pace);
-        let mut found = list(parent, pace)?;
-        for info in found.iter_mut().filter(|info| line.is_some_and(|line| info.line != line)) {
-            info.automatic = false;
-        }
-        let goes = retention.decide(&found, protected).remove;
+        let found = list(parent, pace)?;
+        let goes = retention.decide_in_line(&found, line, protected).remove;
         if goes.is_empty() {
             point(&found);
             return Ok(found);

@@ -1,6 +1,6 @@
 //! What to keep: a pure decision over what lies on disk.
 
-use std::cmp::Ordering;
+use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 
@@ -18,7 +18,7 @@ use crate::manifest::CheckpointInfo;
 /// Only checkpoints that a policy saved ([`CheckpointInfo::automatic`]) fill the counts, and only
 /// they can go. Whatever the rules say, these stay: the newest committed checkpoint, those that are
 /// pinned, what is not committed (an attempt may be somebody's, damage is for somebody to look at),
-/// and a save that is there under several names (somebody has copied it).
+/// and a save that is there under several names (somebody has copied it; it counts once).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retention {
     /// The newest so many: highest generation, then step, epoch, and time of saving.
@@ -27,8 +27,9 @@ pub struct Retention {
     pub best: Option<KeepBest>,
     /// Those whose step is a multiple, and not 0.
     pub every_steps: Option<NonZeroU64>,
-    /// Of each number of completed epochs that is a multiple, and not 0, the oldest: the one made
-    /// when that epoch ended, not those made at steps of the epoch after it.
+    /// Of each number of completed epochs that is a multiple, and not 0, the one of the lowest step:
+    /// the one made when that epoch ended, not those made at steps of the epoch after it. Of equal
+    /// ones, as a run makes that went back, that of the highest generation.
     pub every_epochs: Option<NonZeroU64>,
     /// Names, or globs of names (`*`, `?`, `[a-z]`, `{a,b}`), that stay whatever the other rules
     /// say.
@@ -69,13 +70,26 @@ impl Retention {
     /// saved: after a pass that was cut short, the next one removes exactly the rest.
     #[must_use]
     pub fn decide(&self, found: &[CheckpointInfo], protected: &[SaveId]) -> Decision {
+        self.decide_in_line(found, None, protected)
+    }
+
+    /// As [`Retention::decide`]; with a `line` ([`CheckpointInfo::line`]), what is of another one
+    /// neither fills a count nor goes.
+    pub(crate) fn decide_in_line(
+        &self,
+        found: &[CheckpointInfo],
+        line: Option<u64>,
+        protected: &[SaveId],
+    ) -> Decision {
         let (true, Ok(pins)) = (self.has_rules(), Pins::parse(&self.pinned)) else {
             return Decision::default();
         };
         let mut committed: Vec<_> = found.iter().filter(|info| info.is_committed()).collect();
         committed.sort_by(|a, b| a.age_key().cmp(&b.age_key()));
-        let automatic: Vec<_> = committed.iter().copied().filter(|info| info.automatic).collect();
-        let mut stays = self.by_rules(&automatic);
+        let is_own =
+            |info: &&CheckpointInfo| info.automatic && line.is_none_or(|line| info.line == line);
+        let automatic: Vec<_> = committed.iter().copied().filter(is_own).collect();
+        let mut stays = self.by_rules(&each_once(&automatic));
         stays.extend(committed.last().map(|newest| newest.name.as_str()));
         let copied = copied(&committed);
         let goes = |info: &CheckpointInfo| {
@@ -106,11 +120,7 @@ impl Retention {
             kept.extend(automatic.iter().filter(|info| is_multiple(info.step, steps)));
         }
         if let Some(epochs) = self.every_epochs {
-            let mut oldest = BTreeMap::new();
-            for info in automatic.iter().filter(|info| is_multiple(info.epoch, epochs)) {
-                oldest.entry(info.epoch).or_insert(*info);
-            }
-            kept.extend(oldest.into_values());
+            kept.extend(ends_of_epochs(automatic, epochs));
         }
         kept.into_iter().map(|info| info.name.as_str()).collect()
     }
@@ -126,7 +136,7 @@ impl KeepBest {
     /// The best committed checkpoint of `found`, whoever saved it.
     ///
     /// A missing, infinite or NaN number is never best. Of equal ones the first to reach it is
-    /// best: the lower step, then the lower epoch, then the one saved earlier.
+    /// best: the lower generation, then step, then epoch, then the one saved earlier.
     #[must_use]
     pub fn best_of<'a>(
         &self,
@@ -174,6 +184,29 @@ impl<'a> Pins<'a> {
     fn hold(&self, name: &CheckpointName) -> bool {
         self.names.iter().any(|n| n == name.as_str()) || self.globs.matches(name.as_str())
     }
+}
+
+/// Of each epoch that is a multiple the one of the lowest step; of several, as a run that went back
+/// makes an epoch again, the one of the highest generation.
+fn ends_of_epochs<'a>(
+    automatic: &[&'a CheckpointInfo],
+    epochs: NonZeroU64,
+) -> impl Iterator<Item = &'a CheckpointInfo> {
+    let key = |info: &CheckpointInfo| (info.step, Reverse(info.generation));
+    let mut ends: BTreeMap<u64, &CheckpointInfo> = BTreeMap::new();
+    for info in automatic.iter().filter(|info| is_multiple(info.epoch, epochs)) {
+        let end = ends.entry(info.epoch).or_insert(info);
+        if key(info) < key(end) {
+            *end = info;
+        }
+    }
+    ends.into_values()
+}
+
+/// All but the later ones of copies.
+fn each_once<'a>(automatic: &[&'a CheckpointInfo]) -> Vec<&'a CheckpointInfo> {
+    let mut seen = BTreeSet::new();
+    automatic.iter().copied().filter(|info| seen.insert(info.save_id)).collect()
 }
 
 /// The save ids that several of `committed` bear.

@@ -120,6 +120,51 @@ fn of_an_epoch_the_first_stays() {
     assert_eq!(gone, ["s0", "s5", "s10", "s15", "s25", "s30", "s35", "s45", "s50"]);
 }
 
+/// A run that went back made the same epochs anew: its own ends of epochs stay, and those before
+/// the place to which it went back.
+#[test]
+fn of_an_epoch_that_was_made_twice_the_end_made_last_stays() {
+    let of = |generation: u64, step: u64| CheckpointInfo {
+        name: format!("g{generation}s{step}"),
+        generation,
+        epoch: step / 10,
+        ..saved(100 * generation + step, None)
+    };
+    let made = [(0, 10), (0, 20), (0, 25), (0, 30), (1, 28), (1, 30), (1, 35)];
+    let found: Vec<_> =
+        made.map(|(generation, step)| CheckpointInfo { step, ..of(generation, step) }).into();
+    let every = Retention { every_epochs: count(1), ..Retention::default() };
+    assert_eq!(removed(&every, &found), ["g0s25", "g0s30", "g1s28"]);
+}
+
+#[test]
+fn a_copy_fills_no_place_of_another_one() {
+    let copied = |name: &str| CheckpointInfo { name: name.to_owned(), ..saved(9, Some(0.0)) };
+    let mut found: Vec<_> = (5..9).map(|step| saved(step, Some(1.0))).collect();
+    found.extend(["s9", "mine", "zzz"].map(copied));
+    assert_eq!(removed(&last(3), &found), ["s5", "s6"]);
+    assert_eq!(removed(&best(2, Mode::Min), &found), ["s6", "s7", "s8"]);
+}
+
+/// Also beside a newer run in the same directory.
+#[test]
+fn what_is_of_another_line_neither_counts_nor_goes() {
+    let of = |line: u64, step: u64| CheckpointInfo {
+        name: format!("l{line}s{step}"),
+        generation: line,
+        line,
+        ..saved(100 * line + step, None)
+    };
+    let found: Vec<_> = (0..3).flat_map(|line| (1..5).map(move |step| of(line, step))).collect();
+    let gone = |line: Option<u64>| -> Vec<String> {
+        let remove = last(2).decide_in_line(&found, line, &[]).remove;
+        remove.into_iter().map(|(name, _)| name.to_string()).collect()
+    };
+    assert_eq!(gone(Some(1)), ["l1s1", "l1s2"]);
+    assert_eq!(gone(Some(7)), [""; 0]);
+    assert_eq!(gone(None).len(), 10);
+}
+
 #[test]
 fn pins_of_every_kind_hold() {
     let mut found = steps(1..=6);
