@@ -14,6 +14,14 @@ enum Event {
     Save { steps: u64, by_hand: bool, loss: Option<f64>, survives: usize },
     /// The job dies and resumes from the newest, or from the one in this place.
     Resume { newest: bool, place: usize },
+    /// The job dies and begins anew.
+    Fresh,
+    /// Another job that works in the same directory goes on.
+    OtherJob,
+    /// One line of code saves beside the jobs.
+    Aside { steps: u64, loss: Option<f64> },
+    /// Somebody copies the one in this place.
+    Copy { place: usize },
     /// The one in this place is pinned, or no longer.
     Pin { place: usize },
     /// The one in this place turns out to be damaged.
@@ -52,6 +60,10 @@ fn events() -> impl Strategy<Value = Event> {
             Event::Save { steps, by_hand: by_hand == 0, loss, survives }
         }),
         2 => (any::<bool>(), place.clone()).prop_map(|(newest, place)| Event::Resume { newest, place }),
+        1 => Just(Event::Fresh),
+        1 => Just(Event::OtherJob),
+        1 => (0..30u64, losses()).prop_map(|(steps, loss)| Event::Aside { steps, loss }),
+        1 => place.clone().prop_map(|place| Event::Copy { place }),
         1 => place.clone().prop_map(|place| Event::Pin { place }),
         1 => place.prop_map(|place| Event::Damage { place }),
         1 => Just(Event::Litter),
@@ -59,18 +71,27 @@ fn events() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// The directory, and what a run knows that works in it.
+/// What a job knows.
+#[derive(Default, Clone, Copy)]
+struct Job {
+    step: u64,
+    generation: u64,
+    line: u64,
+    resumed: Option<SaveId>,
+}
+
+/// The directory, and two jobs that work in it by turns, each with its share of what was said.
 #[derive(Default)]
 struct World {
     disk: BTreeMap<String, CheckpointInfo>,
     rules: Retention,
-    step: u64,
+    job: Job,
+    other: Job,
     saves: u64,
-    resumed: Option<SaveId>,
     /// The fewest that any rules so far kept of the newest.
     least: u64,
-    /// How many good ones there would be without any rules.
-    made: u64,
+    /// How many good saves of each line there would be without any rules.
+    made: BTreeMap<u64, u64>,
 }
 
 impl World {
@@ -86,11 +107,13 @@ impl World {
         let id = u8::try_from(self.saves).unwrap();
         CheckpointInfo {
             save_id: Some(SaveId::from_bytes([id; 16])),
-            step: self.step,
-            epoch: self.step / 3,
+            generation: self.job.generation,
+            line: self.job.line,
+            step: self.job.step,
+            epoch: self.job.step / 3,
             created_unix_ms: self.saves,
             automatic: true,
-            ..CheckpointInfo::unknown(&format!("s{}-{}", self.step, self.saves), state)
+            ..CheckpointInfo::unknown(&format!("s{}-{}", self.job.step, self.saves), state)
         }
     }
 
@@ -102,26 +125,61 @@ impl World {
         self.disk.values_mut().nth(place)
     }
 
+    /// The highest generation of what can be loaded.
+    fn top(&self) -> Option<u64> {
+        self.disk.values().filter(|info| info.is_committed()).map(|info| info.generation).max()
+    }
+
+    /// As a run counts that begins anew, or goes back: newer than everything that is there.
+    fn next_generation(&self) -> u64 {
+        self.top().map_or(0, |top| top + 1)
+    }
+
+    fn resume(&mut self, place: usize) {
+        let mut by_age: Vec<_> = self.disk.values().filter(|info| info.is_committed()).collect();
+        by_age.sort_by_key(|info| info.age_key());
+        let Some(from) = by_age.get(place).or(by_age.last()).copied().cloned() else {
+            return self.begin_anew();
+        };
+        let is_newest = by_age.last().is_some_and(|newest| newest.name == from.name);
+        let generation = if is_newest { from.generation } else { self.next_generation() };
+        let (step, line, resumed) = (from.step, from.line, from.save_id);
+        self.job = Job { step, generation, line, resumed };
+    }
+
+    fn begin_anew(&mut self) {
+        let generation = self.next_generation();
+        self.job = Job { generation, line: generation, ..Job::default() };
+    }
+
     fn happens(&mut self, event: &Event) -> Result<(), TestCaseError> {
         match event {
             Event::Save { steps, by_hand, loss, survives } => {
-                self.step += steps;
-                let metrics = loss.map(|loss| ("loss".to_owned(), loss)).into_iter().collect();
+                self.job.step += steps;
                 let saved = self.new_info(CheckpointState::Committed);
-                let saved = CheckpointInfo { automatic: !by_hand, metrics, ..saved };
-                self.made += u64::from(saved.automatic);
-                let protected: Vec<_> = saved.save_id.into_iter().chain(self.resumed).collect();
+                let saved = CheckpointInfo { automatic: !by_hand, metrics: of(*loss), ..saved };
+                *self.made.entry(saved.line).or_default() += u64::from(saved.automatic);
+                let protected: Vec<_> = saved.save_id.into_iter().chain(self.job.resumed).collect();
                 self.put(saved);
                 return self.pass(&protected, *survives);
             }
             Event::Resume { newest, place } => {
-                let good = self.disk.values().filter(|info| info.is_committed());
-                let place = if *newest { usize::MAX } else { *place };
-                let mut by_age: Vec<_> = good.collect();
-                by_age.sort_by_key(|info| info.age_key());
-                let from = by_age.get(place).or(by_age.last()).copied().cloned();
-                self.step = from.as_ref().map_or(0, |info| info.step);
-                self.resumed = from.and_then(|info| info.save_id);
+                self.resume(if *newest { usize::MAX } else { *place });
+            }
+            Event::Fresh => self.begin_anew(),
+            Event::OtherJob => std::mem::swap(&mut self.job, &mut self.other),
+            Event::Aside { steps, loss } => {
+                let (generation, step) = (self.next_generation(), *steps);
+                let info = self.new_info(CheckpointState::Committed);
+                let (automatic, pinned, aside, line) = (false, true, true, generation);
+                let info = CheckpointInfo { generation, line, step, aside, ..info };
+                self.put(CheckpointInfo { automatic, pinned, metrics: of(*loss), ..info });
+            }
+            Event::Copy { place } => {
+                if let Some(info) = self.at(*place).cloned() {
+                    let name = format!("{}c", info.name);
+                    self.put(CheckpointInfo { name, ..info });
+                }
             }
             Event::Pin { place } => {
                 if let Some(info) = self.at(*place) {
@@ -148,10 +206,13 @@ impl World {
     fn pass(&mut self, protected: &[SaveId], survives: usize) -> Result<(), TestCaseError> {
         let before = self.listing();
         self.least = self.least.min(least_good(&self.rules));
-        let stays = |info: &CheckpointInfo| must_stay(&self.rules, info, &before, protected);
+        let stays = |info: &CheckpointInfo| {
+            info.line != self.job.line || must_stay(&self.rules, info, &before, protected)
+        };
         let must: Vec<String> =
             before.iter().filter(|info| stays(info)).map(|info| info.name.clone()).collect();
-        let decision = self.rules.decide(&before, protected);
+        let line = Some(self.job.line);
+        let decision = self.rules.decide_in_line(&before, line, protected);
         prop_assert_eq!(decision.remove.len() + must.len(), before.len(), "{:?}", must);
         // One in four passes comes to its end.
         let end = if survives == 3 { usize::MAX } else { survives };
@@ -161,7 +222,7 @@ impl World {
         }
         self.holds(&must)?;
         let rest = decision.remove.iter().skip(end).cloned().collect();
-        let next = self.rules.decide(&self.listing(), protected);
+        let next = self.rules.decide_in_line(&self.listing(), line, protected);
         prop_assert_eq!(next, Decision { remove: rest }, "the next pass finishes this one");
         Ok(())
     }
@@ -171,13 +232,25 @@ impl World {
             prop_assert!(self.disk.contains_key(name), "{} is gone", name);
         }
         let good = self.good();
-        prop_assert!(good >= self.least.min(self.made), "{} good ones of {}", good, self.made);
+        for (line, made) in &self.made {
+            let good = good.get(line).copied().unwrap_or(0);
+            prop_assert!(good >= self.least.min(*made), "{} good ones of {}", good, made);
+        }
         Ok(())
     }
 
-    fn good(&self) -> u64 {
-        self.disk.values().filter(|info| info.is_committed() && info.automatic).count() as u64
+    /// How many different good saves of policies there are of each line.
+    fn good(&self) -> BTreeMap<u64, u64> {
+        let good = self.disk.values().filter(|info| info.is_committed() && info.automatic);
+        let ids: BTreeSet<_> = good.map(|info| (info.line, info.save_id)).collect();
+        let mut counts = BTreeMap::new();
+        ids.into_iter().for_each(|(line, _)| *counts.entry(line).or_default() += 1);
+        counts
     }
+}
+
+fn of(loss: Option<f64>) -> BTreeMap<String, f64> {
+    loss.map(|loss| ("loss".to_owned(), loss)).into_iter().collect()
 }
 
 /// How many automatic checkpoints rules leave at least, if so many were made.
@@ -189,7 +262,8 @@ fn least_good(rules: &Retention) -> u64 {
     }
 }
 
-/// Whether one checkpoint stays, by comparing it with each other one.
+/// Whether one checkpoint stays by the rules of a job of its line, by comparing it with each other
+/// one.
 fn must_stay(
     rules: &Retention,
     one: &CheckpointInfo,
@@ -197,10 +271,8 @@ fn must_stay(
     protected: &[SaveId],
 ) -> bool {
     let good: Vec<_> = all.iter().filter(|c| c.state == CheckpointState::Committed).collect();
-    let newer = |c: &CheckpointInfo| {
-        (c.step, c.epoch, c.created_unix_ms) > (one.step, one.epoch, one.created_unix_ms)
-    };
-    let ours = |c: &CheckpointInfo| c.automatic;
+    let age = |c: &CheckpointInfo| (!c.aside, c.generation, c.step, c.epoch, c.created_unix_ms);
+    let newer = |c: &CheckpointInfo| age(c) > age(one);
     let no_rule = rules.last.is_none()
         && rules.best.is_none()
         && rules.every_steps.is_none()
@@ -211,21 +283,37 @@ fn must_stay(
     if protected.contains(&one.save_id.unwrap()) || !good.iter().any(|c| newer(c)) {
         return true;
     }
-    let newer_ones = good.iter().filter(|c| ours(c) && newer(c)).count() as u64;
-    let is_last = rules.last.is_some_and(|count| newer_ones < count.get());
+    if good.iter().any(|c| c.save_id == one.save_id && c.name != one.name) {
+        return true;
+    }
+    // The others that fill the same counts; a copy of one that does is no other one.
+    let is_first = |c: &CheckpointInfo| {
+        !good.iter().any(|d| d.automatic && d.save_id == c.save_id && d.name < c.name)
+    };
+    let others = good.iter().filter(|c| c.automatic && c.line == one.line && c.name != one.name);
+    let others: Vec<_> = others.filter(|c| is_first(c)).collect();
+    let count =
+        |is: &dyn Fn(&CheckpointInfo) -> bool| others.iter().filter(|c| is(c)).count() as u64;
+    let is_last = rules.last.is_some_and(|last| count(&newer) < last.get());
     let is_best = rules.best.as_ref().is_some_and(|best| {
         let Some(mine) = finite(one) else { return false };
         let beats = |c: &CheckpointInfo| match (finite(c), best.mode) {
             (None, _) => false,
-            (Some(theirs), _) if theirs == mine => !newer(c) && c.name != one.name,
+            (Some(theirs), _) if theirs == mine => !newer(c),
             (Some(theirs), Mode::Min) => theirs < mine,
             (Some(theirs), Mode::Max) => theirs > mine,
         };
-        (good.iter().filter(|c| ours(c) && beats(c)).count() as u64) < best.count.get()
+        count(&beats) < best.count.get()
     });
     let at_step = rules.every_steps.is_some_and(|n| one.step > 0 && one.step % n == 0);
+    let ended_before = |c: &CheckpointInfo| match c.step.cmp(&one.step) {
+        _ if c.epoch != one.epoch => false,
+        Ordering::Equal if c.generation == one.generation => !newer(c),
+        Ordering::Equal => c.generation > one.generation,
+        order => order == Ordering::Less,
+    };
     let at_epoch = rules.every_epochs.is_some_and(|n| one.epoch > 0 && one.epoch % n == 0)
-        && !good.iter().any(|c| ours(c) && c.epoch == one.epoch && !newer(c) && c.name != one.name);
+        && count(&ended_before) == 0;
     let by_name = rules.pinned.iter().any(|glob| one.name.ends_with(glob.trim_start_matches('*')));
     is_last || is_best || at_step || at_epoch || by_name
 }
@@ -240,7 +328,7 @@ proptest! {
     #[test]
     fn what_must_stay_is_there_at_every_instant_of_10_000_histories(
         first in rules(),
-        events in prop::collection::vec(events(), 1..13),
+        events in prop::collection::vec(events(), 1..17),
     ) {
         let mut world = World { rules: first, least: u64::MAX, ..World::default() };
         for event in &events {
