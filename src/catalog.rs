@@ -24,8 +24,8 @@ use crate::storage::{DirEntry, Directory, EntryKind, Storage};
 
 use choose::choose;
 pub(crate) use foreign::foreign_files;
-pub(crate) use list::list;
 pub use list::{find_checkpoints, find_checkpoints_on};
+pub(crate) use list::{list, list_one};
 pub use order::Order;
 pub(crate) use other::open_other;
 pub use other::read_other;

@@ -102,7 +102,8 @@ impl Retention {
         Decision { remove: automatic.into_iter().filter_map(goes).collect() }
     }
 
-    fn has_rules(&self) -> bool {
+    /// Whether anything can go.
+    pub(crate) fn has_rules(&self) -> bool {
         let counts = [self.last, self.every_steps, self.every_epochs];
         self.best.is_some() || counts.iter().any(Option::is_some)
     }

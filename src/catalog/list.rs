@@ -108,6 +108,15 @@ pub(crate) fn list(
     Ok(listed)
 }
 
+/// One checkpoint as [`list`] shows it, but for a pin beside it; `None` if nothing of ours has this
+/// name.
+pub(crate) fn list_one(
+    parent: &dyn Directory,
+    name: &CheckpointName,
+) -> Result<Option<CheckpointInfo>> {
+    look(parent, name, name.as_str())
+}
+
 /// What lies under `entry`; `None` if that is nothing of ours, or gone.
 fn look(
     parent: &dyn Directory,

@@ -1,13 +1,17 @@
 //! After a commit, on the coordinator: what goes, and where the links point.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::Checkpointer;
 use crate::autosave::{KeepBest, Mode, Retention};
+use crate::catalog::{self, pointer};
 use crate::error::Result;
 use crate::group::ProcessGroup;
-use crate::layout::SaveId;
+use crate::layout::{BEST, LATEST, SaveId};
 use crate::manifest::CheckpointInfo;
 use crate::save::Checkpoint;
 use crate::storage::{Directory, Storage};
@@ -23,7 +27,13 @@ pub(super) struct Tidy {
     monitor: Option<(String, Mode)>,
     resumed: Option<SaveId>,
     line: u64,
+    pointed: Pointed,
 }
+
+/// The line for which this run has moved the links by all checkpoints of the directory, if it has
+/// and nothing failed: from then on they go by what they name.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Pointed(Arc<Mutex<Option<u64>>>);
 
 impl Checkpointer {
     pub(super) fn tidy(&self) -> Tidy {
@@ -35,6 +45,7 @@ impl Checkpointer {
             monitor: self.config.monitor.clone().map(|name| (name, self.config.mode)),
             resumed: self.resumed,
             line: self.lineage.line,
+            pointed: self.pointed.clone(),
         }
     }
 }
@@ -49,9 +60,14 @@ impl Tidy {
 
     fn pass(&self, committed: &Checkpoint) -> Result<()> {
         let parent = self.storage.open_dir(&self.directory)?;
+        let pace = Pace::of(&self.group);
+        if !self.retention.has_rules()
+            && let Some(few) = self.all_that_matters(parent.as_ref(), committed)?
+        {
+            return self.point(parent.as_ref(), &few, &pace);
+        }
         let protected: Vec<SaveId> =
             std::iter::once(committed.save_id).chain(self.resumed).collect();
-        let pace = Pace::of(&self.group);
         let point = &mut |left: &[CheckpointInfo]| {
             log_failure("moving the links", || self.point(parent.as_ref(), left, &pace));
         };
@@ -60,14 +76,42 @@ impl Tidy {
         Ok(())
     }
 
+    /// What was committed and what the links name, where those alone tell where the links are to
+    /// go: a directory may hold thousands. `None` if all have to be looked at.
+    fn all_that_matters(
+        &self,
+        parent: &dyn Directory,
+        committed: &Checkpoint,
+    ) -> Result<Option<Vec<CheckpointInfo>>> {
+        if *self.pointed.0.lock() != Some(self.line) {
+            return Ok(None);
+        }
+        let mut names = BTreeSet::from([committed.name.clone()]);
+        for link in [LATEST].into_iter().chain(self.monitor.as_ref().map(|_| BEST)) {
+            let Some(Ok(name)) = pointer::read(parent, link)? else { return Ok(None) };
+            names.insert(name);
+        }
+        let mut few = Vec::new();
+        for name in &names {
+            let info = catalog::list_one(parent, name)?;
+            let Some(info) = info.filter(|info| self.is_own(info)) else { return Ok(None) };
+            few.push(info);
+        }
+        Ok(Some(few))
+    }
+
     /// `latest` and `best` name what is going to stay, of this run.
     fn point(&self, parent: &dyn Directory, left: &[CheckpointInfo], pace: &Pace) -> Result<()> {
-        let is_own =
-            |info: &&CheckpointInfo| info.is_committed() && !info.aside && info.line == self.line;
-        let own = || left.iter().filter(is_own);
+        let own = || left.iter().filter(|info| self.is_own(info));
         let latest = own().max_by(|a, b| a.age_key().cmp(&b.age_key()));
         let best = self.monitor.as_ref();
         let best = best.and_then(|(name, mode)| KeepBest::one(name, *mode).best_of(own()));
-        pointers::update(parent, latest, best, pace)
+        let moved = pointers::update(parent, latest, best, pace);
+        *self.pointed.0.lock() = moved.is_ok().then_some(self.line);
+        moved
+    }
+
+    fn is_own(&self, info: &CheckpointInfo) -> bool {
+        info.is_committed() && !info.aside && info.line == self.line
     }
 }

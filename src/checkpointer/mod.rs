@@ -65,6 +65,7 @@ pub use config::{
     AsyncMode, CONFIG_BYTES_MAX, CONFIG_PREFIX, CheckpointerConfig, FieldDifference, InFlight,
     Location, METRIC_FIELD, Resume, differences,
 };
+use keep::Pointed;
 use lineage::Lineage;
 pub use location::{ColabDrive, Environment, Place, PlaceKind, ThisMachine};
 pub use one_line::{load_checkpoint, save_checkpoint, save_checkpoint_in};
@@ -114,6 +115,7 @@ pub struct Checkpointer {
     /// The checkpoint that was loaded: never removed by this run.
     resumed: Option<SaveId>,
     lineage: Lineage,
+    pointed: Pointed,
     pending: Option<PendingSave>,
     stop: Option<Preempted>,
 }

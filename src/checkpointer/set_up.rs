@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ask::Longest;
+use super::keep::Pointed;
 use super::lineage::Lineage;
 use super::{
     Checkpointer, CheckpointerConfig, FieldDifference, Location, ThisMachine, TrainerState,
@@ -105,6 +106,7 @@ impl Checkpointer {
             save_takes: Longest::default(),
             resumed: None,
             lineage: Lineage::fresh(top),
+            pointed: Pointed::default(),
             pending: None,
             stop: None,
             config,

@@ -129,3 +129,45 @@ fn what_was_saved_beside_the_run_is_never_its_best() {
     assert_eq!(led_to(scratch.path(), "best").unwrap(), "checkpoint_step_00000010");
     assert_eq!(steps_of(&checkpointer), [10, 7]);
 }
+
+/// Without rules nothing goes, and a directory of thousands is not read after each save.
+#[test]
+fn without_rules_a_save_reads_as_much_however_many_there_are() {
+    let memory = MemoryStorage::new();
+    let faulty = Arc::new(FaultyStorage::new(Arc::new(memory.clone())));
+    let config =
+        CheckpointerConfig { keep_last: None, ..keeping_one(Some("loss"), Path::new("dir")) };
+    let make = || Checkpointer::with_storage(&ProcessGroup::solo(), faulty.clone(), config.clone());
+    let parent = || memory.open_dir(Path::new("dir/run")).unwrap();
+    let leads = |step: u64| format!("checkpoint_step_{step:08}");
+    let mut reads = Vec::new();
+    let mut first = make().unwrap();
+    for step in (10..=300).step_by(10) {
+        faulty.reset();
+        save_at(&mut first, step).unwrap();
+        let is_read =
+            |line: &&String| line.starts_with("open_file") && line.ends_with("manifest.bin");
+        reads.push(faulty.log().iter().filter(is_read).count());
+        assert_eq!(parent().read_link("latest").unwrap(), leads(step));
+        let best = if step.is_multiple_of(20) { step - 10 } else { step };
+        assert_eq!(parent().read_link("best").unwrap(), leads(best));
+    }
+    assert_eq!(reads[3..7], reads[23..27], "{reads:?}");
+    // What is not as it was left is looked for among all.
+    for gone in ["latest", "best"] {
+        parent().remove_file(gone).unwrap();
+    }
+    parent().rename(&leads(290), "elsewhere", tch_checkpoint::storage::Rename::NoReplace).unwrap();
+    save_at(&mut first, 320).unwrap();
+    assert_eq!(parent().read_link("best").unwrap(), "elsewhere");
+    let max = CheckpointerConfig { mode: Mode::Max, ..config.clone() };
+    let mut second =
+        Checkpointer::with_storage(&ProcessGroup::solo(), faulty.clone(), max).unwrap();
+    Toy::new().with(|parts| second.resume(parts)).unwrap().unwrap();
+    save_at(&mut second, 330).unwrap();
+    assert_eq!(
+        parent().read_link("best").unwrap(),
+        leads(20),
+        "the highest, and the first of them"
+    );
+}
