@@ -130,18 +130,57 @@ fn what_is_somebodys_is_not_touched() {
     assert_eq!(entries(&storage, "runs/s2").len(), 5, "its own four files, and the note");
 }
 
-/// One of which a file is lost is not one of the newest two, and is left for somebody to look at.
+/// One of which a file is lost, cut short or grown is not one of the newest two, and is left for
+/// somebody to look at.
 #[test]
 fn a_damaged_checkpoint_neither_counts_nor_goes() {
-    let storage = MemoryStorage::new();
-    steps(&storage, 5);
-    for step in [1, 5] {
-        let dir = storage.open_dir(Path::new(&format!("runs/s{step}"))).unwrap();
-        let data = dir.list().unwrap().into_iter().find(|e| e.name.starts_with("model-")).unwrap();
-        dir.remove_file(&data.name).unwrap();
+    type Damage = fn(&mut Vec<u8>) -> bool;
+    let lost: Damage = |_| false;
+    let cut: Damage = |bytes| bytes.pop().is_some();
+    let grown: Damage = |bytes| {
+        bytes.push(0);
+        true
+    };
+    for (file, damage) in [("model-", lost), ("model-", cut), ("sums-", grown), ("manifest", cut)] {
+        let storage = MemoryStorage::new();
+        steps(&storage, 5);
+        for step in [1, 5] {
+            let place = format!("runs/s{step}");
+            let dir = storage.open_dir(Path::new(&place)).unwrap();
+            let found = dir.list().unwrap().into_iter().find(|e| e.name.starts_with(file)).unwrap();
+            let mut bytes = storage.read(&Path::new(&place).join(&found.name)).unwrap();
+            dir.remove_file(&found.name).unwrap();
+            if damage(&mut bytes) {
+                let written = dir.create_file(&found.name).unwrap();
+                written.write_at(0, &bytes).unwrap();
+                written.finish().unwrap();
+            }
+        }
+        pass(&storage, &last(2), &[]).unwrap();
+        assert_eq!(entries(&storage, "runs"), ["s1", "s3", "s4", "s5"], "{file}");
     }
-    pass(&storage, &last(2), &[]).unwrap();
-    assert_eq!(entries(&storage, "runs"), ["s1", "s3", "s4", "s5"]);
+}
+
+/// However much there is, each checkpoint is looked at once; what goes is looked at twice more
+/// under the lock.
+#[test]
+fn a_pass_looks_at_each_checkpoint_once() {
+    let memory = MemoryStorage::new();
+    steps(&memory, 50);
+    let operations = |retention: &Retention| {
+        let faulty = FaultyStorage::new(Arc::new(memory.clone()));
+        let parent = runs(&faulty);
+        faulty.reset();
+        pass_in(parent.as_ref(), retention, &[]).unwrap();
+        let log = faulty.log();
+        let count = |start: &str, end: &str| {
+            log.iter().filter(|line| line.starts_with(start) && line.ends_with(end)).count()
+        };
+        (count("open_file", "manifest.bin"), count("list runs", "runs"))
+    };
+    assert_eq!(operations(&last(50)), (50, 2), "the sweep, and the listing");
+    assert_eq!(operations(&last(49)), (52, 3));
+    assert_eq!(operations(&last(49)), (49, 2));
 }
 
 /// What the decision counts on is durable first; each one is out of sight, durably, before its
