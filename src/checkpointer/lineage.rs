@@ -6,7 +6,7 @@
 //! *line* is what one fresh start led to; the rules of a run remove nothing of another line.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::{GENERATION, LINE, Manifest, count_of};
+use crate::manifest::{CheckpointInfo, CheckpointState, GENERATION, LINE, Manifest, count_of};
 use crate::state::Values;
 
 /// Where in the history of its directory a run is.
@@ -16,6 +16,13 @@ pub(super) struct Lineage {
     pub(super) generation: u64,
     /// The generation in which this line began anew.
     pub(super) line: u64,
+}
+
+/// The highest generation of what a directory holds. Damaged ones count: they may be made whole
+/// again, and are then what they were.
+pub(super) fn top_of(found: &[CheckpointInfo]) -> Option<u64> {
+    let saved = found.iter().filter(|info| info.state != CheckpointState::Partial);
+    saved.map(|info| info.generation).max()
 }
 
 impl Lineage {

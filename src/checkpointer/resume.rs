@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::choose::{Question, choose, newest};
-use super::lineage::Lineage;
+use super::choose::{Question, choose};
+use super::lineage::{Lineage, top_of};
 use super::{Checkpointer, Parts, Resume, TrainerState};
 use crate::catalog::{self, CheckpointPath, Order, Wanted, pointer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::layout::{self, CheckpointName, SaveId};
 use crate::load::{Atomicity, Destination, Loaded, load};
-use crate::manifest::{CheckpointInfo, Manifest};
+use crate::manifest::{CheckpointInfo, CheckpointState, Manifest};
 use crate::plan::load::{LoadReport, LoadRules};
 use crate::rank::Rank;
 use crate::state::{LoadTargets, Values};
@@ -217,11 +217,10 @@ impl Checkpointer {
             latest: latest.as_ref().map(CheckpointName::as_str),
         };
         let chosen = choose(&found, &question).map_err(|e| e.with_path(&self.directory))?;
-        let top = newest(found.iter().filter(|info| info.is_committed()));
         Ok(Looked {
             chosen: chosen.cloned(),
             abandoned: chosen.map_or_else(Vec::new, |chosen| newer_than(&found, chosen)),
-            generation: top.map(|info| info.generation),
+            generation: top_of(&found),
         })
     }
 
@@ -334,11 +333,13 @@ impl Destination for Whole<'_, '_> {
     }
 }
 
-/// The committed checkpoints that are newer than `chosen`, newest first.
+/// The checkpoints that are newer than `chosen`, newest first; also damaged ones, if it is known
+/// where they stand.
 fn newer_than(found: &[CheckpointInfo], chosen: &CheckpointInfo) -> Vec<String> {
     let mut newer: Vec<&CheckpointInfo> = found
         .iter()
-        .filter(|info| info.is_committed() && info.age_key() > chosen.age_key())
+        .filter(|info| info.state != CheckpointState::Partial && info.save_id.is_some())
+        .filter(|info| info.age_key() > chosen.age_key())
         .collect();
     newer.sort_by(|a, b| b.age_key().cmp(&a.age_key()));
     newer.into_iter().map(|info| info.name.clone()).collect()

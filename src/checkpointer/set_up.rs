@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::ask::Longest;
 use super::keep::Pointed;
-use super::lineage::Lineage;
+use super::lineage::{Lineage, top_of};
 use super::{
     Checkpointer, CheckpointerConfig, FieldDifference, Location, ThisMachine, TrainerState,
     differences,
@@ -169,5 +169,5 @@ fn prepare(
     sweep(parent.as_ref(), When::BeforeSave, &pace);
     space::look(parent.as_ref(), space_reserve);
     let found = catalog::list(parent.as_ref(), &mut || pace.progress.add(1))?;
-    Ok(found.iter().filter(|info| info.is_committed()).map(|info| info.generation).max())
+    Ok(top_of(&found))
 }

@@ -3,6 +3,7 @@
 mod bad_input;
 mod beside;
 mod keeping;
+mod lines;
 mod links;
 mod parts;
 mod resuming;
