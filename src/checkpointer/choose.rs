@@ -68,9 +68,7 @@ pub(super) fn choose<'a>(
 }
 
 /// The newest of some.
-fn newest<'a>(
-    found: impl Iterator<Item = &'a CheckpointInfo>,
-) -> Option<&'a CheckpointInfo> {
+fn newest<'a>(found: impl Iterator<Item = &'a CheckpointInfo>) -> Option<&'a CheckpointInfo> {
     found.max_by(|a, b| a.age_key().cmp(&b.age_key()))
 }
 

@@ -3,18 +3,23 @@
 //! A run that resumes from an older checkpoint, or begins anew beside older ones, counts its steps
 //! anew; by steps alone, what it saves would be older than what it left behind. So each such
 //! beginning raises the *generation*: newer is a higher generation first, then a higher step. A
-//! *line* is what one fresh start led to; the rules of a run remove nothing of another line.
+//! *line* is what one fresh start led to; the rules of a run remove nothing of another line. Its
+//! number is drawn, not counted: two jobs may begin at the same time, and checkpoints are copied
+//! from directory to directory.
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::layout::SaveId;
 use crate::manifest::{CheckpointInfo, CheckpointState, GENERATION, LINE, Manifest, count_of};
 use crate::state::Values;
 
 /// Where in the history of its directory a run is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct Lineage {
     /// Raised by each resume from a checkpoint that is not the newest, and by each fresh start.
     pub(super) generation: u64,
-    /// The generation in which this line began anew.
+    /// What one fresh start led to; 0 for what knows of none.
     pub(super) line: u64,
 }
 
@@ -26,10 +31,13 @@ pub(super) fn top_of(found: &[CheckpointInfo]) -> Option<u64> {
 }
 
 impl Lineage {
-    /// Of a run that begins anew, beside checkpoints of which `top` is the highest generation.
-    pub(super) fn fresh(top: Option<u64>) -> Self {
-        let generation = top.map_or(0, |top| top.saturating_add(1));
-        Self { generation, line: generation }
+    /// Of a run that begins anew, beside checkpoints of which `top` is the highest generation: the
+    /// coordinator draws it for all ranks.
+    pub(super) fn fresh(top: Option<u64>) -> Result<Self> {
+        let [a, b, c, d, e, f, g, h, ..] = *SaveId::random()?.as_bytes();
+        // Values of checkpoints have a sign.
+        let line = u64::from_le_bytes([a, b, c, d, e, f, g, h]) >> 1;
+        Ok(Self { generation: top.map_or(0, |top| top.saturating_add(1)), line })
     }
 
     /// Of a checkpoint.

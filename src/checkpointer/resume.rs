@@ -56,8 +56,8 @@ impl Asked {
 struct Looked {
     chosen: Option<CheckpointInfo>,
     abandoned: Vec<String>,
-    /// The highest generation of the directory; `None` if it is empty.
-    generation: Option<u64>,
+    /// Where a run stands that begins anew beside all of them.
+    fresh: Lineage,
 }
 
 impl Checkpointer {
@@ -220,7 +220,7 @@ impl Checkpointer {
         Ok(Looked {
             chosen: chosen.cloned(),
             abandoned: chosen.map_or_else(Vec::new, |chosen| newer_than(&found, chosen)),
-            generation: top_of(&found),
+            fresh: Lineage::fresh(top_of(&found))?,
         })
     }
 
@@ -242,8 +242,8 @@ impl Checkpointer {
         let lineage = Lineage::of(&loaded.manifest);
         self.lineage = match own {
             true if abandoned.is_empty() => lineage,
-            true => Lineage { generation: Lineage::fresh(looked.generation).generation, ..lineage },
-            false => Lineage::fresh(looked.generation),
+            true => Lineage { generation: looked.fresh.generation, ..lineage },
+            false => looked.fresh,
         };
         if !abandoned.is_empty() {
             tracing::warn!(

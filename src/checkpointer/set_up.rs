@@ -79,13 +79,13 @@ impl Checkpointer {
             };
             let warning_mib = config.space_warning_mib.max(place.space_warning_mib);
             let reserve = warning_mib.saturating_mul(1 << 20);
-            let top = match config.enabled {
+            let lineage = match config.enabled {
                 true => prepare(group, storage.as_ref(), &place.directory, reserve)?,
-                false => None,
+                false => Lineage::default(),
             };
-            Ok((place.directory, reserve, top))
+            Ok((place.directory, reserve, lineage))
         };
-        let (directory, space_reserve, top) =
+        let (directory, space_reserve, lineage) =
             group.phase_all(Channel::Training, "configure", check, directory_of)?;
         let template = config.name_template()?;
         Ok(Self {
@@ -105,7 +105,7 @@ impl Checkpointer {
             clock: Instant::now(),
             save_takes: Longest::default(),
             resumed: None,
-            lineage: Lineage::fresh(top),
+            lineage,
             pointed: Pointed::default(),
             pending: None,
             stop: None,
@@ -155,19 +155,19 @@ fn compare(by_rank: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Coordinator: a directory that cannot be made shows before days of training. The highest
-/// generation of what is in it.
+/// Coordinator: a directory that cannot be made shows before days of training. Where a run stands
+/// that begins anew beside what is in it.
 fn prepare(
     group: &ProcessGroup,
     storage: &dyn Storage,
     directory: &Path,
     space_reserve: u64,
-) -> Result<Option<u64>> {
+) -> Result<Lineage> {
     let made = storage.create_dir_all(directory);
     let parent = made.map_err(|e| e.with_help("nothing was trained; choose another location"))?;
     let pace = Pace::of(group);
     sweep(parent.as_ref(), When::BeforeSave, &pace);
     space::look(parent.as_ref(), space_reserve);
     let found = catalog::list(parent.as_ref(), &mut || pace.progress.add(1))?;
-    Ok(top_of(&found))
+    Lineage::fresh(top_of(&found))
 }

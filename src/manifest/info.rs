@@ -18,7 +18,7 @@ pub const PINNED: &str = "checkpoint.pinned";
 /// Name of the value that says which beginning of the run this follows: newer is a higher
 /// generation first, then a higher step.
 pub const GENERATION: &str = "checkpoint.generation";
-/// Name of the value that says in which generation its run began anew.
+/// Name of the value that says to which fresh start this goes back: a number drawn there.
 pub const LINE: &str = "checkpoint.line";
 
 /// Name of the value that says that this was saved beside a run and is no part of it: it counts
@@ -50,7 +50,7 @@ pub struct CheckpointInfo {
     pub save_id: Option<SaveId>,
     /// Which beginning of the run it follows; 0 for the first, and for what knows of none.
     pub generation: u64,
-    /// The generation in which its run began anew.
+    /// What one fresh start led to has the same number here; 0 for what knows of none.
     pub line: u64,
     /// Training steps completed.
     pub step: u64,

@@ -5,7 +5,7 @@ use std::path::Path;
 use tch_checkpoint::ProcessGroup;
 use tch_checkpoint::checkpointer::{CheckpointerConfig, Resume};
 
-use super::toy::{config, file_of, no_metrics, run, steps_of};
+use super::toy::{Toy, at, checkpointer, config, file_of, no_metrics, run, steps_of};
 
 fn every_ten(directory: &Path) -> CheckpointerConfig {
     CheckpointerConfig { save_every_steps: Some(10), ..config(directory) }
@@ -43,4 +43,35 @@ fn a_fresh_start_beside_damaged_checkpoints_is_a_line_of_its_own() {
     let resumed = CheckpointerConfig { resume: Resume::Latest, ..kept };
     let ran = run(&solo, resumed, 8, no_metrics).unwrap();
     assert_eq!(steps_of(&ran.checkpointer), [8, 6, 5, 30, 20, 10]);
+}
+
+/// Both see an empty directory; neither may take what the other one needs.
+#[test]
+fn two_jobs_that_begin_at_the_same_time_remove_nothing_of_one_another() {
+    let (solo, scratch) = (ProcessGroup::solo(), tempfile::tempdir().unwrap());
+    let kept = CheckpointerConfig { keep_last: Some(1), ..every_ten(scratch.path()) };
+    let mut jobs = [(); 2].map(|()| checkpointer(&solo, kept.clone()).unwrap());
+    for step in [10, 20, 30] {
+        for job in &mut jobs {
+            let _ = Toy::new().with(|parts| job.step_callback(&at(step), parts)).unwrap();
+        }
+    }
+    assert_eq!(steps_of(&jobs[0]), [30, 30]);
+}
+
+#[test]
+fn a_checkpoint_copied_from_another_experiment_stays() {
+    let (solo, scratch) = (ProcessGroup::solo(), tempfile::tempdir().unwrap());
+    let other = CheckpointerConfig { experiment: "other".to_owned(), ..every_ten(scratch.path()) };
+    drop(run(&solo, other, 10, no_metrics).unwrap());
+    let kept = CheckpointerConfig { keep_last: Some(1), ..every_ten(scratch.path()) };
+    drop(run(&solo, kept.clone(), 20, no_metrics).unwrap());
+    let place = scratch.path().join("run/theirs");
+    std::fs::create_dir(&place).unwrap();
+    let from = scratch.path().join("other/checkpoint_step_00000010");
+    for file in std::fs::read_dir(from).unwrap().map(|file| file.unwrap()) {
+        std::fs::copy(file.path(), place.join(file.file_name())).unwrap();
+    }
+    let ran = run(&solo, kept, 30, no_metrics).unwrap();
+    assert_eq!(steps_of(&ran.checkpointer), [30, 20, 10], "20 was resumed");
 }
