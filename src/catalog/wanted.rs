@@ -16,14 +16,14 @@ use crate::layout::{self, CheckpointName, SaveId};
 pub enum Which {
     /// The one of this name.
     Named(CheckpointName),
-    /// The newest: highest step, then epoch, then time of saving.
+    /// The newest, see [`CheckpointInfo::age_key`](crate::manifest::CheckpointInfo::age_key):
+    /// highest generation, then step, epoch, time of saving.
     Latest,
     /// The one that the link `best` names, or, where there are no links, `best.json`.
     Best,
     /// The one of this step; the newest of several.
     Step(u64),
-    /// The best by one of its metrics, as manifests hold them. Of equals the one of the lowest
-    /// step, then the oldest.
+    /// The best by one of its metrics, as manifests hold them. Of equals the oldest.
     BestBy {
         /// Which number.
         monitor: String,
