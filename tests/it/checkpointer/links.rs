@@ -171,3 +171,21 @@ fn without_rules_a_save_reads_as_much_however_many_there_are() {
         "the highest, and the first of them"
     );
 }
+
+/// Each save says that it could not be done, and everything else goes on.
+#[test]
+fn what_the_user_calls_latest_or_best_stays_and_rules_go_on() {
+    let (solo, scratch) = (ProcessGroup::solo(), tempfile::tempdir().unwrap());
+    let mine = scratch.path().join("run/latest/mine.txt");
+    std::fs::create_dir_all(mine.parent().unwrap()).unwrap();
+    let list = scratch.path().join("run/best.json");
+    for file in [&mine, &list] {
+        std::fs::write(file, "[1]").unwrap();
+    }
+    let ran = run(&solo, keeping_one(Some("loss"), scratch.path()), 40, loss_best_at_10).unwrap();
+    assert_eq!(steps_of(&ran.checkpointer), [40, 10]);
+    assert_eq!(led_to(scratch.path(), "best").unwrap(), "checkpoint_step_00000010");
+    let json = std::fs::read_to_string(scratch.path().join("run/latest.json")).unwrap();
+    assert!(json.contains("checkpoint_step_00000040"), "{json}");
+    assert!([mine, list].iter().all(|file| std::fs::read(file).unwrap() == b"[1]"));
+}
