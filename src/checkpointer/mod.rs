@@ -39,6 +39,7 @@
 //! # Ok::<(), tch_checkpoint::Error>(())
 //! ```
 
+mod agree;
 mod ask;
 mod at;
 mod builder;
