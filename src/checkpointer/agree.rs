@@ -6,23 +6,26 @@ use serde::{Deserialize, Serialize};
 
 use super::metrics::mean_over_ranks;
 use super::state::save_metrics;
-use super::{At, Checkpointer, InFlight, Parts, TrainerState};
+use super::{At, Checkpointer, Parts, TrainerState};
 use crate::autosave::{Counters, Number};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Channel;
 use crate::layout::CheckpointName;
 use crate::manifest::{ASIDE, AUTOMATIC, PINNED};
 use crate::rank::Rank;
+use crate::save::help_uncommitted;
 use crate::state::StateDict;
 
 /// What a rank brings to phase "state".
 #[derive(Serialize, Deserialize)]
 struct Proposal {
     counters: (u64, u64),
+    /// The name that the program gives, if it does.
+    name: Option<CheckpointName>,
     metrics: BTreeMap<String, f64>,
 }
 
-/// The coordinator's answer; nothing if this save is left out.
+/// The coordinator's answer.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Agreed {
     pub(super) name: CheckpointName,
@@ -38,72 +41,68 @@ pub(super) enum Under<'a> {
     /// The same, but no part of the run: neither rule nor link takes note of it.
     Aside,
     /// A name of the user's, which nothing removes.
-    Name(&'a CheckpointName),
+    Name(&'a str),
+}
+
+impl Under<'_> {
+    /// Values that say so.
+    fn marks(self) -> &'static [&'static str] {
+        match self {
+            Under::Template => &[AUTOMATIC],
+            Under::Name(_) => &[PINNED],
+            Under::Aside => &[PINNED, ASIDE],
+        }
+    }
 }
 
 impl Checkpointer {
     /// Phase "state": every rank has one, or all hear why not; and what the coordinator says about
-    /// it is in it. `None`: another save hinders this one.
+    /// it is in it.
     pub(super) fn agree(
-        &mut self,
+        &self,
         at: &At,
         parts: &mut Parts<'_>,
         under: Under<'_>,
-    ) -> Result<Option<(Agreed, StateDict)>> {
+    ) -> Result<(Agreed, StateDict)> {
         let mut made = None;
-        let this = &*self;
-        let agreed = this.group.phase_all(
-            Channel::Save,
-            "state",
-            || {
-                made = Some(parts.state_dict()?);
-                let Counters { step, epoch } = at.counters();
-                Ok(Proposal { counters: (step, epoch), metrics: at.metrics().clone() })
-            },
-            |proposals| this.decide(at, under, &proposals),
-        )?;
-        let Some(agreed) = agreed else { return Ok(None) };
+        let propose = || {
+            made = Some(parts.state_dict()?);
+            let Counters { step, epoch } = at.counters();
+            let name = match under {
+                Under::Name(name) => Some(CheckpointName::new(name)?),
+                Under::Template | Under::Aside => None,
+            };
+            Ok(Proposal { counters: (step, epoch), name, metrics: at.metrics().clone() })
+        };
+        let decide = |proposals: Vec<Proposal>| self.decide(at, &proposals);
+        let agreed = self
+            .group
+            .phase_all(Channel::Save, "state", propose, decide)
+            .map_err(help_uncommitted)?;
+        // What can fail from here on fails on every rank: it follows from what was agreed.
         let mut state = made.ok_or_else(|| {
             Error::new(ErrorKind::Disagreement, "phase state passed without a state")
         })?;
         agreed.state.save(&mut state.values)?;
         save_metrics(&agreed.metrics, &mut state.values);
-        this.lineage.save(&mut state.values)?;
-        let marks: &[&str] = match under {
-            Under::Template => &[AUTOMATIC],
-            Under::Name(_) => &[PINNED],
-            Under::Aside => &[PINNED, ASIDE],
-        };
-        marks.iter().for_each(|mark| state.values.set(*mark, true));
-        Ok(Some((agreed, state)))
+        self.lineage.save(&mut state.values)?;
+        under.marks().iter().for_each(|mark| state.values.set(*mark, true));
+        Ok((agreed, state))
     }
 
     /// Phase "state", coordinator.
-    fn decide(&self, at: &At, under: Under<'_>, proposals: &[Proposal]) -> Result<Option<Agreed>> {
-        check_counters(at.counters(), proposals)?;
-        if self.pending.as_ref().is_some_and(|pending| !pending.is_done()) {
-            match self.config.in_flight {
-                InFlight::Wait => {}
-                InFlight::Skip => return Ok(None),
-                InFlight::Error => {
-                    let message = "a save is due while another one is still going on";
-                    return Err(Error::new(ErrorKind::InvalidInput, message).with_help(
-                        "save less often, or let `in_flight` be `wait` or `skip`; the save that \
-                         goes on is not affected",
-                    ));
-                }
-            }
-        }
+    fn decide(&self, at: &At, proposals: &[Proposal]) -> Result<Agreed> {
+        check_alike(proposals)?;
         let metrics: Vec<_> = proposals.iter().map(|proposal| proposal.metrics.clone()).collect();
         let metrics = mean_over_ranks(&metrics);
         let Counters { step, epoch } = at.counters();
         let mut state = TrainerState { step, epoch, ..self.state.clone() };
         state.save_with(&metrics, self.monitor());
-        let name = match under {
-            Under::Name(name) => name.clone(),
-            Under::Template | Under::Aside => self.name(at.counters(), &metrics)?,
+        let name = match proposals.first().and_then(|ours| ours.name.clone()) {
+            Some(name) => name,
+            None => self.name(at.counters(), &metrics)?,
         };
-        Ok(Some(Agreed { name, metrics, state }))
+        Ok(Agreed { name, metrics, state })
     }
 
     fn name(&self, counters: Counters, metrics: &BTreeMap<String, f64>) -> Result<CheckpointName> {
@@ -124,16 +123,29 @@ impl Checkpointer {
     }
 }
 
-fn check_counters(ours: Counters, proposals: &[Proposal]) -> Result<()> {
-    for (proposal, rank) in proposals.iter().zip(0..) {
-        let (step, epoch) = proposal.counters;
-        if (Counters { step, epoch }) != ours {
+fn check_alike(proposals: &[Proposal]) -> Result<()> {
+    let Some(ours) = proposals.first() else { return Ok(()) };
+    let differs = |message: String, rank| {
+        Err(Error::new(ErrorKind::Disagreement, message)
+            .at_rank(Rank::new(rank))
+            .with_help("every rank has to save at the same step, under the same name"))
+    };
+    for (theirs, rank) in proposals.iter().zip(0..) {
+        if theirs.counters != ours.counters {
+            let ((step, epoch), (our_step, our_epoch)) = (theirs.counters, ours.counters);
             let message = format!(
-                "this rank is at step {step} of epoch {epoch}, the coordinator at step {} of \
-                 epoch {}",
-                ours.step, ours.epoch
+                "this rank is at step {step} of epoch {epoch}, the coordinator at step {our_step} \
+                 of epoch {our_epoch}"
             );
-            return Err(Error::new(ErrorKind::Disagreement, message).at_rank(Rank::new(rank)));
+            return differs(message, rank);
+        }
+        if theirs.name != ours.name {
+            let [theirs, ours] = [theirs, ours].map(|it| match &it.name {
+                Some(name) => format!("`{name}`"),
+                None => "a name of the template".to_owned(),
+            });
+            let message = format!("this rank saves under {theirs}, the coordinator under {ours}");
+            return differs(message, rank);
         }
     }
     Ok(())

@@ -72,6 +72,7 @@ pub use location::{ColabDrive, Environment, Place, PlaceKind, ThisMachine};
 pub use one_line::{load_checkpoint, save_checkpoint, save_checkpoint_in};
 pub use parts::Parts;
 pub use resume::Resumed;
+use save::Beside;
 pub use save::{Outcome, Reason, Stepped};
 pub use set_up::create_checkpointer_from_config;
 pub use state::TrainerState;
@@ -80,7 +81,6 @@ use crate::autosave::{Counters, NameTemplate, Retention, Triggers};
 use crate::group::ProcessGroup;
 use crate::layout::SaveId;
 use crate::preempt::{Poll, Preempted, Watch};
-use crate::save::PendingSave;
 use crate::storage::Storage;
 
 /// Asked where training is, says whether to save.
@@ -117,7 +117,7 @@ pub struct Checkpointer {
     resumed: Option<SaveId>,
     lineage: Lineage,
     pointed: Pointed,
-    pending: Option<PendingSave>,
+    pending: Option<Beside>,
     stop: Option<Preempted>,
 }
 

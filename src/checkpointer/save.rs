@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::agree::{Agreed, Under};
-use super::{AsyncMode, At, Checkpointer, Parts};
+use super::{AsyncMode, At, Checkpointer, InFlight, Parts};
 use crate::autosave::Counters;
 use crate::catalog::CheckpointPath;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::CheckpointName;
 use crate::plan::OnExisting;
 use crate::preempt::Preempted;
-use crate::save::{Checkpoint, SaveOptions, save, save_async, save_async_overlapped};
+use crate::save::{Checkpoint, PendingSave, SaveOptions, save, save_async, save_async_overlapped};
 use crate::state::StateDict;
 
 /// Why a checkpoint is saved.
@@ -72,6 +72,19 @@ pub struct Stepped {
     pub stop: Option<Preempted>,
 }
 
+/// A save that goes on beside training, and what counted before it.
+pub(super) struct Beside {
+    pending: PendingSave,
+    before: Counted,
+}
+
+/// What follows from the saves so far, to return to if one fails.
+struct Counted {
+    saved_step: Option<u64>,
+    clock: Instant,
+    best_saved: Option<f64>,
+}
+
 impl Checkpointer {
     /// After a training step: saves if that is due, as the configuration says.
     ///
@@ -115,7 +128,7 @@ impl Checkpointer {
         if !self.config.enabled {
             return Ok(None);
         }
-        Ok(self.due(at)?.filter(|_| self.saved_step != Some(at.counters().step)))
+        Ok(self.due(at)?.filter(|_| !self.is_saved(at)))
     }
 
     /// Saves now, under a name of the template; returns when it is committed. For what decides by
@@ -149,18 +162,20 @@ impl Checkpointer {
     ///
     /// # Errors
     /// As [`save`](fn@crate::save::save); [`ErrorKind::InvalidInput`] for a name that is none.
-    pub fn save_as(&mut self, name: &str, at: &At, parts: &mut Parts<'_>) -> Result<Checkpoint> {
-        self.wait()?;
-        let agreed =
-            CheckpointName::new(name).and_then(|name| self.agree(at, parts, Under::Name(&name)));
-        let Some((agreed, state)) = agreed? else {
-            return Err(Error::new(ErrorKind::InvalidInput, "another save is still going on"));
-        };
-        self.save_now(&agreed, &state, at, OnExisting::Refuse)
+    pub fn save_as(&mut self, name: &str, at: &At, parts: &mut Parts<'_>) -> Result<Outcome> {
+        if !self.config.enabled {
+            return Ok(Outcome::Disabled);
+        }
+        let earlier = self.wait();
+        let saved = self
+            .agree(at, parts, Under::Name(name))
+            .and_then(|(agreed, state)| self.save_now(&agreed, &state, at, OnExisting::Refuse));
+        surface(earlier, saved.map(Outcome::Saved))
     }
 
-    /// Training ends: saves unless this step is saved already or the configuration says not to,
-    /// and waits for what goes on beside it.
+    /// Training ends: waits for what goes on beside it, and saves unless this step is saved already
+    /// or the configuration says not to. A save that failed beside training is an error also if
+    /// this one makes up for it.
     ///
     /// # Collective
     /// Every rank, with the same step and epoch.
@@ -168,13 +183,10 @@ impl Checkpointer {
     /// # Errors
     /// As [`Checkpointer::step_callback`].
     pub fn finish(&mut self, at: &At, parts: &mut Parts<'_>) -> Result<Outcome> {
-        let waited = self.wait();
         if !self.config.save_at_end || !self.config.enabled {
-            waited?;
-            return Ok(Outcome::Disabled);
+            return self.wait().map(|_| Outcome::Disabled);
         }
-        let saved = self.save_at(Reason::End, at, parts, AsyncMode::Disabled);
-        waited.and(saved)
+        self.save_at(Reason::End, at, parts, AsyncMode::Disabled)
     }
 
     /// Before anything that is trained changes (the optimizer's step, a swap of averages): waits
@@ -183,7 +195,7 @@ impl Checkpointer {
     ///
     /// Any rank; needs no other.
     pub fn before_update(&self) {
-        if let Some(pending) = &self.pending {
+        if let Some(Beside { pending, .. }) = &self.pending {
             pending.wait_copied();
         }
     }
@@ -196,9 +208,14 @@ impl Checkpointer {
     /// # Errors
     /// Those of that save, the same on every rank.
     pub fn wait(&mut self) -> Result<Option<Checkpoint>> {
-        let Some(pending) = self.pending.take() else { return Ok(None) };
-        // What failed is not saved, and may be tried again.
-        pending.wait().inspect_err(|_| self.saved_step = None).map(Some)
+        let Some(Beside { pending, before }) = self.pending.take() else { return Ok(None) };
+        let waited = pending.wait();
+        if waited.is_err() {
+            // It does not count: the step may be saved again, and the best is still to be saved.
+            (self.saved_step, self.clock) = (before.saved_step, before.clock);
+            self.state.best_saved = before.best_saved;
+        }
+        waited.map(Some)
     }
 
     fn save_at(
@@ -211,34 +228,73 @@ impl Checkpointer {
         if !self.config.enabled {
             return Ok(Outcome::Disabled);
         }
-        if matches!(reason, Reason::Preempted(_)) {
-            // The last chance to save: nothing may be in its way, whatever became of it.
-            if let Err(error) = self.wait() {
-                tracing::error!(%error, "the save before this one failed");
-            }
-        }
-        if self.saved_step == Some(at.counters().step) {
-            if mode == AsyncMode::Disabled {
-                // It may still be going on, and whoever asks wants it committed.
-                self.wait()?;
-            }
+        let is_last = matches!(reason, Reason::Preempted(_) | Reason::End);
+        let is_again = self.is_saved(at);
+        if is_again && mode != AsyncMode::Disabled {
             return Ok(Outcome::SavedBefore);
         }
-        tracing::info!(?reason, step = at.counters().step, "saving");
-        let Some((agreed, state)) = self.agree(at, parts, Under::Template)? else {
+        // The last chance to save waits, whatever the configuration says.
+        if !is_last && !is_again && self.is_hindered()? {
             return Ok(Outcome::InFlight);
+        }
+        let earlier = self.wait();
+        let outcome = match self.is_saved(at) {
+            true => Ok(Outcome::SavedBefore),
+            false => self.save_in(mode, reason, at, parts),
         };
-        // What failed beside training surfaces here, on every rank.
-        self.wait()?;
-        let on_existing = self.config.on_existing;
+        match (reason, earlier) {
+            (Reason::Preempted(_), Err(error)) => {
+                tracing::error!(%error, "the save before this one failed");
+                outcome
+            }
+            (_, earlier) => surface(earlier, outcome),
+        }
+    }
+
+    fn save_in(
+        &mut self,
+        mode: AsyncMode,
+        reason: Reason,
+        at: &At,
+        parts: &mut Parts<'_>,
+    ) -> Result<Outcome> {
+        tracing::info!(?reason, step = at.counters().step, "saving");
+        let (agreed, state) = self.agree(at, parts, Under::Template)?;
         match mode {
             AsyncMode::Disabled => {
+                let on_existing = self.config.on_existing;
                 self.save_now(&agreed, &state, at, on_existing).map(Outcome::Saved)
             }
             AsyncMode::Async | AsyncMode::AsyncOverlap => {
                 self.start(&agreed, &state, at, mode).map(Outcome::Started)
             }
         }
+    }
+
+    pub(super) fn is_saved(&self, at: &At) -> bool {
+        self.saved_step == Some(at.counters().step)
+    }
+
+    /// Whether the save that goes on beside training keeps another one from being made. Ranks see
+    /// its end at different times, so they ask the coordinator.
+    fn is_hindered(&self) -> Result<bool> {
+        let Some(Beside { pending, .. }) = &self.pending else { return Ok(false) };
+        if self.config.in_flight == InFlight::Wait {
+            return Ok(false);
+        }
+        let is_error = self.config.in_flight == InFlight::Error;
+        self.group.on_coordinator("in flight", || match pending.is_done() {
+            false if is_error => Err(Error::new(
+                ErrorKind::InvalidInput,
+                "a save is due while another one is still going on",
+            )
+            .with_path(pending.path())
+            .with_help(
+                "save less often, or let `in_flight` be `wait` or `skip`; the save that goes on \
+                 is not affected",
+            )),
+            is_done => Ok(!is_done),
+        })
     }
 
     fn save_now(
@@ -260,9 +316,7 @@ impl Checkpointer {
 
     /// Saves beside what the run itself saves: nothing else is touched.
     pub(super) fn save_aside(&mut self, at: &At, parts: &mut Parts<'_>) -> Result<Checkpoint> {
-        let Some((agreed, state)) = self.agree(at, parts, Under::Aside)? else {
-            return Err(Error::new(ErrorKind::Disagreement, "another save is still going on"));
-        };
+        let (agreed, state) = self.agree(at, parts, Under::Aside)?;
         let path = CheckpointPath::new(&self.directory, agreed.name);
         let options = self.options(at.counters(), OnExisting::Number);
         save(&self.group, self.storage.as_ref(), &path, &state, &options)
@@ -287,10 +341,13 @@ impl Checkpointer {
             AsyncMode::Async | AsyncMode::Disabled => save_async,
         };
         let pending = begin(&self.group, &self.storage, &path, state, &options, after)?;
-        self.pending = Some(pending);
+        let Self { saved_step, clock, .. } = *self;
+        let before = Counted { saved_step, clock, best_saved: self.state.best_saved };
+        let name = pending.name().clone();
+        self.pending = Some(Beside { pending, before });
         self.state = agreed.state.clone();
         self.took(at, Duration::ZERO);
-        Ok(agreed.name.clone())
+        Ok(name)
     }
 
     fn took(&mut self, at: &At, time: Duration) {
@@ -309,5 +366,22 @@ impl Checkpointer {
             ignore_space: self.config.ignore_space,
             ..SaveOptions::default()
         }
+    }
+}
+
+/// What became of the save before, and of the one that was due now: an error of either.
+fn surface(earlier: Result<Option<Checkpoint>>, now: Result<Outcome>) -> Result<Outcome> {
+    match (earlier, now) {
+        (Err(earlier), Ok(_)) => {
+            let help = earlier.help().map(|help| format!("{help}; ")).unwrap_or_default();
+            Err(earlier.with_help(format!(
+                "{help}this is the save before; the one that is due now is not affected"
+            )))
+        }
+        (Err(earlier), Err(now)) => {
+            tracing::error!(error = %earlier, "the save before this one failed too");
+            Err(now)
+        }
+        (Ok(_), now) => now,
     }
 }

@@ -82,3 +82,24 @@ fn parts_of_one_name_or_of_a_reserved_one_are_refused() {
     let error = checkpointer.save(&at(1), &mut Parts::new().with("trainer.step", &mut third));
     assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidInput);
 }
+
+#[test]
+fn a_name_that_is_none_or_differs_on_one_rank_is_every_ranks_error() {
+    for (name, kind) in [("../up", ErrorKind::InvalidInput), ("another", ErrorKind::Disagreement)] {
+        let scratch = tempfile::tempdir().unwrap();
+        let place = scratch.path().to_path_buf();
+        let errors = on_ranks(2, move |group| {
+            let mut checkpointer = checkpointer(&group, config(&place)).unwrap();
+            let name = if group.rank().get() == 1 { name } else { "one" };
+            let mut toy = Toy::new();
+            let error = toy.with(|parts| checkpointer.save_as(name, &at(1), parts)).unwrap_err();
+            toy.with(|parts| checkpointer.save_as("one", &at(1), parts)).unwrap();
+            error
+        });
+        for error in errors {
+            assert_eq!(error.kind(), kind, "{error}");
+            assert!(error.to_string().contains("rank 1"), "{error}");
+            assert!(error.help().unwrap().contains("nothing was committed"), "{error}");
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod beside;
+mod failing;
 mod keeping;
 mod lines;
 mod links;

@@ -47,8 +47,10 @@ fn a_disabled_checkpointer_does_nothing() {
     let scratch = tempfile::tempdir().unwrap();
     let off =
         CheckpointerConfig { enabled: false, save_every_steps: Some(1), ..config(scratch.path()) };
-    let ran = run(&ProcessGroup::solo(), off, 3, no_metrics).unwrap();
+    let mut ran = run(&ProcessGroup::solo(), off, 3, no_metrics).unwrap();
     assert!(ran.saved.is_empty());
+    let by_name = ran.toy.with(|parts| ran.checkpointer.save_as("mine", &at(3), parts));
+    assert_eq!(by_name.unwrap(), Outcome::Disabled);
     assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
 }
 
