@@ -21,50 +21,71 @@ pub(super) struct Question<'a> {
     pub(super) loaded: Option<SaveId>,
     /// The checkpoint to which the link `latest` points.
     pub(super) latest: Option<&'a str>,
+    /// The same of the link `best`.
+    pub(super) best: Option<&'a str>,
+}
+
+/// The checkpoint meant.
+#[derive(Debug)]
+pub(super) struct Choice<'a> {
+    pub(super) chosen: &'a CheckpointInfo,
+    /// Damaged ones that are, or may be, meant rather than it.
+    pub(super) passed_over: Vec<&'a CheckpointInfo>,
 }
 
 /// The checkpoint meant; `None` if there is none at all, of whatever state.
 pub(super) fn choose<'a>(
     found: &'a [CheckpointInfo],
     question: &Question<'_>,
-) -> Result<Option<&'a CheckpointInfo>> {
-    let usable = |info: &&CheckpointInfo| {
-        info.is_committed() && !info.save_id.is_some_and(|id| question.damaged.contains(&id))
-    };
-    let usable = || found.iter().filter(usable);
+) -> Result<Option<Choice<'a>>> {
     if let Some(loaded) = question.loaded {
-        return Ok(usable().find(|info| info.save_id == Some(loaded)));
+        let chosen = found.iter().find(|i| i.is_committed() && i.save_id == Some(loaded));
+        return Ok(chosen.map(|chosen| Choice { chosen, passed_over: Vec::new() }));
     }
-    let chosen = match (question.resume, question.monitor) {
-        (Resume::Fresh, _) => {
-            let message = "`fresh` names no checkpoint that could be loaded";
-            return Err(Error::new(ErrorKind::InvalidInput, message));
-        }
+    let picked = pick(found, question);
+    let none_will_do = matches!(question.resume, Resume::Latest | Resume::Best);
+    if none_will_do && found.iter().all(|info| info.state == CheckpointState::Partial) {
+        return Ok(None);
+    }
+    let chosen = picked?;
+    let mut damaged = found.iter().filter(|info| info.state == CheckpointState::Damaged);
+    let may_be_meant = |info: &&CheckpointInfo| may_be_meant(info, chosen, found, question);
+    if question.fall_back {
+        let passed_over = damaged.filter(may_be_meant).collect();
+        return Ok(Some(Choice { chosen, passed_over }));
+    }
+    match damaged.find(may_be_meant) {
+        Some(damaged) => Err(refuse(damaged, chosen, question.resume)),
+        None => Ok(Some(Choice { chosen, passed_over: Vec::new() })),
+    }
+}
+
+/// The one asked for, of those that can be loaded.
+fn pick<'a>(found: &'a [CheckpointInfo], question: &Question<'_>) -> Result<&'a CheckpointInfo> {
+    let usable = found.iter().filter(|info| {
+        info.is_committed() && !info.save_id.is_some_and(|id| question.damaged.contains(&id))
+    });
+    match (question.resume, question.monitor) {
         (Resume::Best, Some((monitor, mode))) => {
-            let best = KeepBest::one(monitor, mode).best_of(usable());
-            best.map_or_else(|| no_best(found, monitor), Ok)
+            let best = KeepBest::one(monitor, mode).best_of(usable);
+            best.map_or_else(|| no_best(found, question, monitor), Ok)
         }
         (Resume::Best, None) => {
             let message = "the best is asked for, but no metric is monitored";
-            return Err(Error::new(ErrorKind::InvalidInput, message).with_help("set `monitor`"));
+            Err(Error::new(ErrorKind::InvalidInput, message).with_help("set `monitor`"))
         }
         (Resume::Step(step), _) => {
-            let of_step = usable().filter(|info| info.step == *step);
-            newest(of_step).map_or_else(|| no_step(found, *step), Ok)
+            newest(usable.filter(|i| i.step == *step)).map_or_else(|| no_step(found, *step), Ok)
         }
-        _ => newest(usable()).map_or_else(|| none_good(found), Ok),
-    };
-    if found.iter().all(|info| info.state == CheckpointState::Partial) {
-        return match question.resume {
-            Resume::Step(_) => chosen.map(Some),
-            _ => Ok(None),
-        };
+        (Resume::Fresh, _) => {
+            let message = "to begin anew, there is nothing to load";
+            Err(Error::new(ErrorKind::InvalidInput, message)
+                .with_help("name what to load: the latest, the best, a step or a path"))
+        }
+        (Resume::Latest | Resume::Path(_), _) => {
+            newest(usable).map_or_else(|| none_good(found), Ok)
+        }
     }
-    let chosen = chosen?;
-    if *question.resume == Resume::Latest && !question.fall_back {
-        refuse_damage_above(found, chosen, question.latest)?;
-    }
-    Ok(Some(chosen))
 }
 
 /// The newest of some.
@@ -72,29 +93,40 @@ fn newest<'a>(found: impl Iterator<Item = &'a CheckpointInfo>) -> Option<&'a Che
     found.max_by(|a, b| a.age_key().cmp(&b.age_key()))
 }
 
-/// A damaged checkpoint that is, or may be, newer than the newest good one must not be passed over
-/// in silence. One whose manifest cannot be read is older for sure only if the link to the latest
-/// points elsewhere.
-fn refuse_damage_above(
-    found: &[CheckpointInfo],
+/// Whether a damaged checkpoint is, or may be, the one that is asked for rather than `chosen`. Of
+/// one whose manifest cannot be read only the links know: it is older for sure only if the link to
+/// the latest leads elsewhere, and the best only if that link says so.
+fn may_be_meant(
+    damaged: &CheckpointInfo,
     chosen: &CheckpointInfo,
-    latest: Option<&str>,
-) -> Result<()> {
-    let above = |info: &&CheckpointInfo| match info.save_id {
-        Some(_) => info.age_key() > chosen.age_key(),
-        None => latest.is_none_or(|latest| {
-            latest == info.name || !found.iter().any(|i| i.is_committed() && i.name == latest)
+    found: &[CheckpointInfo],
+    question: &Question<'_>,
+) -> bool {
+    let is_known = damaged.save_id.is_some();
+    match (question.resume, question.monitor) {
+        (Resume::Latest, _) if is_known => damaged.age_key() > chosen.age_key(),
+        (Resume::Latest, _) => question.latest.is_none_or(|latest| {
+            latest == damaged.name || !found.iter().any(|i| i.is_committed() && i.name == latest)
         }),
-    };
-    let mut damaged = found.iter().filter(|info| info.state == CheckpointState::Damaged);
-    let Some(info) = damaged.find(above) else { return Ok(()) };
-    let fault = info.fault.as_deref().unwrap_or("it cannot be read");
+        (Resume::Best, Some((monitor, mode))) if is_known => {
+            let whole = CheckpointInfo { state: CheckpointState::Committed, ..damaged.clone() };
+            let best = KeepBest::one(monitor, mode);
+            best.best_of([&whole, chosen]).is_some_and(|best| best.name == damaged.name)
+        }
+        (Resume::Best, _) => question.best == Some(damaged.name.as_str()),
+        _ => false,
+    }
+}
+
+fn refuse(damaged: &CheckpointInfo, chosen: &CheckpointInfo, resume: &Resume) -> Error {
+    let which = if *resume == Resume::Best { "best" } else { "newest" };
+    let fault = damaged.fault.as_deref().unwrap_or("it cannot be read");
     let message =
-        format!("the newest checkpoint may be `{}`, which is damaged: {fault}", info.name);
-    Err(Error::new(ErrorKind::Corrupt, message).with_help(format!(
+        format!("the {which} checkpoint may be `{}`, which is damaged: {fault}", damaged.name);
+    Error::new(ErrorKind::Corrupt, message).with_help(format!(
         "`resume_fall_back` takes `{}` of step {} instead; nothing was changed",
         chosen.name, chosen.step
-    )))
+    ))
 }
 
 fn none_good<'a>(found: &[CheckpointInfo]) -> Result<&'a CheckpointInfo> {
@@ -113,7 +145,21 @@ fn no_step<'a>(found: &[CheckpointInfo], step: u64) -> Result<&'a CheckpointInfo
         .with_help(listed(found)))
 }
 
-fn no_best<'a>(found: &[CheckpointInfo], monitor: &str) -> Result<&'a CheckpointInfo> {
+fn no_best<'a>(
+    found: &[CheckpointInfo],
+    question: &Question<'_>,
+    monitor: &str,
+) -> Result<&'a CheckpointInfo> {
+    // What was left out, or is damaged, may have had it.
+    let had = |info: &&CheckpointInfo| {
+        let number = info.metrics.get(monitor).is_some_and(|number| number.is_finite());
+        number || info.save_id.is_none() && question.best == Some(info.name.as_str())
+    };
+    if let Some(info) = found.iter().filter(|i| i.state != CheckpointState::Partial).find(had) {
+        let message =
+            format!("every checkpoint with a finite `{monitor}` is damaged: `{}`", info.name);
+        return Err(Error::new(ErrorKind::Corrupt, message).with_help(listed(found)));
+    }
     let mut names: Vec<&str> =
         found.iter().flat_map(|info| info.metrics.keys()).map(String::as_str).collect();
     names.sort_unstable();
@@ -126,7 +172,7 @@ fn no_best<'a>(found: &[CheckpointInfo], monitor: &str) -> Result<&'a Checkpoint
 }
 
 /// What there is, newest first.
-pub(super) fn listed(found: &[CheckpointInfo]) -> String {
+fn listed(found: &[CheckpointInfo]) -> String {
     let mut committed: Vec<&CheckpointInfo> = found.iter().filter(|i| i.is_committed()).collect();
     committed.sort_by(|a, b| b.age_key().cmp(&a.age_key()));
     let shown: Vec<String> = committed
@@ -148,3 +194,6 @@ pub(super) fn listed(found: &[CheckpointInfo]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,6 +48,7 @@ mod config;
 mod keep;
 mod lineage;
 mod location;
+mod look;
 mod metrics;
 mod one_line;
 mod parts;
