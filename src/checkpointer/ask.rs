@@ -61,13 +61,21 @@ impl Checkpointer {
         if self.predicate.is_none() && !self.config.save_on_best {
             return Ok(None);
         }
-        let says_so = self.predicate.as_mut().is_some_and(|predicate| predicate(at));
-        let metrics = || Ok(at.metrics().clone());
-        let decide = |by_rank: Vec<BTreeMap<String, f64>>| {
-            let improved = || self.improves(&mean_over_ranks(&by_rank)).then_some(Reason::Best);
+        let mut predicate = self.predicate.take();
+        // Within the vote, so that one rank's panic is every rank's error.
+        let ask = || {
+            let says_so = predicate.as_mut().is_some_and(|predicate| predicate(at));
+            Ok((says_so, at.metrics().clone()))
+        };
+        let decide = |by_rank: Vec<(bool, BTreeMap<String, f64>)>| {
+            let says_so = by_rank.first().is_some_and(|(says_so, _)| *says_so);
+            let metrics: Vec<_> = by_rank.into_iter().map(|(_, metrics)| metrics).collect();
+            let improved = || self.improves(&mean_over_ranks(&metrics)).then_some(Reason::Best);
             Ok(if says_so { Some(Reason::Predicate) } else { improved() })
         };
-        self.group.phase_all(Channel::Training, "due", metrics, decide)
+        let answer = self.group.phase_all(Channel::Training, "due", ask, decide);
+        self.predicate = predicate;
+        answer
     }
 
     fn improves(&self, metrics: &BTreeMap<String, f64>) -> bool {

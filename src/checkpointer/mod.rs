@@ -159,8 +159,9 @@ impl Checkpointer {
     }
 
     /// Saves at each call of [`Checkpointer::step_callback`] for which `predicate` is true, beside
-    /// the other rules. All ranks set one at the same place, or none does: each asks its own, the
-    /// coordinator's answer counts, and ranks then vote at every step.
+    /// the other rules, unless one of them says so already. All ranks set one at the same place, or
+    /// none does: each asks its own, the coordinator's answer counts, and ranks then vote at every
+    /// step. It must not ask other ranks for anything; one that panics is an error on every rank.
     pub fn save_when(&mut self, predicate: impl FnMut(&At) -> bool + 'static) -> &mut Self {
         self.predicate = Some(Box::new(predicate));
         self

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tch_checkpoint::checkpointer::{At, CheckpointerConfig, Parts};
+use tch_checkpoint::checkpointer::{At, CheckpointerConfig, Outcome, Parts, Reason};
 use tch_checkpoint::state::Shared;
 use tch_checkpoint::{ErrorKind, ProcessGroup};
 
@@ -101,5 +101,28 @@ fn a_name_that_is_none_or_differs_on_one_rank_is_every_ranks_error() {
             assert!(error.to_string().contains("rank 1"), "{error}");
             assert!(error.help().unwrap().contains("nothing was committed"), "{error}");
         }
+    }
+}
+
+#[test]
+fn a_predicate_that_panics_on_one_rank_is_every_ranks_error_and_training_can_go_on() {
+    let scratch = tempfile::tempdir().unwrap();
+    let place = scratch.path().to_path_buf();
+    let errors = on_ranks(3, move |group| {
+        let mut checkpointer = checkpointer(&group, config(&place)).unwrap();
+        let rank = group.rank().get();
+        checkpointer.save_when(move |at| {
+            assert!(rank != 1 || at.counters().step != 1, "no answer");
+            at.counters().step == 2
+        });
+        let mut toy = Toy::new();
+        let error = toy.with(|parts| checkpointer.step_callback(&at(1), parts)).unwrap_err();
+        let stepped = toy.with(|parts| checkpointer.step_callback(&at(2), parts)).unwrap();
+        assert!(matches!(stepped.save, Some((Reason::Predicate, Outcome::Saved(_)))));
+        error
+    });
+    for error in errors {
+        assert_eq!(error.kind(), ErrorKind::Panic);
+        assert!(error.to_string().contains("rank 1"), "{error}");
     }
 }
