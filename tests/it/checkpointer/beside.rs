@@ -9,7 +9,7 @@ use tch_checkpoint::checkpointer::{
     AsyncMode, Checkpointer, CheckpointerConfig, InFlight, Outcome, Resume,
 };
 use tch_checkpoint::storage::MemoryStorage;
-use tch_checkpoint::{Error, ErrorKind};
+use tch_checkpoint::{Error, ErrorKind, ProcessGroup};
 
 use super::toy::{Toy, at, checkpointer, config, no_metrics, run, steps_of};
 use crate::harness::on_ranks;
@@ -182,8 +182,25 @@ fn a_step_is_saved_before_only_if_its_save_beside_training_was_committed() {
         });
         let expected = match fails {
             false => (Ok(Outcome::SavedBefore), vec![5], false),
-            true => (Err(ErrorKind::Storage), vec![], true),
+            // What failed is told, and made up for.
+            true => (Err(ErrorKind::Storage), vec![5], false),
         };
         assert_eq!(outcomes, [expected.clone(), expected], "fails: {fails}");
     }
+}
+
+#[test]
+fn what_is_started_has_the_name_that_it_will_have() {
+    let scratch = tempfile::tempdir().unwrap();
+    let solo = ProcessGroup::solo();
+    let mut names = Vec::new();
+    for _ in 0..2 {
+        let mut checkpointer = checkpointer(&solo, config(scratch.path())).unwrap();
+        let mut toy = Toy::new();
+        let started = toy.with(|parts| checkpointer.save_async(&at(1), parts)).unwrap();
+        let committed = checkpointer.wait().unwrap().unwrap();
+        assert_eq!(started, Outcome::Started(committed.name.clone()));
+        names.push(committed.name);
+    }
+    assert_ne!(names[0], names[1]);
 }
