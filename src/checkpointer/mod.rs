@@ -155,7 +155,7 @@ impl Checkpointer {
             metrics.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
         let losses = [("train_loss", train_loss), ("val_loss", val_loss)];
         all.extend(losses.into_iter().filter_map(|(n, v)| Some((n.to_owned(), v?))));
-        self.state.measure(&all, set_up::monitor(&self.config));
+        self.state.measure(&all, set_up::monitor(&self.config), self.before.step);
     }
 
     /// Saves at each call of [`Checkpointer::step_callback`] for which `predicate` is true, beside

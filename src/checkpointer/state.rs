@@ -6,13 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::autosave::{Counters, Mode};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::{METRICS, Manifest};
+use crate::manifest::{METRICS, Manifest, floats_of};
 use crate::state::{Value, Values};
 
 /// What a checkpointer itself keeps of a run; in every checkpoint of it.
 ///
 /// Stored as `trainer.step`, `trainer.epoch`, `trainer.experiment`, `trainer.best`,
-/// `trainer.best_step`, `trainer.best_saved`, `history.train_loss`, `history.val_loss` and `metrics.<name>`.
+/// `trainer.best_step`, `trainer.best_saved`, `trainer.metrics.<name>`, `history.train_loss` and
+/// `history.val_loss`; beside them are as `metrics.<name>` those that were given to the save.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainerState {
     /// Training steps completed.
@@ -21,9 +22,10 @@ pub struct TrainerState {
     pub epoch: u64,
     /// Name of the run.
     pub experiment: String,
-    /// The best value of the monitored metric so far; `None` before the first finite one.
+    /// The best value of the monitored metric so far, of those given to `update_state` and to
+    /// saves; `None` before the first finite one.
     pub best: Option<f64>,
-    /// The step at which it was measured.
+    /// The step at which it was measured: for `update_state` the last one that was told.
     pub best_step: u64,
     /// The best value of the monitored metric that a checkpoint was saved with.
     pub best_saved: Option<f64>,
@@ -44,6 +46,8 @@ const EXPERIMENT: &str = "trainer.experiment";
 const BEST: &str = "trainer.best";
 const BEST_STEP: &str = "trainer.best_step";
 const BEST_SAVED: &str = "trainer.best_saved";
+/// Prefix of the newest value of each metric.
+const NEWEST: &str = "trainer.metrics.";
 const TRAIN_LOSSES: &str = "history.train_loss";
 const VAL_LOSSES: &str = "history.val_loss";
 
@@ -60,7 +64,7 @@ impl TrainerState {
         metrics: &BTreeMap<String, f64>,
         monitor: Option<(&str, Mode)>,
     ) {
-        self.measure(metrics, monitor);
+        self.measure(metrics, monitor, self.step);
         let Some((name, mode)) = monitor else { return };
         let value = metrics.get(name).copied().filter(|value| value.is_finite());
         let better = |value: &f64| self.best_saved.is_none_or(|best| mode.is_better(*value, best));
@@ -75,6 +79,7 @@ impl TrainerState {
         &mut self,
         metrics: &BTreeMap<String, f64>,
         monitor: Option<(&str, Mode)>,
+        step: u64,
     ) {
         self.metrics.extend(metrics.iter().map(|(name, value)| (name.clone(), *value)));
         let Some((name, mode)) = monitor else { return };
@@ -82,11 +87,11 @@ impl TrainerState {
             return;
         };
         if self.best.is_none_or(|best| mode.is_better(value, best)) {
-            (self.best, self.best_step) = (Some(value), self.step);
+            (self.best, self.best_step) = (Some(value), step);
         }
     }
 
-    /// Everything but the metrics: which of them a checkpoint holds is the caller's to say.
+    /// All of it. Which metrics the checkpoint itself is listed with is the caller's to say.
     pub(super) fn save(&self, values: &mut Values) -> Result<()> {
         values.set(STEP, count(STEP, self.step)?);
         values.set(EPOCH, count(EPOCH, self.epoch)?);
@@ -97,6 +102,9 @@ impl TrainerState {
         }
         if let Some(best) = self.best_saved {
             values.set(BEST_SAVED, best);
+        }
+        for (name, value) in &self.metrics {
+            values.set(format!("{NEWEST}{name}"), *value);
         }
         values.set(TRAIN_LOSSES, self.train_losses.clone());
         values.set(VAL_LOSSES, self.val_losses.clone());
@@ -129,7 +137,7 @@ impl TrainerState {
             })?,
             train_losses: floats(TRAIN_LOSSES)?,
             val_losses: floats(VAL_LOSSES)?,
-            metrics: crate::manifest::metrics_of(values),
+            metrics: [NEWEST, METRICS].into_iter().flat_map(|p| floats_of(values, p)).collect(),
             saved_unix_ms: Some(manifest.created_unix_ms()),
         })
     }

@@ -87,7 +87,7 @@ impl CheckpointInfo {
             line: count_of(values, LINE),
             step: manifest.step(),
             epoch: manifest.epoch(),
-            metrics: metrics_of(values),
+            metrics: floats_of(values, METRICS),
             created_unix_ms: manifest.created_unix_ms(),
             world_size: manifest.world_size().get(),
             tensor_bytes: manifest.tensor_bytes(),
@@ -142,13 +142,11 @@ pub(crate) fn count_of(values: &Values, name: &str) -> u64 {
     }
 }
 
-pub(crate) fn metrics_of(values: &Values) -> BTreeMap<String, f64> {
-    let metric = |(name, value): (&str, &Value)| {
-        let number = match value {
-            Value::Float(number) => *number,
-            _ => return None,
-        };
-        Some((name.strip_prefix(METRICS)?.to_owned(), number))
+/// The numbers among values whose names begin with `prefix`, by the rest of their names.
+pub(crate) fn floats_of(values: &Values, prefix: &str) -> BTreeMap<String, f64> {
+    let number = |(name, value): (&str, &Value)| match value {
+        Value::Float(number) => Some((name.strip_prefix(prefix)?.to_owned(), *number)),
+        _ => None,
     };
-    values.iter().filter_map(|(name, value)| metric((name, value))).collect()
+    values.iter().filter_map(number).collect()
 }

@@ -270,6 +270,8 @@ fn losses_metrics_and_the_best_survive() {
     let mut first = checkpointer(&solo, config.clone()).unwrap();
     first.update_state(Some(2.0), Some(1.5), &[("accuracy", 0.25)]);
     first.update_state(Some(1.0), Some(f64::NAN), &[]);
+    let _ = Toy::new().with(|parts| first.step_callback(&at(7), parts)).unwrap();
+    first.update_state(None, Some(0.5), &[("odd/name of\u{1f980}", f64::INFINITY)]);
     let at_ten = at(10).metric("val_loss", 0.75);
     Toy::new().with(|parts| first.save(&at_ten, parts)).unwrap();
     drop(first);
@@ -278,7 +280,14 @@ fn losses_metrics_and_the_best_survive() {
     let state = second.state();
     assert_eq!(state.train_losses, [2.0, 1.0]);
     assert!(state.val_losses[0] == 1.5 && state.val_losses[1].is_nan());
-    assert_eq!((state.best, state.best_step), (Some(0.75), 10));
+    // Measured after step 7, saved with the loss of step 10.
+    assert_eq!((state.best, state.best_step), (Some(0.5), 7));
+    assert_eq!(state.best_saved, Some(0.75));
+    let metrics: Vec<_> = state.metrics.iter().map(|(name, v)| (name.as_str(), *v)).collect();
+    let odd = ("odd/name of\u{1f980}", f64::INFINITY);
+    assert_eq!(metrics, [("accuracy", 0.25), odd, ("train_loss", 1.0), ("val_loss", 0.75)]);
+    let listed = second.find_checkpoints().unwrap();
+    assert_eq!(listed[0].metrics, [("val_loss".to_owned(), 0.75)].into(), "those of its step");
     assert_eq!((state.step, state.epoch), (10, 2));
     assert_eq!(state.experiment, "run");
     assert!(state.saved_unix_ms.is_some());
