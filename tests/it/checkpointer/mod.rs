@@ -3,6 +3,7 @@
 mod bad_input;
 mod beside;
 mod failing;
+mod histories;
 mod keeping;
 mod lines;
 mod links;
