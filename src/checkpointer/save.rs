@@ -3,7 +3,8 @@
 //! ```text
 //! phase "poll"  (now and then, if they are watched): a signal, the clock ─ whether to save
 //! phase "due"   (at each step, if asked for): the predicate, the metric ─ whether to save
-//! phase "state": every rank has a state ─(coordinator) metrics, name, whether one in flight hinders
+//! phase "in flight" (if that may hinder): whether the save beside training is done
+//! phase "state": every rank has a state ─(coordinator) metrics, name; see `agree`
 //! save:          see `save`; beside training if so configured
 //! after:         (coordinator) retention, then the links
 //! ```
