@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod beside;
+mod damaged;
 mod failing;
 mod histories;
 mod keeping;

@@ -8,7 +8,7 @@ use tch_checkpoint::{ErrorKind, ProcessGroup};
 use super::toy::{Toy, at, checkpointer, config, damage, file_of, no_metrics, run, steps_of};
 use crate::harness::on_ranks;
 
-fn every(steps: u64, directory: &Path) -> CheckpointerConfig {
+pub fn every(steps: u64, directory: &Path) -> CheckpointerConfig {
     CheckpointerConfig { save_every_steps: Some(steps), ..config(directory) }
 }
 
@@ -335,80 +335,6 @@ fn toy_of(checkpointer: &mut Checkpointer, which: &Resume) -> Toy {
     let mut toy = Toy::new();
     toy.with(|parts| checkpointer.load(which, parts)).unwrap();
     toy
-}
-
-#[test]
-fn a_fresh_start_is_nothing_to_load() {
-    let scratch = tempfile::tempdir().unwrap();
-    let ran = run(&ProcessGroup::solo(), every(10, scratch.path()), 10, no_metrics).unwrap();
-    let mut checkpointer = ran.checkpointer;
-    let mut toy = Toy::new();
-    let error = toy.with(|parts| checkpointer.load(&Resume::Fresh, parts)).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::InvalidInput);
-    assert_eq!(toy, Toy::new());
-}
-
-/// What was passed over once does not stand in the way of a later resume.
-#[test]
-fn what_follows_a_fall_back_counts_as_newer_than_the_damaged_one() {
-    for (what, prefix) in [("content", "model-"), ("manifest", "manifest"), ("length", "model-")] {
-        let scratch = tempfile::tempdir().unwrap();
-        let solo = ProcessGroup::solo();
-        drop(run(&solo, every(10, scratch.path()), 30, no_metrics).unwrap());
-        let file = file_of(scratch.path(), 30, prefix);
-        match what {
-            "length" => std::fs::write(&file, b"short").unwrap(),
-            _ => damage(&file),
-        }
-        let falling = CheckpointerConfig { resume_fall_back: true, ..every(10, scratch.path()) };
-        assert_eq!(run(&solo, falling, 25, no_metrics).unwrap().first, 20, "{what}");
-        let ran = run(&solo, every(10, scratch.path()), 27, no_metrics).unwrap();
-        assert_eq!(ran.first, 25, "{what}");
-        assert_eq!(ran.toy, Toy::after(27, 0), "{what}");
-    }
-}
-
-#[test]
-fn a_best_that_is_damaged_is_an_error_unless_falling_back_was_asked_for() {
-    for (what, prefix) in [("content", "model-"), ("manifest", "manifest"), ("length", "model-")] {
-        let scratch = tempfile::tempdir().unwrap();
-        let solo = ProcessGroup::solo();
-        let config = CheckpointerConfig {
-            monitor: Some("loss".to_owned()),
-            resume: Resume::Best,
-            ..every(10, scratch.path())
-        };
-        let losses = |step: u64| vec![("loss", if step == 20 { 0.25 } else { 0.5 })];
-        drop(run(&solo, config.clone(), 30, losses).unwrap());
-        let file = file_of(scratch.path(), 20, prefix);
-        match what {
-            "length" => std::fs::write(&file, b"short").unwrap(),
-            _ => damage(&file),
-        }
-        let refused = run(&solo, config.clone(), 40, losses).err().unwrap();
-        assert_eq!(refused.kind(), ErrorKind::Corrupt, "{what}: {refused}");
-        let config = CheckpointerConfig { resume_fall_back: true, ..config };
-        let mut checkpointer = checkpointer(&solo, config).unwrap();
-        let resumed = Toy::new().with(|parts| checkpointer.resume(parts)).unwrap().unwrap();
-        // Of equals the older.
-        assert_eq!(resumed.state.step, 10, "{what}");
-        assert_eq!(resumed.passed_over, ["checkpoint_step_00000020"], "{what}");
-    }
-}
-
-#[test]
-fn a_step_or_path_never_becomes_another_one() {
-    let scratch = tempfile::tempdir().unwrap();
-    let solo = ProcessGroup::solo();
-    let config = CheckpointerConfig { resume_fall_back: true, ..every(10, scratch.path()) };
-    let mut ran = run(&solo, config, 30, no_metrics).unwrap();
-    damage(&file_of(scratch.path(), 20, "model-"));
-    let path = scratch.path().join("run/checkpoint_step_00000020");
-    for which in [Resume::Step(20), Resume::Path(path)] {
-        let error = ran.toy.with(|parts| ran.checkpointer.load(&which, parts)).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Corrupt, "{which:?}: {error}");
-        assert_eq!(ran.toy, Toy::after(30, 0));
-    }
 }
 
 #[test]
