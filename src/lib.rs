@@ -22,6 +22,7 @@ mod codec;
 mod globs;
 mod hf_index;
 pub mod layout;
+mod lineage;
 pub mod manifest;
 pub mod plan;
 pub mod select;
@@ -50,6 +51,7 @@ pub mod single;
 pub mod verify;
 // For training loops of one's own
 pub mod checkpointer;
+mod tidy;
 // libtorch
 #[cfg(feature = "torch")]
 pub mod torch;

@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::metrics::mean_over_ranks;
-use super::state::save_metrics;
 use super::{At, Checkpointer, Parts, TrainerState};
 use crate::autosave::{Counters, Number};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Channel;
 use crate::layout::CheckpointName;
-use crate::manifest::{ASIDE, AUTOMATIC, PINNED};
+use crate::manifest::{ASIDE, AUTOMATIC, PINNED, save_metrics};
 use crate::rank::Rank;
 use crate::save::help_uncommitted;
 use crate::state::StateDict;

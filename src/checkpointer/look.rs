@@ -5,12 +5,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::choose::{Choice, Question, choose};
-use super::lineage::{Lineage, top_of};
 use super::{Checkpointer, Resume};
 use crate::catalog::{self, Wanted, pointer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::layout::{self, CheckpointName, SaveId};
+use crate::lineage::{Lineage, top_of};
 use crate::manifest::{CheckpointInfo, CheckpointState};
 use crate::rank::Rank;
 

@@ -45,8 +45,6 @@ mod at;
 mod builder;
 mod choose;
 mod config;
-mod keep;
-mod lineage;
 mod location;
 mod look;
 mod metrics;
@@ -67,8 +65,6 @@ pub use config::{
     AsyncMode, CONFIG_BYTES_MAX, CONFIG_PREFIX, CheckpointerConfig, FieldDifference, InFlight,
     Location, METRIC_FIELD, Resume, differences,
 };
-use keep::Pointed;
-use lineage::Lineage;
 pub use location::{ColabDrive, Environment, Place, PlaceKind, ThisMachine};
 pub use one_line::{load_checkpoint, save_checkpoint, save_checkpoint_in};
 pub use parts::Parts;
@@ -81,8 +77,10 @@ pub use state::TrainerState;
 use crate::autosave::{Counters, NameTemplate, Retention, Triggers};
 use crate::group::ProcessGroup;
 use crate::layout::SaveId;
+use crate::lineage::Lineage;
 use crate::preempt::{Poll, Preempted, Watch};
 use crate::storage::Storage;
+use crate::tidy::Pointed;
 
 /// Asked where training is, says whether to save.
 pub type Predicate = Box<dyn FnMut(&At) -> bool>;

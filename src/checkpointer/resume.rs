@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::lineage::Lineage;
 use super::look::{Asked, Looked, wanted_by_all};
 use super::{Checkpointer, Parts, Resume, TrainerState};
 use crate::catalog::{self, CheckpointPath, Order, Wanted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::layout::{CheckpointName, SaveId};
+use crate::lineage::Lineage;
 use crate::load::{Atomicity, Destination, Loaded, load};
 use crate::manifest::{CheckpointInfo, Manifest};
 use crate::plan::load::{LoadReport, LoadRules};

@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ask::Longest;
-use super::keep::Pointed;
-use super::lineage::{Lineage, top_of};
 use super::{
     Checkpointer, CheckpointerConfig, FieldDifference, Location, ThisMachine, TrainerState,
     differences,
@@ -14,10 +12,12 @@ use super::{
 use crate::autosave::{Counters, Mode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
+use crate::lineage::{Lineage, top_of};
 use crate::preempt::{Poll, Watch};
 use crate::rank::Rank;
 use crate::storage::{LocalStorage, Storage};
 use crate::sweep::{Pace, When, sweep};
+use crate::tidy::{Pointed, Tidy};
 use crate::{catalog, space};
 
 /// A checkpointer as `config` says; `None` if it says that there is to be none. `config` is taken as
@@ -115,6 +115,20 @@ impl Checkpointer {
 
     pub(super) fn monitor(&self) -> Option<(&str, Mode)> {
         monitor(&self.config)
+    }
+
+    /// What happens after a commit.
+    pub(super) fn tidy(&self) -> Tidy {
+        Tidy {
+            group: self.group.clone(),
+            storage: self.storage.clone(),
+            directory: self.directory.clone(),
+            retention: self.retention.clone(),
+            monitor: self.config.monitor.clone().map(|name| (name, self.config.mode)),
+            resumed: self.resumed,
+            line: self.lineage.line,
+            pointed: self.pointed.clone(),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::autosave::{Counters, Mode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{METRICS, Manifest, floats_of};
-use crate::state::{Value, Values};
+use crate::state::Values;
 
 /// What a checkpointer itself keeps of a run; in every checkpoint of it.
 ///
@@ -140,13 +140,6 @@ impl TrainerState {
             metrics: [NEWEST, METRICS].into_iter().flat_map(|p| floats_of(values, p)).collect(),
             saved_unix_ms: Some(manifest.created_unix_ms()),
         })
-    }
-}
-
-/// Metrics as values of a checkpoint.
-pub(super) fn save_metrics(metrics: &BTreeMap<String, f64>, values: &mut Values) {
-    for (name, value) in metrics {
-        values.set(format!("{METRICS}{name}"), Value::Float(*value));
     }
 }
 

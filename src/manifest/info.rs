@@ -150,3 +150,10 @@ pub(crate) fn floats_of(values: &Values, prefix: &str) -> BTreeMap<String, f64> 
     };
     values.iter().filter_map(number).collect()
 }
+
+/// Metrics as values of a checkpoint.
+pub(crate) fn save_metrics(metrics: &BTreeMap<String, f64>, values: &mut Values) {
+    for (name, value) in metrics {
+        values.set(format!("{METRICS}{name}"), Value::Float(*value));
+    }
+}

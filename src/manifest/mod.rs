@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use self::info::{
     ASIDE, AUTOMATIC, CheckpointInfo, CheckpointState, GENERATION, LINE, METRICS, PINNED,
 };
-pub(crate) use self::info::{count_of, floats_of};
+pub(crate) use self::info::{count_of, floats_of, save_metrics};
 pub use self::parse::{FORMAT_VERSION, MANIFEST_BYTES_MAX};
 pub use self::seal::SealInfo;
 pub(crate) use self::single::{FileParts, SingleParts, place_in};

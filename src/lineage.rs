@@ -16,16 +16,16 @@ use crate::state::Values;
 
 /// Where in the history of its directory a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(super) struct Lineage {
+pub(crate) struct Lineage {
     /// Raised by each resume from a checkpoint that is not the newest, and by each fresh start.
-    pub(super) generation: u64,
+    pub(crate) generation: u64,
     /// What one fresh start led to; 0 for what knows of none.
-    pub(super) line: u64,
+    pub(crate) line: u64,
 }
 
 /// The highest generation of what a directory holds. Damaged ones count: they may be made whole
 /// again, and are then what they were.
-pub(super) fn top_of(found: &[CheckpointInfo]) -> Option<u64> {
+pub(crate) fn top_of(found: &[CheckpointInfo]) -> Option<u64> {
     let saved = found.iter().filter(|info| info.state != CheckpointState::Partial);
     saved.map(|info| info.generation).max()
 }
@@ -33,7 +33,7 @@ pub(super) fn top_of(found: &[CheckpointInfo]) -> Option<u64> {
 impl Lineage {
     /// Of a run that begins anew, beside checkpoints of which `top` is the highest generation: the
     /// coordinator draws it for all ranks.
-    pub(super) fn fresh(top: Option<u64>) -> Result<Self> {
+    pub(crate) fn fresh(top: Option<u64>) -> Result<Self> {
         let [a, b, c, d, e, f, g, h, ..] = *SaveId::random()?.as_bytes();
         // Values of checkpoints have a sign.
         let line = u64::from_le_bytes([a, b, c, d, e, f, g, h]) >> 1;
@@ -41,12 +41,12 @@ impl Lineage {
     }
 
     /// Of a checkpoint.
-    pub(super) fn of(manifest: &Manifest) -> Self {
+    pub(crate) fn of(manifest: &Manifest) -> Self {
         let values = manifest.values();
         Self { generation: count_of(values, GENERATION), line: count_of(values, LINE) }
     }
 
-    pub(super) fn save(self, values: &mut Values) -> Result<()> {
+    pub(crate) fn save(self, values: &mut Values) -> Result<()> {
         for (name, count) in [(GENERATION, self.generation), (LINE, self.line)] {
             let count = i64::try_from(count)
                 .map_err(|_| Error::new(ErrorKind::InvalidInput, format!("`{name}` is {count}")))?;

@@ -1,4 +1,5 @@
-//! After a commit, on the coordinator: what goes, and where the links point.
+//! After a commit, on the coordinator: what goes, and where the links point. The same for a loop of
+//! one's own and for a handler.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -6,7 +7,6 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::Checkpointer;
 use crate::autosave::{KeepBest, Mode, Retention};
 use crate::catalog::{self, pointer};
 use crate::error::Result;
@@ -19,40 +19,25 @@ use crate::sweep::{Pace, log_failure};
 use crate::{pointers, retain};
 
 /// Everything that tidying up needs; owned, since it may happen beside training.
-pub(super) struct Tidy {
-    group: ProcessGroup,
-    storage: Arc<dyn Storage>,
-    directory: PathBuf,
-    retention: Retention,
-    monitor: Option<(String, Mode)>,
-    resumed: Option<SaveId>,
-    line: u64,
-    pointed: Pointed,
+pub(crate) struct Tidy {
+    pub(crate) group: ProcessGroup,
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) directory: PathBuf,
+    pub(crate) retention: Retention,
+    pub(crate) monitor: Option<(String, Mode)>,
+    pub(crate) resumed: Option<SaveId>,
+    pub(crate) line: u64,
+    pub(crate) pointed: Pointed,
 }
 
 /// The line for which this run has moved the links by all checkpoints of the directory, if it has
 /// and nothing failed: from then on they go by what they name.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Pointed(Arc<Mutex<Option<u64>>>);
-
-impl Checkpointer {
-    pub(super) fn tidy(&self) -> Tidy {
-        Tidy {
-            group: self.group.clone(),
-            storage: self.storage.clone(),
-            directory: self.directory.clone(),
-            retention: self.retention.clone(),
-            monitor: self.config.monitor.clone().map(|name| (name, self.config.mode)),
-            resumed: self.resumed,
-            line: self.lineage.line,
-            pointed: self.pointed.clone(),
-        }
-    }
-}
+pub(crate) struct Pointed(Arc<Mutex<Option<u64>>>);
 
 impl Tidy {
     /// A failure is a warning: what is committed stays so, and the next save tries again.
-    pub(super) fn after(&self, committed: &Checkpoint) {
+    pub(crate) fn after(&self, committed: &Checkpoint) {
         if self.group.is_coordinator() {
             log_failure("tidying up after a save", || self.pass(committed));
         }
