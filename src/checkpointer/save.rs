@@ -283,18 +283,10 @@ impl Checkpointer {
         if self.config.in_flight == InFlight::Wait {
             return Ok(false);
         }
-        let is_error = self.config.in_flight == InFlight::Error;
+        let policy = self.config.in_flight;
         self.group.on_coordinator("in flight", || match pending.is_done() {
-            false if is_error => Err(Error::new(
-                ErrorKind::InvalidInput,
-                "a save is due while another one is still going on",
-            )
-            .with_path(pending.path())
-            .with_help(
-                "save less often, or let `in_flight` be `wait` or `skip`; the save that goes on \
-                 is not affected",
-            )),
-            is_done => Ok(!is_done),
+            true => Ok(false),
+            false => policy.lets_begin().map(|lets| !lets).map_err(|e| e.with_path(pending.path())),
         })
     }
 

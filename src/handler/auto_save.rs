@@ -1,5 +1,12 @@
 //! Saving by itself: when, under which name, and what to remove afterwards.
 
+mod after;
+mod beside;
+mod due;
+mod line;
+mod marks;
+mod policies;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,14 +16,17 @@ use serde::{Deserialize, Serialize};
 use crate::autosave::{Every, KnownFields, NameTemplate, Number};
 use crate::catalog::CheckpointPath;
 use crate::error::Result;
-use crate::handler::{Model, NNHandler};
 use crate::layout::{CheckpointName, SaveId};
 use crate::load::Loaded;
-use crate::plan::OnExisting;
-use crate::save::Checkpoint;
 use crate::storage::Storage;
-use crate::sweep::{self, Pace};
 use crate::torch::Optimizer;
+
+pub(super) use after::remove_own;
+pub(super) use beside::Beside;
+pub(super) use due::Occasion;
+pub(super) use line::Line;
+pub(super) use marks::Marks;
+use policies::Policies;
 
 /// How many checkpoints to be removed a state may name.
 const PREVIOUS_MAX: usize = 8;
@@ -46,6 +56,8 @@ pub(super) struct AutoSaverState {
     /// The name that was asked for when the checkpoint that holds this state was saved
     /// automatically; none if it was saved by hand.
     automatic: Option<CheckpointName>,
+    #[serde(default, skip_serializing_if = "Policies::are_defaults")]
+    policies: Policies,
 }
 
 impl AutoSaverState {
@@ -71,6 +83,7 @@ impl AutoSaver {
             save_on_last_epoch: true,
             previous: Vec::new(),
             automatic: None,
+            policies: Policies::default(),
         })
     }
 
@@ -81,11 +94,26 @@ impl AutoSaver {
         }
         keep_newest(&mut state.previous);
         let template = NameTemplate::parse(&state.template, &KnownFields::new(&state.metrics))?;
+        state.policies.check(state.overwrite)?;
         Ok(Self { template, state, clock: None })
     }
 
     pub(super) fn state(&self) -> AutoSaverState {
         self.state.clone()
+    }
+
+    /// As it is once note is taken of a save of its own that is committed.
+    pub(super) fn state_after(&self, landed: Option<(CheckpointName, SaveId)>) -> AutoSaverState {
+        let mut state = self.state();
+        if let Some(committed) = landed {
+            state.previous = vec![committed];
+        }
+        state
+    }
+
+    /// Takes note of a save of its own that is committed: it alone is what overwriting removes next.
+    fn remember(&mut self, committed: (CheckpointName, SaveId)) {
+        self.state.previous = vec![committed];
     }
 
     /// Takes note of the checkpoint out of which it was loaded: if it was an automatic one,
@@ -126,7 +154,8 @@ impl AutoSaver {
 
     /// Keep one: after a new checkpoint is committed, the one that was saved automatically before
     /// it is removed, also across a resume; never any other. And a checkpoint that has the name
-    /// already is replaced. Default: no; then the new one gets `-v1`, `-v2`, … appended.
+    /// already is replaced. Default: no; then the new one gets `-v1`, `-v2`, … appended. Contradicts
+    /// what [`AutoSaver::keep`] and its kin say, which [`NNHandler::train`] refuses.
     pub fn overwrite(&mut self, overwrite: bool) -> &mut Self {
         self.state.overwrite = overwrite;
         self
@@ -139,15 +168,26 @@ impl AutoSaver {
         self
     }
 
-    /// Whether the template fits the metrics that exist now.
-    pub(super) fn check(&self, metrics: &[String]) -> Result<()> {
-        NameTemplate::parse(&self.state.template, &KnownFields::new(metrics)).map(|_| ())
+    /// Whether template and rules fit the metrics that exist now, and one another.
+    pub(super) fn check(&self, metrics: &[String], validates: bool) -> Result<()> {
+        NameTemplate::parse(&self.state.template, &KnownFields::new(metrics))?;
+        self.state.policies.check(self.state.overwrite)?;
+        self.state.policies.check_monitor(metrics, validates)
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.state.directory
+    }
+
+    /// Whether it is to save at all. `anyway`: somebody else may ask it to.
+    pub(super) fn is_used(&self, anyway: bool) -> bool {
+        anyway || self.state.interval != Every::Off
     }
 
     /// Makes its directory, so that one that cannot be made shows before days of training. `used`:
     /// also if it saves only when somebody else asks it to.
     pub(super) fn check_directory(&self, storage: &dyn Storage, used: bool) -> Result<()> {
-        if self.state.interval == Every::Off && !used {
+        if !self.is_used(used) {
             return Ok(());
         }
         let made = storage.create_dir_all(&self.state.directory).map(drop);
@@ -172,115 +212,6 @@ impl AutoSaver {
     fn due_at_step(&self, step: u64) -> bool {
         let since = self.clock.map_or(Duration::ZERO, |began| began.elapsed());
         self.state.interval.due_at_step(step, since)
-    }
-}
-
-impl<M: Model> NNHandler<M> {
-    /// Training begins: minutes between automatic saves count from here on, unless they already do
-    /// from a save or an earlier call, which may have been short.
-    pub(super) fn start_auto_save_clock(&mut self) {
-        if let Some(saver) = &mut self.auto_saver {
-            saver.clock.get_or_insert_with(Instant::now);
-        }
-    }
-
-    /// The end of an epoch. `logs` are equal on every rank, and so is what follows from them.
-    /// `anyway`: whether or not a save is due.
-    pub(super) fn auto_save_epoch(
-        &mut self,
-        last: bool,
-        anyway: bool,
-        logs: &BTreeMap<String, f64>,
-    ) -> Result<()> {
-        let Some(saver) = &self.auto_saver else { return Ok(()) };
-        if !anyway && !self.agreed(saver, saver.due(self.epoch, self.step, last))? {
-            return Ok(());
-        }
-        self.auto_save_now(self.epoch, logs)
-    }
-
-    /// The end of a training step inside an epoch; `last`: of this call.
-    pub(super) fn auto_save_step(&mut self, last: bool) -> Result<()> {
-        let Some(saver) = &self.auto_saver else { return Ok(()) };
-        let last = last && saver.state.save_on_last_epoch && saver.state.interval != Every::Off;
-        if !self.agreed(saver, last || saver.due_at_step(self.step))? {
-            return Ok(());
-        }
-        self.auto_save_in_epoch()
-    }
-
-    /// Saves inside an epoch, due or not.
-    pub(super) fn auto_save_in_epoch(&mut self) -> Result<()> {
-        let mut logs = self.aggregate("", &self.in_epoch.sums)?;
-        logs.insert("lr".to_owned(), self.lr());
-        let seconds = self.in_epoch.seconds_until_now();
-        logs.insert("epoch_time".to_owned(), self.coordinators(seconds)?);
-        self.auto_save_now(self.epoch + 1, &logs)
-    }
-
-    /// Clocks differ: the coordinator's decides.
-    fn agreed(&self, saver: &AutoSaver, due: bool) -> Result<bool> {
-        if !saver.state.interval.asks_the_clock() {
-            return Ok(due);
-        }
-        Ok(self.coordinators(f64::from(u8::from(due)))? > 0.0)
-    }
-
-    fn auto_save_now(&mut self, epoch: u64, logs: &BTreeMap<String, f64>) -> Result<()> {
-        let Some(saver) = &self.auto_saver else { return Ok(()) };
-        let numbers = name_fields(epoch, self.step, logs, self.optimizer.as_ref());
-        let path = saver.path(epoch, &numbers)?;
-        let overwrite = saver.state.overwrite;
-        let on_existing = if overwrite { OnExisting::Replace } else { OnExisting::Number };
-        self.mark_automatic(Some(path.name().clone()));
-        let began = Instant::now();
-        let committed = self.save_as(&path, on_existing);
-        self.preemption.saved_in(began.elapsed());
-        self.mark_automatic(None);
-        self.remember(&committed?, overwrite);
-        Ok(())
-    }
-
-    fn mark_automatic(&mut self, automatic: Option<CheckpointName>) {
-        if let Some(saver) = &mut self.auto_saver {
-            saver.state.automatic = automatic;
-        }
-    }
-
-    /// After the commit: the predecessor goes, if asked for. It goes only now that the successor
-    /// is durable, and a failure is logged, never fatal.
-    fn remember(&mut self, committed: &Checkpoint, overwrite: bool) {
-        let Some(saver) = &mut self.auto_saver else { return };
-        saver.clock = Some(Instant::now());
-        let now = (committed.name.clone(), committed.save_id);
-        let previous = std::mem::replace(&mut saver.state.previous, vec![now]);
-        if overwrite {
-            let directory = saver.state.directory.clone();
-            self.remove_own(&directory, &previous, &committed.name);
-        }
-    }
-
-    /// Coordinator: removes those of `previous`, but never `keep`, that still are the saves meant.
-    pub(super) fn remove_own(
-        &self,
-        directory: &Path,
-        previous: &[(CheckpointName, SaveId)],
-        keep: &CheckpointName,
-    ) {
-        if previous.is_empty() || !self.group.is_coordinator() {
-            return;
-        }
-        let pace = Pace::of(&self.group);
-        let opened = self.storage.open_dir(directory);
-        for (name, save_id) in previous.iter().filter(|(name, _)| name != keep) {
-            let removed = opened
-                .as_ref()
-                .map_err(Clone::clone)
-                .and_then(|dir| sweep::remove(dir.as_ref(), name, save_id, &pace));
-            if let Err(error) = removed {
-                tracing::warn!(%error, %name, "a previous checkpoint stays");
-            }
-        }
     }
 }
 

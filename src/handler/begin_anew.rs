@@ -1,6 +1,7 @@
 //! Training from the first step again, with the variables as they are.
 
 use crate::error::Result;
+use crate::handler::auto_save::Line;
 use crate::handler::checkpoint::OPTIMIZER;
 use crate::handler::parts::Parts;
 use crate::handler::{History, InEpoch, Model, NNHandler};
@@ -27,6 +28,7 @@ impl<M: Model> NNHandler<M> {
         self.parts = Parts { scheduler, scaler, ema };
         (self.epoch, self.step, self.in_epoch) = (0, 0, InEpoch::default());
         self.history = History::default();
+        self.line = Line::default();
         if let Some(saver) = &mut self.auto_saver {
             saver.forget();
         }

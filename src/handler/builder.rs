@@ -6,6 +6,7 @@ use tch::{Device, Tensor, nn};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
+use crate::handler::auto_save::{Beside, Line};
 use crate::handler::device::device_of_rank;
 use crate::handler::{
     Callbacks, History, InEpoch, KeptCode, Model, NNHandler, Parts, Preemption, StepSettings, ddp,
@@ -114,6 +115,8 @@ impl<M: Model> HandlerBuilder<M> {
             val_feed: None,
             validate_every: 1,
             auto_saver: None,
+            beside: Beside::default(),
+            line: Line::default(),
             preemption: Preemption::default(),
             callbacks: Callbacks::default(),
             epoch: 0,

@@ -8,16 +8,18 @@ use std::sync::Arc;
 use tch::Device;
 
 use crate::catalog::{CheckpointPath, Wanted};
+use crate::checkpointer::AsyncMode;
 use crate::code::ModelCode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
+use crate::handler::auto_save::Marks;
 use crate::handler::callbacks::{self, agree_on_values, replace_values, values_of_callbacks};
 use crate::handler::destination::{Fresh, Live, cuda_index};
 use crate::handler::{History, KeptCode, Model, NNHandler, ddp};
 use crate::load::{Atomicity, Loaded, load};
 use crate::plan::OnExisting;
 use crate::plan::load::LoadRules;
-use crate::save::{Checkpoint, SaveOptions, save};
+use crate::save::{AfterCommit, Checkpoint, PendingSave, save, save_async, save_async_overlapped};
 use crate::state::{StateDict, Stateful, TensorEntry, Value};
 use crate::storage::Storage;
 use crate::tensor::Component;
@@ -79,20 +81,39 @@ impl<M: Model> NNHandler<M> {
     /// On `Ok` the checkpoint survives a power cut. The replaced one is removed only then.
     ///
     /// # Errors
-    /// As [`save`](fn@crate::save::save); on every rank if on any, before anything is written:
-    /// [`ErrorKind::Poisoned`], [`ErrorKind::Unsupported`] for tensors that cannot be stored.
+    /// As [`save`](fn@crate::save::save), also those of an automatic save that went on beside
+    /// training; on every rank if on any, before anything is written: [`ErrorKind::Poisoned`],
+    /// [`ErrorKind::Unsupported`] for tensors that cannot be stored.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<Checkpoint> {
         let path = CheckpointPath::parse(path)?;
-        self.save_as(&path, OnExisting::Replace)
+        self.save_as(&path, OnExisting::Replace, &Marks::default())
     }
 
     pub(super) fn save_as(
         &self,
         path: &CheckpointPath,
         on_existing: OnExisting,
+        marks: &Marks<'_>,
     ) -> Result<Checkpoint> {
-        let state = self.agreed_state(|| self.state_dict())?;
-        self.save_state_as(path, on_existing, &state)
+        let state = self.marked_state(path.directory(), marks, || self.state_dict())?;
+        save(&self.group, self.storage.as_ref(), path, &state, &self.options(on_existing))
+    }
+
+    /// The same beside training.
+    pub(super) fn begin_save(
+        &self,
+        mode: AsyncMode,
+        path: &CheckpointPath,
+        on_existing: OnExisting,
+        marks: &Marks<'_>,
+        after: AfterCommit,
+    ) -> Result<PendingSave> {
+        let state = self.marked_state(path.directory(), marks, || self.state_dict())?;
+        let begin = match mode {
+            AsyncMode::AsyncOverlap => save_async_overlapped,
+            AsyncMode::Async | AsyncMode::Disabled => save_async,
+        };
+        begin(&self.group, &self.storage, path, &state, &self.options(on_existing), after)
     }
 
     /// Only the model, as checkpoint `path`: its variables, under their own names, and its
@@ -101,27 +122,10 @@ impl<M: Model> NNHandler<M> {
         &self,
         path: &CheckpointPath,
         on_existing: OnExisting,
+        marks: &Marks<'_>,
     ) -> Result<Checkpoint> {
-        let state = self.agreed_state(|| self.model_state())?;
-        self.save_state_as(path, on_existing, &state)
-    }
-
-    fn save_state_as(
-        &self,
-        path: &CheckpointPath,
-        on_existing: OnExisting,
-        state: &StateDict,
-    ) -> Result<Checkpoint> {
-        let options = SaveOptions {
-            step: self.step,
-            epoch: self.epoch,
-            on_existing,
-            audit: self.audit,
-            space_reserve: 0,
-            ignore_space: false,
-            libtorch_version: torch::libtorch_version(),
-        };
-        save(&self.group, self.storage.as_ref(), path, state, &options)
+        let state = self.marked_state(path.directory(), marks, || self.model_state())?;
+        save(&self.group, self.storage.as_ref(), path, &state, &self.options(on_existing))
     }
 
     /// The state, if every rank has one: a rank that cannot say what it holds must not leave the
@@ -179,7 +183,7 @@ impl<M: Model> NNHandler<M> {
             values.set(format!("{USER}{name}"), value.clone());
         }
         if let Some(saver) = &self.auto_saver {
-            values.set(AUTO_SAVER, Value::json(&saver.state())?);
+            values.set(AUTO_SAVER, Value::json(&saver.state_after(self.beside.landed()))?);
         }
         self.callbacks.save_state(self.group.rank(), &mut state)?;
         state.rank_values.set("rng.cpu", torch::cpu_rng_state()?);
@@ -300,6 +304,7 @@ impl<M: Model> NNHandler<M> {
     /// As [`load`](fn@crate::load::load).
     pub fn restore(&mut self, path: impl AsRef<Path>, atomicity: Atomicity) -> Result<Loaded> {
         let wanted = Wanted::parse(path)?;
+        self.wait_for_save()?;
         let (group, storage) = (self.group.clone(), self.storage.clone());
         let rules = rules(false, &[(self.optimizer.is_none(), Component::optimizer())])?;
         let has_auto_saver = self.auto_saver.is_some();
@@ -338,6 +343,7 @@ impl<M: Model> NNHandler<M> {
 
     fn adopt(&mut self, loaded: &Loaded) {
         self.compare_code(loaded);
+        self.line.adopt(loaded);
         if let Some(saver) = &mut self.auto_saver {
             saver.adopt(loaded);
         }

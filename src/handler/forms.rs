@@ -9,6 +9,7 @@ use tch::Device;
 use crate::catalog::{CheckpointPath, Wanted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
+use crate::handler::auto_save::Marks;
 use crate::handler::builder::default_storage;
 use crate::handler::checkpoint::report;
 use crate::handler::weights::{LiveWeights, NewWeights};
@@ -57,8 +58,8 @@ impl<M: Model> NNHandler<M> {
     /// [`ErrorKind::Unsupported`] for tensors that cannot be stored.
     pub fn save_single_file(&self, path: impl AsRef<Path>) -> Result<Checkpoint> {
         let path = CheckpointPath::parse(path)?;
-        let (state, options) =
-            (self.agreed_state(|| self.state_dict())?, self.options(OnExisting::Replace));
+        let state = self.marked_state(path.directory(), &Marks::default(), || self.state_dict())?;
+        let options = self.options(OnExisting::Replace);
         single::save_single_file(&self.group, self.storage.as_ref(), &path, &state, &options)
     }
 
@@ -74,8 +75,8 @@ impl<M: Model> NNHandler<M> {
     /// [`NNHandler::save_single_file`].
     pub fn save_multi_files(&self, path: impl AsRef<Path>) -> Result<Checkpoint> {
         let path = CheckpointPath::parse(path)?;
-        let (state, options) =
-            (self.agreed_state(|| self.state_dict())?, self.options(OnExisting::Refuse));
+        let state = self.marked_state(path.directory(), &Marks::default(), || self.state_dict())?;
+        let options = self.options(OnExisting::Refuse);
         single::save_multi_files(&self.group, self.storage.as_ref(), &path, &state, &options)
     }
 
@@ -92,7 +93,7 @@ impl<M: Model> NNHandler<M> {
         single::save_multi_from_single(default_storage().as_ref(), &path, components)
     }
 
-    fn options(&self, on_existing: OnExisting) -> SaveOptions {
+    pub(super) fn options(&self, on_existing: OnExisting) -> SaveOptions {
         SaveOptions {
             step: self.step,
             epoch: self.epoch,
@@ -160,6 +161,7 @@ impl<M: Model> NNHandler<M> {
     /// As [`NNHandler::initialize_from_checkpoint`].
     pub fn initialize_weights(&mut self, path: impl AsRef<Path>, strict: bool) -> Result<Loaded> {
         let wanted = Wanted::parse(path)?.or_unverified();
+        self.wait_for_save()?;
         let (group, storage) = (self.group.clone(), self.storage.clone());
         let mut live = LiveWeights::new(&self.vars);
         let rules = rules(strict);

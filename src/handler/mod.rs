@@ -37,7 +37,10 @@ mod train;
 mod weights;
 
 use self::code::KeptCode;
+pub use crate::autosave::{KeepBest, Retention};
+pub use crate::checkpointer::{AsyncMode, InFlight};
 pub use auto_save::AutoSaver;
+use auto_save::{Beside, Line};
 pub use builder::HandlerBuilder;
 use callbacks::Callbacks;
 pub use callbacks::{
@@ -121,6 +124,8 @@ pub struct NNHandler<M: Model> {
     val_feed: Option<Feed>,
     validate_every: u64,
     auto_saver: Option<AutoSaver>,
+    beside: Beside,
+    line: Line,
     preemption: Preemption,
     callbacks: Callbacks,
     /// Epochs completed, over all runs.
@@ -233,6 +238,7 @@ impl<M: Model> NNHandler<M> {
     ) -> Result<&mut AutoSaver> {
         let interval = interval.try_into().map_err(Into::into)?;
         let mut saver = AutoSaver::new(interval, path.as_ref(), name, &self.metric_names())?;
+        self.land_save();
         if let Some(before) = &self.auto_saver {
             saver.inherit(before);
         }
@@ -246,6 +252,7 @@ impl<M: Model> NNHandler<M> {
 
     /// Turns auto-saving off.
     pub fn disable_auto_save(&mut self) {
+        self.land_save();
         self.auto_saver = None;
     }
 

@@ -191,10 +191,14 @@ impl<M: Model> NNHandler<M> {
     /// [`ErrorKind::InvalidInput`] if no averages are kept.
     pub fn copy_ema_to_model(&mut self) -> Result<()> {
         let missing = || Error::new(ErrorKind::InvalidInput, "no averages of parameters are kept");
+        self.before_update();
         self.parts.ema.as_mut().ok_or_else(missing)?.copy_to_model()
     }
 
     fn swap_ema(&mut self) -> Result<()> {
+        if self.parts.ema.is_some() {
+            self.before_update();
+        }
         self.parts.ema.as_mut().map_or(Ok(()), Ema::swap)
     }
 

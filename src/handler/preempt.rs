@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::handler::auto_save::Occasion;
 use crate::handler::{Model, NNHandler};
 use crate::preempt::{Poll, Preempted, Watch, poll};
 
@@ -123,7 +124,7 @@ impl<M: Model> NNHandler<M> {
 
     /// Saves where training is, inside an epoch.
     pub(super) fn preempt_in_epoch(&mut self, reason: Preempted) -> Result<()> {
-        self.auto_save_in_epoch()?;
+        self.auto_save_in_epoch(Occasion::Preempted)?;
         self.note_preempted(Some(reason));
         Ok(())
     }

@@ -15,9 +15,15 @@ use crate::torch::Optimizer;
 type Setup = Vec<(String, String)>;
 
 impl<M: Model> NNHandler<M> {
-    /// The phase before training: every rank is ready, and all are about to do the same.
-    pub(super) fn agree_to_train(&self, goal: Goal) -> Result<()> {
-        self.group.phase_all(Channel::Training, "train", || self.setup(goal), |all| agree(&all))
+    /// The phase before training: every rank is ready, and all are about to do the same, going on
+    /// from the same of the checkpoints that are there.
+    pub(super) fn agree_to_train(&mut self, goal: Goal) -> Result<()> {
+        let this = &*self;
+        let decide = |all: Vec<Setup>| agree(&all).and_then(|()| this.look_for_line());
+        let found =
+            this.group.phase_all(Channel::Training, "train", || this.setup(goal), decide)?;
+        self.take_line(found);
+        Ok(())
     }
 
     fn setup(&self, goal: Goal) -> Result<Setup> {
@@ -40,7 +46,7 @@ impl<M: Model> NNHandler<M> {
         check_metrics(&metrics)?;
         self.check_preemption()?;
         if let Some(saver) = &self.auto_saver {
-            saver.check(&metrics)?;
+            saver.check(&metrics, self.val_feed.is_some() && self.validate_every > 0)?;
             if self.group.is_coordinator() {
                 saver.check_directory(&*self.storage, self.preemption.is_on())?;
             }

@@ -111,11 +111,12 @@ impl Stage {
     }
 }
 
-/// The names of everything in a directory, sorted, without the lock file.
+/// The names of everything in a directory, sorted, without the lock file and the links.
 pub fn entries(storage: &dyn Storage, directory: &str) -> Vec<String> {
     let listed = storage.open_dir(Path::new(directory)).and_then(|dir| dir.list());
     let mut names: Vec<String> = listed.unwrap_or_default().into_iter().map(|e| e.name).collect();
-    names.retain(|name| name != ".tch-checkpoint.lock");
+    let links = ["latest", "latest.json", "best", "best.json"];
+    names.retain(|name| name != ".tch-checkpoint.lock" && !links.contains(&name.as_str()));
     names.sort();
     names
 }

@@ -17,6 +17,7 @@ use super::vote::{Brought, Verdict, decide};
 use super::{Callback, weights};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup, guarded};
+use crate::handler::auto_save::{Marks, remove_own};
 use crate::handler::{Model, NNHandler, ddp};
 use crate::layout::{CheckpointName, SaveId};
 use crate::plan::OnExisting;
@@ -46,7 +47,7 @@ impl<M: Model> NNHandler<M> {
         self.callbacks.warn_of_one_sided(self.group.rank());
         self.callbacks.stop_reason = None;
         self.callbacks.logs.clear();
-        self.moment(|callback, context| callback.on_train_begin(context), false)
+        self.moment(|callback, context| callback.on_train_begin(context), None)
     }
 
     /// After an optimizer step. Not collective.
@@ -77,20 +78,22 @@ impl<M: Model> NNHandler<M> {
         validated: bool,
     ) -> Result<bool> {
         self.callbacks.logs.clone_from(logs);
-        self.moment(|callback, context| callback.on_epoch_end(context), validated)
+        self.callbacks.weights_put = false;
+        self.moment(|callback, context| callback.on_epoch_end(context), Some(validated))
     }
 
     /// `train` is about to return.
     pub(in crate::handler) fn callbacks_end(&mut self) -> Result<()> {
         let reason = self.callbacks.stop_reason.take();
-        let ended = self.moment(|callback, context| callback.on_train_end(context), false);
+        let ended = self.moment(|callback, context| callback.on_train_end(context), None);
         // There is nothing left to stop.
         self.callbacks.stop_reason = reason;
         ended.map(|_| ())
     }
 
-    /// One moment: hooks, vote, and what was asked for; whether a stop was.
-    fn moment(&mut self, hook: Hook, validated: bool) -> Result<bool> {
+    /// One moment: hooks, vote, and what was asked for; whether a stop was. `validated` if an epoch
+    /// has ended: whether it was.
+    fn moment(&mut self, hook: Hook, validated: Option<bool>) -> Result<bool> {
         if self.callbacks.is_empty() {
             return Ok(false);
         }
@@ -99,6 +102,7 @@ impl<M: Model> NNHandler<M> {
         let logs = self.callbacks.logs.clone();
         let mut own = (Vec::new(), Weights::new());
         let local = || {
+            let validated = validated.unwrap_or(false);
             own = self.run_hooks(hook, Seen { logs: &logs, validated });
             Ok(own.0.clone())
         };
@@ -107,7 +111,9 @@ impl<M: Model> NNHandler<M> {
             .phase_all(Channel::Training, PHASE, local, |all| decide(&voters, &all, resolve))?;
         let (brought, weights) = own;
         self.take_note(&brought, &verdicts);
-        self.save_requested(&verdicts)?;
+        // At other moments the model need not be what the numbers of the last epoch describe.
+        let metrics = validated.map(|_| &logs);
+        self.save_requested(&verdicts, &Marks { automatic: false, metrics })?;
         self.put_requested(&verdicts, weights)?;
         let stops = verdicts.iter().filter_map(|verdict| verdict.requests.as_ref()?.stop.clone());
         let stop = stops.into_iter().next();
@@ -175,16 +181,20 @@ impl<M: Model> NNHandler<M> {
 
     /// Saves what the verdict says, in order. After a failure the rest is not tried, so that every
     /// callback hears of it and `train` returns the first.
-    fn save_requested(&mut self, verdicts: &[Verdict]) -> Result<()> {
+    fn save_requested(&mut self, verdicts: &[Verdict], marks: &Marks<'_>) -> Result<()> {
         let rank = self.group.rank();
-        let mut failed: Option<Error> = None;
+        let mut all = verdicts.iter().flat_map(|verdict| &verdict.requests);
+        let mut failed = match all.any(|requests| !requests.saves.is_empty()) {
+            true => self.wait_for_save().err(),
+            false => None,
+        };
         for (index, verdict) in verdicts.iter().enumerate() {
             for request in verdict.requests.iter().flat_map(|requests| &requests.saves) {
                 let outcome = match &failed {
                     Some(error) => Err(error.clone()),
                     None => {
                         self.tell(index, rank, |callback| callback.on_saving(request));
-                        self.save_request(request)
+                        self.save_request(request, marks)
                     }
                 };
                 self.tell(index, rank, |callback| callback.on_saved(request, outcome.as_ref()));
@@ -203,21 +213,25 @@ impl<M: Model> NNHandler<M> {
         }
     }
 
-    fn save_request(&self, request: &SaveRequest) -> Result<Checkpoint> {
+    fn save_request(&self, request: &SaveRequest, marks: &Marks<'_>) -> Result<Checkpoint> {
         if request.is_weights_only() {
-            return self.save_weights_as(&request.path(), request.existing());
+            return self.save_weights_as(&request.path(), request.existing(), marks);
         }
-        self.save_as(&request.path(), request.existing())
+        self.save_as(&request.path(), request.existing(), marks)
     }
 
     fn remove_superseded(&self, request: &SaveRequest, committed: &Checkpoint) {
-        self.remove_own(request.directory(), request.superseded(), &committed.name);
+        let (directory, superseded) = (request.directory(), request.superseded());
+        let storage = self.storage.as_ref();
+        remove_own(&self.group, storage, directory, superseded, &committed.name);
     }
 
     /// Puts the weights that were asked for into the model of every rank: the coordinator's.
     fn put_requested(&mut self, verdicts: &[Verdict], own: Weights) -> Result<()> {
         let asked = |v: &Verdict| v.requests.as_ref().is_some_and(|requests| requests.weights);
         let Some(index) = verdicts.iter().position(asked) else { return Ok(()) };
+        self.before_update();
+        self.callbacks.weights_put = true;
         let group: ProcessGroup = self.group.clone();
         let values = own.into_iter().nth(index).flatten().filter(|_| group.is_coordinator());
         let put = || values.map_or(Ok(()), |values| weights::put(&self.vars, &values));

@@ -41,6 +41,8 @@ pub(in crate::handler) struct Callbacks {
     report_due: bool,
     /// Logs of the last epoch of this `train`.
     pub(super) logs: BTreeMap<String, f64>,
+    /// Whether weights were put into the model since the last epoch ended.
+    pub(in crate::handler) weights_put: bool,
     /// Why the last `train` ended early.
     pub(in crate::handler) stop_reason: Option<String>,
 }

@@ -18,6 +18,7 @@ use std::time::Instant;
 
 pub(super) use self::step::StepSettings;
 use crate::error::{Error, ErrorKind, Result};
+use crate::handler::auto_save::Occasion;
 use crate::handler::in_epoch::{DataFacts, InEpoch};
 use crate::handler::progress::EpochDisplay;
 use crate::handler::{Feed, Model, NNHandler};
@@ -64,8 +65,8 @@ impl<M: Model> NNHandler<M> {
     /// metric has the name of another number, or the name template does not fit the metrics;
     /// [`ErrorKind::Disagreement`] if ranks are set up differently; [`ErrorKind::Poisoned`].
     ///
-    /// Later: errors of an automatic save, or of one that a callback asked for (what was saved before is untouched, and training may go
-    /// on); [`ErrorKind::PeerLost`], [`ErrorKind::CoordinatorLost`] or [`ErrorKind::Deadline`] if a
+    /// Later: errors of an automatic save, or of one that a callback asked for (what was saved
+    /// before is untouched, and training may go on); [`ErrorKind::PeerLost`], [`ErrorKind::CoordinatorLost`] or [`ErrorKind::Deadline`] if a
     /// rank is lost, also by an error or panic of its own, such as [`ErrorKind::Device`]. If that
     /// came while parameters were being updated, the handler is poisoned: it refuses to train or
     /// save until a load succeeds.
@@ -86,10 +87,21 @@ impl<M: Model> NNHandler<M> {
     }
 
     fn train_to(&mut self, goal: Goal) -> Result<()> {
+        self.wait_for_save()?;
         self.agree_to_train(goal)?;
         if self.preempted().is_some() {
             return Ok(());
         }
+        let trained = self.train_on(goal);
+        // What goes on beside training ends with it.
+        let saved = self.wait_for_save().map(drop);
+        if let (Err(_), Err(error)) = (&trained, &saved) {
+            tracing::error!(%error, "a save beside training failed too");
+        }
+        trained.and(saved)
+    }
+
+    fn train_on(&mut self, goal: Goal) -> Result<()> {
         self.start_auto_save_clock();
         self.warn_of_other_random_state();
         let mut stopped = self.callbacks_begin()?;
@@ -202,7 +214,12 @@ impl<M: Model> NNHandler<M> {
         let stopped = self.callbacks_epoch(&logs, validated)?;
         let is_last = last || stopped;
         let preempted = if is_last { None } else { self.ask_if_preempted()? };
-        self.auto_save_epoch(is_last, preempted.is_some(), &logs)?;
+        let occasion = match preempted {
+            Some(_) => Occasion::Preempted,
+            None if is_last => Occasion::Last,
+            None => Occasion::Due,
+        };
+        self.auto_save_epoch(occasion, &logs)?;
         self.note_preempted(preempted);
         Ok(stopped || preempted.is_some())
     }

@@ -58,6 +58,7 @@ impl<M: Model> NNHandler<M> {
         }
         let parameters = self.parameters();
         average_gradients(&self.group, &parameters, own as f64 / samples as f64)?;
+        self.before_update();
         // From here on parameters may be updated in part, or on some ranks only.
         self.poisoned = true;
         self.update(&parameters)?;
