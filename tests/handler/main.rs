@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod auto_save;
+mod beside;
 mod callback_failures;
 mod callback_state;
 mod callbacks;
@@ -12,6 +13,9 @@ mod early_stopping;
 mod exact;
 mod forms;
 mod harness;
+#[path = "../it/hooked.rs"]
+#[allow(dead_code, reason = "not all of it is needed here")]
+mod hooked;
 mod kinds;
 mod loading;
 mod loggers;
@@ -20,6 +24,7 @@ mod model_checkpoint;
 mod models;
 mod names;
 mod parts;
+mod policies;
 mod ranks;
 mod restore;
 mod resume;

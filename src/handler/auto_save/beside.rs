@@ -80,6 +80,11 @@ impl<M: Model> NNHandler<M> {
         self.beside.failed.take().map_or(Ok(committed), Err)
     }
 
+    /// Whether a save goes on beside training; the same on every rank.
+    pub(in crate::handler) fn is_saving(&self) -> bool {
+        self.beside.pending.borrow().is_some()
+    }
+
     /// The auto-saver is about to be replaced: what its save came to is noted, and a failure
     /// is told by the next call that can.
     pub(in crate::handler) fn land_save(&mut self) {
