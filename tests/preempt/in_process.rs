@@ -12,7 +12,8 @@ use tch::{Device, Kind, Tensor, nn, nn::Module};
 use tch_checkpoint::autosave::Every;
 use tch_checkpoint::group::Deadlines;
 use tch_checkpoint::handler::{
-    Callback, CallbackContext, Dataset, LoadOptions, Loader, Model, NNHandler, TensorDataset,
+    AsyncMode, Callback, CallbackContext, Dataset, LoadOptions, Loader, Model, NNHandler,
+    TensorDataset,
 };
 use tch_checkpoint::preempt::Preempted;
 use tch_checkpoint::torch::Adam;
@@ -120,7 +121,9 @@ fn told_during_validation_it_saves_at_once_and_resumes_exactly() {
     first.disable_auto_save();
     let refused = first.train(1).unwrap_err();
     assert!(refused.to_string().contains("`save_on_signal` has no place"), "{refused}");
-    first.auto_save(Every::Off, dir.path(), "s{step}").unwrap();
+    // One goes on beside training when it is told.
+    let saver = first.auto_save(Every::steps(2).unwrap(), dir.path(), "s{step}").unwrap();
+    saver.mode(AsyncMode::AsyncOverlap);
 
     let (batches, ends) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     first.add_callback(Ends(ends.clone())).unwrap();
@@ -133,6 +136,8 @@ fn told_during_validation_it_saves_at_once_and_resumes_exactly() {
     assert!((5..8).contains(&batches.get()), "{} batches", batches.get());
     assert_eq!((first.epoch(), first.step()), (0, STEPS));
     assert_eq!(ends.get(), 0, "training goes on in another process");
+    assert!(first.wait_for_save().unwrap().is_none(), "nothing is going on any more");
+    assert!(dir.path().join("s2/manifest.bin").exists() && dir.path().join("s3").exists());
 
     let before = first.state_hash().unwrap();
     first.train(1).unwrap();

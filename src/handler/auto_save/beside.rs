@@ -43,6 +43,7 @@ impl Beside {
     /// Waits for the save, and keeps what became of it.
     fn land(&self) -> Option<Checkpoint> {
         let pending = self.pending.take()?;
+        tracing::debug!(path = %pending.path().display(), "waiting for a save beside training");
         match pending.wait() {
             Ok(committed) => {
                 self.landed.replace(Some((committed.name.clone(), committed.save_id)));
@@ -78,11 +79,6 @@ impl<M: Model> NNHandler<M> {
     pub(in crate::handler) fn end_save(&self) -> Result<Option<Checkpoint>> {
         let committed = self.beside.land();
         self.beside.failed.take().map_or(Ok(committed), Err)
-    }
-
-    /// Whether a save goes on beside training; the same on every rank.
-    pub(in crate::handler) fn is_saving(&self) -> bool {
-        self.beside.pending.borrow().is_some()
     }
 
     /// The auto-saver is about to be replaced: what its save came to is noted, and a failure

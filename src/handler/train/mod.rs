@@ -93,9 +93,6 @@ impl<M: Model> NNHandler<M> {
             return Ok(());
         }
         let trained = self.train_on(goal);
-        if let (Err(error), true) = (&trained, self.is_saving()) {
-            tracing::warn!(%error, "training ends; the save that goes on beside it is waited for");
-        }
         // What goes on beside training ends with it.
         let saved = self.wait_for_save().map(drop);
         if let (Err(_), Err(error)) = (&trained, &saved) {
