@@ -31,8 +31,9 @@ use policies::Policies;
 /// How many checkpoints to be removed a state may name.
 const PREVIOUS_MAX: usize = 8;
 
-/// Saves while training, at the end of epochs or of steps; made by [`NNHandler::auto_save`]. Part
-/// of every checkpoint, so that a loaded handler goes on saving to the old place.
+/// Saves while training, at the end of epochs or of steps; made by
+/// [`NNHandler::auto_save`](crate::NNHandler::auto_save). Part of every checkpoint, so that a loaded
+/// handler goes on saving to the old place.
 #[derive(Debug, Clone)]
 pub struct AutoSaver {
     state: AutoSaverState,
@@ -155,7 +156,8 @@ impl AutoSaver {
     /// Keep one: after a new checkpoint is committed, the one that was saved automatically before
     /// it is removed, also across a resume; never any other. And a checkpoint that has the name
     /// already is replaced. Default: no; then the new one gets `-v1`, `-v2`, … appended. Contradicts
-    /// what [`AutoSaver::keep`] and its kin say, which [`NNHandler::train`] refuses.
+    /// what [`AutoSaver::keep`] and its kin say, which
+    /// [`NNHandler::train`](crate::NNHandler::train) refuses.
     pub fn overwrite(&mut self, overwrite: bool) -> &mut Self {
         self.state.overwrite = overwrite;
         self
