@@ -119,8 +119,10 @@ fn wait_until_gone(dir: &Path, sabotage: &str) {
 fn good_checkpoints(dir: &Path, sabotage: &str) -> Vec<String> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir.join("runs")).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        if name.starts_with('.') {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        // Links, and the files beside them, are none.
+        if name.starts_with('.') || !entry.file_type().unwrap().is_dir() {
             continue;
         }
         let verified = Command::new(env!("CARGO_BIN_EXE_tch-checkpoint"))
