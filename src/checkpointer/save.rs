@@ -17,7 +17,7 @@ use super::agree::{Agreed, Under};
 use super::{AsyncMode, At, Checkpointer, InFlight, Parts};
 use crate::autosave::Counters;
 use crate::catalog::CheckpointPath;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::layout::CheckpointName;
 use crate::plan::OnExisting;
 use crate::preempt::Preempted;
