@@ -58,7 +58,7 @@ impl Retention {
     /// Whether every glob can be read.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`], naming the glob.
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput), naming the glob.
     pub fn check(&self) -> Result<()> {
         Pins::parse(&self.pinned).map(drop)
     }
