@@ -67,7 +67,10 @@ fn pick<'a>(found: &'a [CheckpointInfo], question: &Question<'_>) -> Result<&'a 
     });
     match (question.resume, question.monitor) {
         (Resume::Best, Some((monitor, mode))) => {
-            let best = KeepBest::one(monitor, mode).best_of(usable);
+            // As the link: an earlier run in the same directory is another one.
+            let line = newest(usable.clone()).map(|info| info.line);
+            let own = usable.filter(|info| !info.aside && Some(info.line) == line);
+            let best = KeepBest::one(monitor, mode).best_of(own);
             best.map_or_else(|| no_best(found, question, monitor), Ok)
         }
         (Resume::Best, None) => {
@@ -108,6 +111,7 @@ fn may_be_meant(
         (Resume::Latest, _) => question.latest.is_none_or(|latest| {
             latest == damaged.name || !found.iter().any(|i| i.is_committed() && i.name == latest)
         }),
+        (Resume::Best, Some(_)) if is_known && damaged.line != chosen.line => false,
         (Resume::Best, Some((monitor, mode))) if is_known => {
             let whole = CheckpointInfo { state: CheckpointState::Committed, ..damaged.clone() };
             let best = KeepBest::one(monitor, mode);

@@ -150,3 +150,17 @@ fn without_a_number_there_is_no_best_whatever_the_link_says() {
     let linked = Question { best: Some("x"), ..question(&Resume::Best) };
     assert_eq!(ask(&found, &linked), Err(ErrorKind::Corrupt));
 }
+
+/// The link to the best is moved by the run's own rules; the question gives the same answer.
+#[test]
+fn the_best_is_one_of_the_newest_run_and_no_save_beside_it() {
+    let of_line = |info, line| CheckpointInfo { line, ..info };
+    let earlier = of_line(loss(good("earlier", 0, 900), 0.1), 7);
+    let aside = CheckpointInfo { aside: true, ..of_line(loss(good("aside", 1, 950), 0.05), 8) };
+    let own = [10, 20]
+        .map(|step| of_line(loss(good(&format!("own{step}"), 1, step), 1.0 / step as f64), 8));
+    let found = [&[earlier.clone(), aside], &own[..]].concat();
+    assert_eq!(ask(&found, &question(&Resume::Best)), Ok(some("own20", &[])));
+    let damaged = [&found[1..], &[short(earlier)]].concat();
+    assert_eq!(ask(&damaged, &question(&Resume::Best)), Ok(some("own20", &[])));
+}
