@@ -6,7 +6,7 @@ use tch_checkpoint::checkpointer::{Checkpointer, CheckpointerConfig, Resume, loa
 use tch_checkpoint::{ErrorKind, ProcessGroup};
 
 use super::toy::{Toy, at, checkpointer, config, damage, file_of, no_metrics, run, steps_of};
-use crate::harness::on_ranks;
+use crate::harness::{logged, on_ranks};
 
 pub fn every(steps: u64, directory: &Path) -> CheckpointerConfig {
     CheckpointerConfig { save_every_steps: Some(steps), ..config(directory) }
@@ -371,4 +371,19 @@ fn a_copy_beside_it_is_no_newer_checkpoint() {
         let resumed = toy.with(|parts| checkpointer.load(&Resume::Path(name), parts)).unwrap();
         assert!(resumed.abandoned.is_empty(), "{resumed:?}");
     }
+}
+
+#[test]
+fn a_run_says_what_it_goes_on_from_and_when_it_saves() {
+    let scratch = tempfile::tempdir().unwrap();
+    let solo = ProcessGroup::solo();
+    let said = |steps| {
+        let config = every(10, scratch.path());
+        logged(tracing::Level::INFO, || drop(run(&solo, config, steps, no_metrics).unwrap()))
+    };
+    let first = said(10);
+    assert!(first.contains("training begins anew"), "{first}");
+    assert!(first.contains("saving") && first.contains("step=10"), "{first}");
+    let second = said(20);
+    assert!(second.contains("resumed") && second.contains("checkpoint_step_00000010"), "{second}");
 }
