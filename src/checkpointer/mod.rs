@@ -70,6 +70,8 @@ pub use one_line::{load_checkpoint, save_checkpoint, save_checkpoint_in};
 pub use parts::Parts;
 pub use resume::Resumed;
 use save::Beside;
+#[cfg(feature = "torch")]
+pub(crate) use save::surface;
 pub use save::{Outcome, Reason, Stepped};
 pub use set_up::create_checkpointer_from_config;
 pub use state::TrainerState;

@@ -17,7 +17,8 @@ use super::agree::{Agreed, Under};
 use super::{AsyncMode, At, Checkpointer, InFlight, Parts};
 use crate::autosave::Counters;
 use crate::catalog::CheckpointPath;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::ProcessGroup;
 use crate::layout::CheckpointName;
 use crate::plan::OnExisting;
 use crate::preempt::Preempted;
@@ -276,18 +277,9 @@ impl Checkpointer {
         self.saved_step == Some(at.counters().step)
     }
 
-    /// Whether the save that goes on beside training keeps another one from being made. Ranks see
-    /// its end at different times, so they ask the coordinator.
     fn is_hindered(&self) -> Result<bool> {
         let Some(Beside { pending, .. }) = &self.pending else { return Ok(false) };
-        if self.config.in_flight == InFlight::Wait {
-            return Ok(false);
-        }
-        let policy = self.config.in_flight;
-        self.group.on_coordinator("in flight", || match pending.is_done() {
-            true => Ok(false),
-            false => policy.lets_begin().map(|lets| !lets).map_err(|e| e.with_path(pending.path())),
-        })
+        self.config.in_flight.hinders(&self.group, pending)
     }
 
     fn save_now(
@@ -362,8 +354,30 @@ impl Checkpointer {
     }
 }
 
+impl InFlight {
+    /// Whether `pending` keeps another save from being made. Ranks see its end at different times,
+    /// so they ask the coordinator. Collective.
+    pub(crate) fn hinders(self, group: &ProcessGroup, pending: &PendingSave) -> Result<bool> {
+        if self == Self::Wait {
+            return Ok(false);
+        }
+        group.on_coordinator("in flight", || match pending.is_done() {
+            false if self == Self::Error => Err(Error::new(
+                ErrorKind::InvalidInput,
+                "a save is due while another one is still going on",
+            )
+            .with_path(pending.path())
+            .with_help(
+                "save less often, or let `in_flight` be `wait` or `skip`; the save that goes on \
+                 is not affected",
+            )),
+            is_done => Ok(!is_done),
+        })
+    }
+}
+
 /// What became of the save before, and of the one that was due now: an error of either.
-fn surface(earlier: Result<Option<Checkpoint>>, now: Result<Outcome>) -> Result<Outcome> {
+pub(crate) fn surface<T>(earlier: Result<Option<Checkpoint>>, now: Result<T>) -> Result<T> {
     match (earlier, now) {
         (Err(earlier), Ok(_)) => {
             let help = earlier.help().map(|help| format!("{help}; ")).unwrap_or_default();

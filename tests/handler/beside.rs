@@ -193,6 +193,27 @@ fn a_save_that_fails_beside_training_is_every_ranks_error_and_leaves_the_one_bef
 }
 
 #[test]
+fn a_failure_beside_training_hinders_no_save_after_it() {
+    let stage = Stage::new(1);
+    let inner = stage.clone();
+    let results = on_ranks(2, move |group| {
+        let mut handler = usual(&group, &inner.storage(&group));
+        let saver = handler.auto_save(1, "runs", "e{epoch}").unwrap();
+        saver.overwrite(true).mode(AsyncMode::Async);
+        handler.train(1).unwrap();
+        if inner.is_failing(&group) {
+            let at = inner.faulty.operations() + 3;
+            inner.faulty.fail_at(at, Fault::Error(28), false);
+        }
+        handler.train(2)
+    });
+    let error = one_error(&results);
+    assert_eq!(error.os_code(), Some(28), "{error}");
+    assert!(error.to_string().contains("is not affected"), "{error}");
+    assert_eq!(visible(&stage.memory, "runs"), ["e3"]);
+}
+
+#[test]
 fn one_is_kept_across_resumes_beside_training_too() {
     let (memory, _) = memory();
     for from in [None, Some("runs/latest"), Some("runs/latest")] {

@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use super::{CheckpointerConfig, InFlight};
+use super::CheckpointerConfig;
 use crate::autosave::{KeepBest, Retention, Triggers};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -48,23 +48,6 @@ impl CheckpointerConfig {
             steps: rule("save_every_steps", self.save_every_steps)?,
             minutes: self.save_every_minutes.map(minutes).transpose()?,
         })
-    }
-}
-
-impl InFlight {
-    /// Whether a save that is due begins, though one is still going on.
-    pub(crate) fn lets_begin(self) -> Result<bool> {
-        match self {
-            Self::Wait => Ok(true),
-            Self::Skip => Ok(false),
-            Self::Error => {
-                let message = "a save is due while another one is still going on";
-                Err(Error::new(ErrorKind::InvalidInput, message).with_help(
-                    "save less often, or let `in_flight` be `wait` or `skip`; the save that goes \
-                     on is not affected",
-                ))
-            }
-        }
     }
 }
 

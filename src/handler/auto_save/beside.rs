@@ -1,13 +1,12 @@
 //! An automatic save that goes on beside training, and what becomes of it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::Occasion;
-use crate::checkpointer::InFlight;
 use crate::error::{Error, Result};
 use crate::handler::{Model, NNHandler};
 use crate::layout::{CheckpointName, SaveId};
@@ -22,13 +21,17 @@ pub(in crate::handler) struct Beside {
     landed: RefCell<Option<(CheckpointName, SaveId)>>,
     /// Why it failed, until the program has been told.
     failed: RefCell<Option<Error>>,
+    /// When the save before it was made, for the auto-saver to return to if it fails.
+    clock: Cell<Option<Instant>>,
     /// How long the last one took until it was committed; on the coordinator.
     took: Arc<Mutex<Duration>>,
 }
 
 impl Beside {
-    pub(super) fn begin(&self, pending: PendingSave) {
+    /// `clock`: when the save before it was made.
+    pub(super) fn begin(&self, pending: PendingSave, clock: Option<Instant>) {
         self.pending.replace(Some(pending));
+        self.clock.set(clock);
     }
 
     pub(super) fn took(&self) -> Arc<Mutex<Duration>> {
@@ -88,11 +91,16 @@ impl<M: Model> NNHandler<M> {
         self.take_note_of_save();
     }
 
+    /// What failed does not count: minutes are counted from the one before.
     fn take_note_of_save(&mut self) {
-        let landed = self.beside.landed.take();
-        if let (Some(committed), Some(saver)) = (landed, &mut self.auto_saver) {
-            saver.remember(committed);
-            self.preemption.saved_in(*self.beside.took.lock());
+        let (landed, clock) = (self.beside.landed.take(), self.beside.clock.take());
+        let Some(saver) = &mut self.auto_saver else { return };
+        match landed {
+            Some(committed) => {
+                saver.remember(committed);
+                self.preemption.saved_in(*self.beside.took.lock());
+            }
+            None => saver.clock = clock.or(saver.clock),
         }
     }
 
@@ -103,19 +111,14 @@ impl<M: Model> NNHandler<M> {
         }
     }
 
-    /// Whether a save that is due begins; the coordinator's answer.
-    pub(super) fn may_begin(&self, occasion: Occasion) -> Result<bool> {
-        let Some(saver) = &self.auto_saver else { return Ok(false) };
-        let policy = saver.state.policies.in_flight;
-        if occasion != Occasion::Due || policy == InFlight::Wait {
-            return Ok(true);
-        }
-        // There is one on every rank, or on none; only when it is done differs.
+    /// Whether a save that is due is left out; the same on every rank.
+    pub(super) fn is_hindered(&self, occasion: Occasion) -> Result<bool> {
         let pending = self.beside.pending.borrow();
-        let Some(pending) = pending.as_ref() else { return Ok(true) };
-        self.group.on_coordinator("in flight", || match pending.is_done() {
-            true => Ok(true),
-            false => policy.lets_begin(),
-        })
+        match (occasion, &self.auto_saver, pending.as_ref()) {
+            (Occasion::Due, Some(saver), Some(pending)) => {
+                saver.state.policies.in_flight.hinders(&self.group, pending)
+            }
+            _ => Ok(false),
+        }
     }
 }

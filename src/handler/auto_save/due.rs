@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::{AutoSaver, Marks, name_fields};
 use crate::autosave::Every;
 use crate::catalog::CheckpointPath;
-use crate::checkpointer::AsyncMode;
+use crate::checkpointer::{AsyncMode, surface};
 use crate::error::Result;
 use crate::handler::{Model, NNHandler};
 use crate::layout::CheckpointName;
@@ -84,28 +84,35 @@ impl<M: Model> NNHandler<M> {
         occasion: Occasion,
         marks: &Marks<'_>,
     ) -> Result<()> {
-        if !self.may_begin(occasion)? {
+        if self.is_hindered(occasion)? {
             return Ok(());
         }
-        // A failure of the one before surfaces here; the last one is tried in spite of it.
-        let earlier = self.wait_for_save().map(drop);
-        if occasion == Occasion::Due {
-            earlier.clone()?;
-        }
-        let Some(saver) = &self.auto_saver else { return earlier };
-        let numbers = name_fields(epoch, self.step, logs, self.optimizer.as_ref());
-        let path = saver.path(epoch, &numbers)?;
-        self.mark_automatic(Some(path.name().clone()));
-        let saved = self.save_or_begin(&path, occasion, marks);
-        self.mark_automatic(None);
+        // What failed beside training surfaces here, and hinders nothing.
+        let earlier = self.wait_for_save();
+        let saved = self.save_under_name(epoch, logs, occasion, marks);
         match earlier {
             Err(error) if occasion == Occasion::Preempted => {
                 tracing::error!(%error, "the save before this one failed");
                 saved
             }
-            Err(error) => saved.and(Err(error)),
-            Ok(()) => saved,
+            earlier => surface(earlier, saved),
         }
+    }
+
+    fn save_under_name(
+        &mut self,
+        epoch: u64,
+        logs: &BTreeMap<String, f64>,
+        occasion: Occasion,
+        marks: &Marks<'_>,
+    ) -> Result<()> {
+        let Some(saver) = &self.auto_saver else { return Ok(()) };
+        let numbers = name_fields(epoch, self.step, logs, self.optimizer.as_ref());
+        let path = saver.path(epoch, &numbers)?;
+        self.mark_automatic(Some(path.name().clone()));
+        let saved = self.save_or_begin(&path, occasion, marks);
+        self.mark_automatic(None);
+        saved
     }
 
     fn save_or_begin(
@@ -131,7 +138,7 @@ impl<M: Model> NNHandler<M> {
         } else {
             let after = Box::new(move |committed: &_| after.run(committed));
             let pending = self.begin_save(mode, path, on_existing, marks, after)?;
-            self.beside.begin(pending);
+            self.beside.begin(pending, self.auto_saver.as_ref().and_then(|saver| saver.clock));
             self.saved_itself(|_| ());
         }
         Ok(())

@@ -152,8 +152,9 @@ impl AutoSaver {
     /// Whether automatic saves go on beside training. Default: [`AsyncMode::Disabled`]. What a
     /// signal or the end of the job's time leads to is always saved at once.
     ///
-    /// At the end of each `train` all is committed. A save that fails is an error of the next
-    /// automatic save, or of `train` as it ends, on every rank; what was saved before is untouched.
+    /// At the end of each `train` all is committed. A save that fails makes `train` end with its
+    /// error when the next one is due, which is made nevertheless, or else as it ends, on every
+    /// rank; what was saved before is untouched.
     pub fn mode(&mut self, mode: AsyncMode) -> &mut Self {
         self.state.policies.mode = mode;
         self
