@@ -104,7 +104,7 @@ fn remove_all(parent: &dyn Directory, goes: &[(CheckpointName, SaveId)], pace: &
         let removed = sweep::caught(|| sweep::remove_if(parent, name, save_id, pace, &may));
         sabotage::pass(Rank::COORDINATOR, "retain", "removed");
         match removed {
-            Ok(()) => tracing::debug!(%name, %save_id, "removed by the retention policy"),
+            Ok(()) => tracing::info!(%name, %save_id, "removed: no rule keeps it"),
             Err(error) => {
                 tracing::warn!(%name, %error, "not removed, although no rule keeps it");
                 all_gone = false;

@@ -25,7 +25,8 @@ pub(crate) struct Tidy {
     pub(crate) directory: PathBuf,
     pub(crate) retention: Retention,
     pub(crate) monitor: Option<(String, Mode)>,
-    pub(crate) resumed: Option<SaveId>,
+    /// Never removed, whatever the rules say.
+    pub(crate) protected: Vec<SaveId>,
     pub(crate) line: u64,
     pub(crate) pointed: Pointed,
 }
@@ -39,6 +40,7 @@ impl Tidy {
     /// A failure is a warning: what is committed stays so, and the next save tries again.
     pub(crate) fn after(&self, committed: &Checkpoint) {
         if self.group.is_coordinator() {
+            tracing::info!(path = %committed.path.display(), "saved");
             log_failure("tidying up after a save", || self.pass(committed));
         }
     }
@@ -52,7 +54,7 @@ impl Tidy {
             return self.point(parent.as_ref(), &few, &pace);
         }
         let protected: Vec<SaveId> =
-            std::iter::once(committed.save_id).chain(self.resumed).collect();
+            std::iter::once(committed.save_id).chain(self.protected.iter().copied()).collect();
         let point = &mut |left: &[CheckpointInfo]| {
             log_failure("moving the links", || self.point(parent.as_ref(), left, &pace));
         };

@@ -16,6 +16,11 @@ const STEPS_SHOWN_MAX: usize = 40;
 
 /// Of a name.
 pub(super) fn named(parent: &dyn Directory, name: &CheckpointName, wanted: &Wanted) -> Error {
+    if let Some(inside) = parent.open_dir(name.as_str()).ok().and_then(|dir| an_entry(dir.as_ref()))
+    {
+        let help = format!("name one of them: `{wanted}/{inside}`, or `{wanted}/latest`");
+        return not_found("this is a directory of checkpoints, not one", wanted, help);
+    }
     let is_file = parent.open_file(name.as_str()).is_ok();
     let message = if is_file { "this file is no checkpoint" } else { "no checkpoint here" };
     not_found(message, wanted, names_of(parent))
@@ -64,6 +69,18 @@ pub(super) fn none_of(seen: Seen, wanted: &Wanted) -> Error {
         have.push_str(&format!(", and {} damaged", seen.damaged));
     }
     not_found(&message, wanted, have)
+}
+
+/// The first name of a directory of checkpoints; `None` if it is none.
+fn an_entry(parent: &dyn Directory) -> Option<CheckpointName> {
+    let mut first: Option<CheckpointName> = None;
+    let mut take = |name: &CheckpointName| {
+        if first.as_ref().is_none_or(|first| name < first) {
+            first = Some(name.clone());
+        }
+    };
+    visit(parent, &mut |name, opened| opened.iter().for_each(|_| take(name))).ok()?;
+    first
 }
 
 fn names_of(parent: &dyn Directory) -> String {

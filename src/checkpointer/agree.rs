@@ -89,6 +89,18 @@ impl Checkpointer {
         Ok((agreed, state))
     }
 
+    /// Metrics are given, but not the monitored one: then nothing is ever the best.
+    pub(super) fn warn_unmonitored(&mut self, agreed: &Agreed) {
+        let Some((monitor, _)) = self.monitor() else { return };
+        let is_missing = !agreed.metrics.is_empty() && !agreed.metrics.contains_key(monitor);
+        if !is_missing || self.has_warned || !self.group.is_coordinator() {
+            return;
+        }
+        let given = agreed.metrics.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        tracing::warn!(monitor, given, "the monitored metric is not among those measured");
+        self.has_warned = true;
+    }
+
     /// Phase "state", coordinator.
     fn decide(&self, at: &At, proposals: &[Proposal]) -> Result<Agreed> {
         check_alike(proposals)?;

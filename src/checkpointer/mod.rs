@@ -116,6 +116,10 @@ pub struct Checkpointer {
     save_takes: ask::Longest,
     /// The checkpoint that was loaded: never removed by this run.
     resumed: Option<SaveId>,
+    /// Those that proved to be damaged when they were loaded: for somebody to look at.
+    passed_over: Vec<SaveId>,
+    /// Whether it has said that the monitored metric is not among those measured.
+    has_warned: bool,
     lineage: Lineage,
     pointed: Pointed,
     pending: Option<Beside>,

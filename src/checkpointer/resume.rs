@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::look::{Asked, Looked, wanted_by_all};
 use super::{Checkpointer, Parts, Resume, TrainerState};
+use crate::autosave::Counters;
 use crate::catalog::{self, CheckpointPath, Order, Wanted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
@@ -123,12 +124,19 @@ impl Checkpointer {
             // The verdict is the same on every rank, so all of them fall back, or none.
             match self.load_from(&Wanted::from(path), parts) {
                 Err(error) if fall_back && error.kind() == ErrorKind::Corrupt => {
-                    tracing::warn!(%error, name = chosen.name, "damaged; the one before it is tried");
+                    if self.group.is_coordinator() {
+                        let name = &chosen.name;
+                        tracing::warn!(%error, name, "damaged; the one before it is tried");
+                    }
                     damaged.extend(chosen.save_id);
                     passed_over.push(chosen.name);
                 }
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    return Err(help_damaged(error, which));
+                }
                 loaded => {
                     looked.passed_over.extend(passed_over);
+                    self.passed_over = damaged;
                     return Ok(Some(self.take_up(&loaded?, looked)));
                 }
             }
@@ -161,13 +169,13 @@ impl Checkpointer {
             lineage if abandoned.is_empty() => lineage,
             lineage => Lineage { generation: fresh.generation, ..lineage },
         };
-        if !passed_over.is_empty() {
+        if !passed_over.is_empty() && self.group.is_coordinator() {
             tracing::warn!(
                 damaged = passed_over.join(", "),
                 "damaged checkpoints were passed over"
             );
         }
-        if !abandoned.is_empty() {
+        if !abandoned.is_empty() && self.group.is_coordinator() {
             tracing::warn!(
                 step = state.step,
                 newer = abandoned.join(", "),
@@ -181,7 +189,10 @@ impl Checkpointer {
             true => (Some(state.step), Some(loaded.save_id)),
             false => (None, None),
         };
-        tracing::info!(path = %loaded.path.display(), step = state.step, epoch = state.epoch, "resumed");
+        if self.group.is_coordinator() {
+            let Counters { step, epoch } = self.before;
+            tracing::info!(path = %loaded.path.display(), step, epoch, "resumed");
+        }
         Resumed {
             path: loaded.path.clone(),
             save_id: loaded.save_id,
@@ -190,6 +201,15 @@ impl Checkpointer {
             abandoned,
             report: loaded.report.clone(),
         }
+    }
+}
+
+/// What to do about damage that only the load could find.
+fn help_damaged(error: Error, which: &Resume) -> Error {
+    match which {
+        Resume::Latest | Resume::Best => error
+            .with_help("`resume_fall_back` takes the one before it instead; nothing was changed"),
+        _ => error.with_help("name another one; nothing was changed"),
     }
 }
 

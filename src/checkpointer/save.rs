@@ -260,8 +260,11 @@ impl Checkpointer {
         at: &At,
         parts: &mut Parts<'_>,
     ) -> Result<Outcome> {
-        tracing::info!(?reason, step = at.counters().step, "saving");
+        if self.group.is_coordinator() {
+            tracing::info!(?reason, step = at.counters().step, "saving");
+        }
         let (agreed, state) = self.agree(at, parts, Under::Template)?;
+        self.warn_unmonitored(&agreed);
         match mode {
             AsyncMode::Disabled => {
                 let on_existing = self.config.on_existing;

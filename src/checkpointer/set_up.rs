@@ -105,6 +105,8 @@ impl Checkpointer {
             clock: Instant::now(),
             save_takes: Longest::default(),
             resumed: None,
+            passed_over: Vec::new(),
+            has_warned: false,
             lineage,
             pointed: Pointed::default(),
             pending: None,
@@ -125,7 +127,7 @@ impl Checkpointer {
             directory: self.directory.clone(),
             retention: self.retention.clone(),
             monitor: self.config.monitor.clone().map(|name| (name, self.config.mode)),
-            resumed: self.resumed,
+            protected: self.resumed.iter().chain(&self.passed_over).copied().collect(),
             line: self.lineage.line,
             pointed: self.pointed.clone(),
         }

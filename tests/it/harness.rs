@@ -1,9 +1,10 @@
 //! Ranks as threads with a deadline, and tensors whose content can be told from their name.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Once, mpsc};
 use std::time::Duration;
 
 use tch_checkpoint::catalog::{self, CheckpointPath, Wanted};
@@ -17,7 +18,8 @@ use tch_checkpoint::storage::Storage;
 use tch_checkpoint::sweep::Pace;
 use tch_checkpoint::tensor::{Component, Dtype, TensorName, TensorSpec};
 use tch_checkpoint::{Error, OnExisting, Result, WorldSize};
-use tracing::Level;
+use tracing::{Level, Metadata};
+use tracing_subscriber::fmt::MakeWriter;
 
 /// A hang is a failure: no body of a test may take longer.
 const HANG: Duration = Duration::from_secs(60);
@@ -275,26 +277,55 @@ pub fn loaded(
     })
 }
 
-/// What is logged on this thread, at `level` and above, while `body` runs.
+/// What is logged on this thread, at `level` (`INFO` at most) and above, while `body` runs.
+///
+/// By one subscriber for the whole process: whether an event is of interest is remembered for all
+/// threads, so that one that is there for a thread alone may be told nothing.
 pub fn logged(level: Level, body: impl FnOnce()) -> String {
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-    impl Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    tracing::subscriber::with_default(subscriber, body);
-    let bytes = log.0.lock().unwrap().clone();
+    static EVERYBODYS: Once = Once::new();
+    EVERYBODYS.call_once(|| {
+        let fmt = tracing_subscriber::fmt().with_max_level(Level::INFO).with_ansi(false);
+        tracing::subscriber::set_global_default(fmt.with_writer(ToThread).finish()).unwrap();
+    });
+    LOG.set(Some((level, Vec::new())));
+    body();
+    let (_, bytes) = LOG.take().unwrap();
     String::from_utf8(bytes).unwrap()
+}
+
+thread_local! {
+    /// What this thread takes, if it does, and what it was told.
+    static LOG: RefCell<Option<(Level, Vec<u8>)>> = const { RefCell::new(None) };
+}
+
+struct ToThread;
+
+/// Whether the event is to be kept.
+struct ThreadLog(bool);
+
+impl MakeWriter<'_> for ToThread {
+    type Writer = ThreadLog;
+
+    fn make_writer(&self) -> ThreadLog {
+        ThreadLog(true)
+    }
+
+    fn make_writer_for(&self, event: &Metadata<'_>) -> ThreadLog {
+        ThreadLog(LOG.with_borrow(|log| log.as_ref().is_some_and(|(max, _)| event.level() <= max)))
+    }
+}
+
+impl Write for ThreadLog {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        LOG.with_borrow_mut(|log| {
+            if let Some((_, text)) = log.as_mut().filter(|_| self.0) {
+                text.extend_from_slice(bytes);
+            }
+        });
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }

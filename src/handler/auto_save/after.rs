@@ -45,7 +45,7 @@ impl<M: Model> NNHandler<M> {
             directory: state.directory.clone(),
             retention: state.policies.retention.clone(),
             monitor: state.policies.monitor(),
-            resumed: self.line.resumed(&state.directory),
+            protected: self.line.resumed(&state.directory).into_iter().collect(),
             line: self.line.of(&state.directory).unwrap_or_default().line,
             pointed: self.line.pointed(),
         };

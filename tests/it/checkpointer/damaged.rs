@@ -5,6 +5,7 @@ use tch_checkpoint::{ErrorKind, ProcessGroup};
 
 use super::resuming::every;
 use super::toy::{Toy, checkpointer, damage, file_of, no_metrics, run};
+use crate::harness::logged;
 
 /// What was passed over once does not stand in the way of a later resume.
 #[test]
@@ -67,4 +68,50 @@ fn a_step_or_path_never_becomes_another_one() {
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{which:?}: {error}");
         assert_eq!(ran.toy, Toy::after(30, 0));
     }
+}
+
+/// Its manifest and lengths are right, so that it counts as any other: it is for somebody to look
+/// at all the same.
+#[test]
+fn what_a_run_found_damaged_while_loading_is_not_removed_by_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let solo = ProcessGroup::solo();
+    let kept = CheckpointerConfig { keep_last: Some(2), ..every(10, scratch.path()) };
+    drop(run(&solo, kept.clone(), 30, no_metrics).unwrap());
+    damage(&file_of(scratch.path(), 30, "model-"));
+    let refused = run(&solo, kept.clone(), 40, no_metrics).err().unwrap();
+    assert!(refused.to_string().contains("`resume_fall_back` takes the one before"), "{refused}");
+    let falling = CheckpointerConfig { resume_fall_back: true, ..kept };
+    let ran = run(&solo, falling, 60, no_metrics).unwrap();
+    assert_eq!(ran.first, 20);
+    let steps = ran.checkpointer.find_checkpoints().unwrap().into_iter().map(|info| info.step);
+    assert_eq!(steps.collect::<Vec<_>>(), [60, 50, 30, 20]);
+}
+
+#[test]
+fn a_monitor_that_nobody_measures_is_told_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let config =
+        CheckpointerConfig { monitor: Some("val_los".to_owned()), ..every(10, scratch.path()) };
+    let said = logged(tracing::Level::WARN, || {
+        let measured = |_| vec![("val_loss", 0.5)];
+        drop(run(&ProcessGroup::solo(), config, 30, measured).unwrap());
+    });
+    assert_eq!(said.matches("not among those measured").count(), 1, "{said}");
+    assert!(said.contains("val_los") && said.contains("val_loss"), "{said}");
+}
+
+#[test]
+fn a_directory_of_checkpoints_is_told_from_one_that_holds_none() {
+    let scratch = tempfile::tempdir().unwrap();
+    let solo = ProcessGroup::solo();
+    drop(run(&solo, every(10, scratch.path()), 10, no_metrics).unwrap());
+    let path = Resume::Path(scratch.path().join("run"));
+    let config = CheckpointerConfig { resume: path, ..every(10, scratch.path()) };
+    let text = run(&solo, config, 20, no_metrics).err().unwrap().to_string();
+    assert!(text.contains("a directory of checkpoints, not one"), "{text}");
+    assert!(
+        text.contains("run/checkpoint_step_00000010`") && text.contains("run/latest`"),
+        "{text}"
+    );
 }
