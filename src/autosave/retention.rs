@@ -152,19 +152,26 @@ impl KeepBest {
         &self,
         found: impl Iterator<Item = &'a CheckpointInfo>,
     ) -> Vec<&'a CheckpointInfo> {
-        let number = |info: &CheckpointInfo| info.metrics.get(&self.monitor).copied();
-        let mut ranked: Vec<_> = found
-            .filter_map(|info| number(info).filter(|n| n.is_finite()).map(|n| (n, info)))
-            .collect();
-        ranked.sort_by(|(x, a), (y, b)| {
-            let by_number = match self.mode {
-                Mode::Min => x.partial_cmp(y),
-                Mode::Max => y.partial_cmp(x),
-            };
-            // Finite numbers can be compared.
-            by_number.unwrap_or(Ordering::Equal).then_with(|| a.age_key().cmp(&b.age_key()))
-        });
+        let number = |info: &CheckpointInfo| info.finite_metric(&self.monitor);
+        let mut ranked: Vec<_> =
+            found.filter_map(|info| number(info).map(|number| (number, info))).collect();
+        ranked.sort_by(|a, b| better_first(self.mode, *a, *b));
         ranked.into_iter().map(|(_, info)| info).collect()
+    }
+}
+
+/// Of two finite numbers the better one comes first; of equal ones the one that is older.
+pub(crate) fn better_first(
+    mode: Mode,
+    (x, a): (f64, &CheckpointInfo),
+    (y, b): (f64, &CheckpointInfo),
+) -> Ordering {
+    if mode.is_better(x, y) {
+        Ordering::Less
+    } else if mode.is_better(y, x) {
+        Ordering::Greater
+    } else {
+        a.age_key().cmp(&b.age_key())
     }
 }
 

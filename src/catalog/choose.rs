@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-use super::order::{Order, finite};
+use super::order::Order;
 use super::{Found, Wanted, Which, missing, visit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::SaveId;
@@ -94,7 +94,7 @@ impl Choice<'_> {
     fn is_meant(&self, info: &CheckpointInfo) -> bool {
         match self.wanted.which() {
             Which::Step(step) => info.step == *step,
-            Which::BestBy { monitor, .. } => finite(info, monitor).is_some(),
+            Which::BestBy { monitor, .. } => info.finite_metric(monitor).is_some(),
             Which::Named(_) | Which::Latest | Which::Best => true,
         }
     }

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use crate::autosave::Mode;
+use crate::autosave::{Mode, better_first};
 use crate::manifest::{CheckpointInfo, CheckpointState};
 
 /// In which order checkpoints are listed. Damaged and then partial ones come after all committed
@@ -35,21 +35,16 @@ impl Order {
         committed_first.then_with(|| match self {
             Self::Latest => newest_first(),
             Self::Best { .. } if !a.is_committed() => newest_first(),
-            Self::Best { monitor, mode } => match (finite(a, monitor), finite(b, monitor)) {
-                (Some(x), Some(y)) if mode.is_better(x, y) => Ordering::Less,
-                (Some(x), Some(y)) if mode.is_better(y, x) => Ordering::Greater,
-                (Some(_), Some(_)) => newest_first().reverse(),
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                (None, None) => newest_first(),
-            },
+            Self::Best { monitor, mode } => {
+                match (a.finite_metric(monitor), b.finite_metric(monitor)) {
+                    (Some(x), Some(y)) => better_first(*mode, (x, a), (y, b)),
+                    (Some(_), None) => Ordering::Less,
+                    (None, Some(_)) => Ordering::Greater,
+                    (None, None) => newest_first(),
+                }
+            }
         })
     }
-}
-
-/// A metric of a checkpoint, if it can be the best.
-pub(super) fn finite(info: &CheckpointInfo, monitor: &str) -> Option<f64> {
-    info.metrics.get(monitor).copied().filter(|value| value.is_finite())
 }
 
 const fn rank(state: CheckpointState) -> u8 {

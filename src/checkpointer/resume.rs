@@ -45,13 +45,18 @@ impl Checkpointer {
     /// # Errors
     /// As [`Checkpointer::load`].
     pub fn resume(&mut self, parts: &mut Parts<'_>) -> Result<Option<Resumed>> {
-        let config = &self.config;
-        if !config.enabled || config.resume == Resume::Fresh {
+        let resumed = match self.config.resume.clone() {
+            Resume::Fresh => None,
+            _ if !self.config.enabled => None,
+            resume => match self.load_if_any(&resume, parts)? {
+                None if !self.config.resume_if_any => return Err(self.nothing_there()),
+                found => found,
+            },
+        };
+        if resumed.is_none() && self.group.is_coordinator() {
             tracing::info!(directory = %self.directory.display(), "training begins anew");
-            return Ok(None);
         }
-        let (resume, if_any) = (config.resume.clone(), config.resume_if_any);
-        self.load_as(&resume, if_any, parts)
+        Ok(resumed)
     }
 
     /// Loads one checkpoint into `parts`, verified before anything changes.
@@ -66,8 +71,7 @@ impl Checkpointer {
     /// [`Resume::Fresh`], and for the best without a monitored metric; as
     /// [`load`](fn@crate::load::load).
     pub fn load(&mut self, which: &Resume, parts: &mut Parts<'_>) -> Result<Resumed> {
-        let nothing = Error::new(ErrorKind::NotFound, "there is no checkpoint yet");
-        self.load_as(which, false, parts)?.ok_or(nothing)
+        self.load_if_any(which, parts)?.ok_or_else(|| self.nothing_there())
     }
 
     /// Whether there is such a checkpoint: its manifest parses and its files have the lengths that
@@ -101,12 +105,8 @@ impl Checkpointer {
         catalog::find_checkpoints_on(&self.group, storage, &self.directory, &Order::Latest)
     }
 
-    fn load_as(
-        &mut self,
-        which: &Resume,
-        if_any: bool,
-        parts: &mut Parts<'_>,
-    ) -> Result<Option<Resumed>> {
+    /// `None` if there is no checkpoint at all.
+    fn load_if_any(&mut self, which: &Resume, parts: &mut Parts<'_>) -> Result<Option<Resumed>> {
         self.wait()?;
         if let Resume::Path(path) = which {
             let loaded = self.load_from(&wanted_by_all(&self.group, path)?, parts)?;
@@ -117,9 +117,7 @@ impl Checkpointer {
         let (mut damaged, mut passed_over) = (Vec::new(), Vec::new());
         loop {
             let mut looked = self.look(Asked::of(which, fall_back, &damaged))?;
-            let Some(chosen) = looked.chosen.clone() else {
-                return self.nothing_there(if_any).map(|()| None);
-            };
+            let Some(chosen) = looked.chosen.clone() else { return Ok(None) };
             let path = CheckpointPath::new(&self.directory, CheckpointName::new(&chosen.name)?);
             // The verdict is the same on every rank, so all of them fall back, or none.
             match self.load_from(&Wanted::from(path), parts) {
@@ -143,15 +141,10 @@ impl Checkpointer {
         }
     }
 
-    fn nothing_there(&self, if_any: bool) -> Result<()> {
-        if if_any {
-            let directory = self.directory.display();
-            tracing::info!(%directory, "no checkpoint to resume from: training begins anew");
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::NotFound, "there is no checkpoint to resume from")
+    fn nothing_there(&self) -> Error {
+        Error::new(ErrorKind::NotFound, "there is no checkpoint to resume from")
             .with_path(&self.directory)
-            .with_help("`resume_if_any` begins anew instead; nothing was changed"))
+            .with_help("`resume_if_any` begins anew instead; nothing was changed")
     }
 
     fn load_from(&self, wanted: &Wanted, parts: &mut Parts<'_>) -> Result<(Loaded, TrainerState)> {

@@ -163,7 +163,8 @@ impl Checkpointer {
     /// Every rank, with the same name, step and epoch.
     ///
     /// # Errors
-    /// As [`save`](fn@crate::save::save); [`InvalidInput`](crate::ErrorKind::InvalidInput) for a name that is none.
+    /// As [`save`](fn@crate::save::save); [`InvalidInput`](crate::ErrorKind::InvalidInput) for a
+    /// name that is none.
     pub fn save_as(&mut self, name: &str, at: &At, parts: &mut Parts<'_>) -> Result<Outcome> {
         if !self.config.enabled {
             return Ok(Outcome::Disabled);

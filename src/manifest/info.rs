@@ -120,6 +120,12 @@ impl CheckpointInfo {
         }
     }
 
+    /// A metric, if it can be the best: finite.
+    #[must_use]
+    pub fn finite_metric(&self, name: &str) -> Option<f64> {
+        self.metrics.get(name).copied().filter(|value| value.is_finite())
+    }
+
     /// Whether it counts: nothing but a committed one does.
     #[must_use]
     pub fn is_committed(&self) -> bool {
