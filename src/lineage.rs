@@ -30,6 +30,11 @@ pub(crate) fn top_of(found: &[CheckpointInfo]) -> Option<u64> {
     saved.map(|info| info.generation).max()
 }
 
+/// Whether it is known where this stands among others.
+pub(crate) fn is_placed(info: &CheckpointInfo) -> bool {
+    info.state != CheckpointState::Partial && info.save_id.is_some()
+}
+
 impl Lineage {
     /// Of a run that begins anew, beside checkpoints of which `top` is the highest generation: the
     /// coordinator draws it for all ranks.
@@ -44,6 +49,15 @@ impl Lineage {
     pub(crate) fn of(manifest: &Manifest) -> Self {
         let values = manifest.values();
         Self { generation: count_of(values, GENERATION), line: count_of(values, LINE) }
+    }
+
+    /// Of a run that goes on from a checkpoint of this lineage; `fresh` is that of one that would
+    /// begin anew there.
+    pub(crate) fn followed(self, fresh: Self, has_newer_beside: bool) -> Self {
+        match has_newer_beside {
+            true => Self { generation: fresh.generation, ..self },
+            false => self,
+        }
     }
 
     pub(crate) fn save(self, values: &mut Values) -> Result<()> {

@@ -10,8 +10,8 @@ use crate::catalog::{self, Wanted, pointer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::layout::{self, CheckpointName, SaveId};
-use crate::lineage::{Lineage, top_of};
-use crate::manifest::{CheckpointInfo, CheckpointState};
+use crate::lineage::{Lineage, is_placed, top_of};
+use crate::manifest::CheckpointInfo;
 use crate::rank::Rank;
 
 /// Most names of checkpoints that an answer lists.
@@ -150,9 +150,8 @@ fn alike<T: PartialEq + std::fmt::Debug>(asked: &[T]) -> Result<&T> {
 /// What is newer than `chosen`, newest first: of damaged ones those that can be told to be.
 fn newer_than<'a>(found: &'a [CheckpointInfo], chosen: &CheckpointInfo) -> Vec<&'a CheckpointInfo> {
     let is_newer = |info: &&CheckpointInfo| {
-        let is_known = info.state != CheckpointState::Partial && info.save_id.is_some();
         // A copy under another name is the same one.
-        is_known && info.save_id != chosen.save_id && info.age_key() > chosen.age_key()
+        is_placed(info) && info.save_id != chosen.save_id && info.age_key() > chosen.age_key()
     };
     let mut newer: Vec<&CheckpointInfo> = found.iter().filter(is_newer).collect();
     newer.sort_by(|a, b| b.age_key().cmp(&a.age_key()));

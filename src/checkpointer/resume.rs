@@ -157,10 +157,9 @@ impl Checkpointer {
     fn take_up(&mut self, (loaded, state): &(Loaded, TrainerState), looked: Looked) -> Resumed {
         let Looked { chosen, fresh, passed_over, abandoned } = looked;
         let is_own = chosen.is_some();
-        self.lineage = match Lineage::of(&loaded.manifest) {
-            _ if !is_own => fresh,
-            lineage if abandoned.is_empty() => lineage,
-            lineage => Lineage { generation: fresh.generation, ..lineage },
+        self.lineage = match is_own {
+            true => Lineage::of(&loaded.manifest).followed(fresh, !abandoned.is_empty()),
+            false => fresh,
         };
         if !passed_over.is_empty() && self.group.is_coordinator() {
             tracing::warn!(

@@ -6,9 +6,8 @@ use crate::catalog;
 use crate::error::Result;
 use crate::handler::{Model, NNHandler};
 use crate::layout::SaveId;
-use crate::lineage::{Lineage, top_of};
+use crate::lineage::{Lineage, is_placed, top_of};
 use crate::load::Loaded;
-use crate::manifest::CheckpointState;
 use crate::tidy::Pointed;
 
 /// A run that is loaded from a checkpoint goes on with its line, in its directory; everywhere else
@@ -75,18 +74,13 @@ impl<M: Model> NNHandler<M> {
         let found = catalog::list(parent.as_ref(), &mut || progress.add(1))?;
         let fresh = Lineage::fresh(top_of(&found))?;
         // Damaged ones count, if it is known where they stand: they may be made whole again.
-        let known = found
-            .iter()
-            .filter(|info| info.state != CheckpointState::Partial && info.save_id.is_some());
-        let newest = known.max_by(|a, b| a.age_key().cmp(&b.age_key()));
+        let placed = found.iter().filter(|info| is_placed(info));
+        let newest = placed.max_by(|a, b| a.age_key().cmp(&b.age_key()));
         let origin = self.line.origin.as_ref().filter(|origin| origin.directory == directory);
-        Ok(Some(match origin {
-            Some(origin) if newest.is_some_and(|newest| newest.save_id == Some(origin.save_id)) => {
-                origin.lineage
-            }
-            Some(origin) => Lineage { generation: fresh.generation, ..origin.lineage },
-            None => fresh,
-        }))
+        Ok(Some(origin.map_or(fresh, |origin| {
+            let is_newest = newest.is_some_and(|newest| newest.save_id == Some(origin.save_id));
+            origin.lineage.followed(fresh, !is_newest)
+        })))
     }
 
     /// Takes note of what the coordinator has found.
