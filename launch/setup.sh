@@ -2,7 +2,10 @@
 # Sets up what a build needs on Debian or Ubuntu: MPI and libclang (feature `mpi`), and libtorch.
 # Safe to run again: what is there is left alone.
 #
-#   launch/setup.sh [--no-mpi]
+#   launch/setup.sh [--no-mpi] [--tests]
+#
+#   --no-mpi   without MPI and libclang
+#   --tests    also what tests of crashes need: strace, file system tools, nbdkit
 #
 #   LIBTORCH, LIBTORCH_USE_PYTORCH   an own libtorch: used, nothing is downloaded
 #   TORCH_VERSION                    another version than the one that tch needs (default 2.13.0)
@@ -18,6 +21,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dest="$root/.libtorch"
 work=
 with_mpi=1
+with_tests=0
 
 say() { printf 'setup: %s\n' "$*"; }
 fail() {
@@ -86,6 +90,19 @@ has_libclang() {
       compgen -G "$pattern/libclang-[0-9]*.so*" >/dev/null; then found=1; fi
   done
   [ $found = 1 ] && compgen -G '/usr/lib/llvm-*/lib/clang/*/include/stddef.h' >/dev/null
+}
+
+need_test_tools() {
+  need_command strace strace
+  need_command setpriv util-linux
+  PATH=$PATH:/usr/sbin:/sbin
+  need_command mkfs.ext4 e2fsprogs
+  need_command mkfs.xfs xfsprogs
+  need_command nbdkit nbdkit
+  compgen -G '/usr/lib/*/nbdkit/plugins/nbdkit-python-plugin.so' >/dev/null ||
+    missing+=(nbdkit-plugin-python)
+  need_command nbdfuse libnbd-bin
+  need_command fusermount3 fuse3
 }
 
 missing=()
@@ -243,8 +260,9 @@ make_libtorch() {
 for argument in "$@"; do
   case $argument in
     --no-mpi) with_mpi=0 ;;
+    --tests) with_tests=1 ;;
     -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;;
-    *) fail "unknown option $argument" "usage: launch/setup.sh [--no-mpi]" 2 ;;
+    *) fail "unknown option $argument" "usage: launch/setup.sh [--no-mpi] [--tests]" 2 ;;
   esac
 done
 version=${TORCH_VERSION:-$TORCH_VERSION_DEFAULT}
@@ -264,6 +282,7 @@ fi
 if [ $with_mpi = 1 ] && needs_mpi_packages; then
   missing+=(libopenmpi-dev openmpi-bin libclang-dev)
 fi
+[ $with_tests = 0 ] || need_test_tools
 remove_stale
 if [ $make = 1 ] || [ ${#missing[@]} -gt 0 ]; then
   # On the file system of the destination, so that the last step is one rename.

@@ -40,7 +40,12 @@ trap stop_child EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-launch/setup.sh
+if [ -z "${TCH_CHECKPOINT_TEST_WITHOUT:-}" ]; then
+  launch/setup.sh --tests
+else
+  launch/setup.sh
+  skip "tests that need one of: $TCH_CHECKPOINT_TEST_WITHOUT (TCH_CHECKPOINT_TEST_WITHOUT)"
+fi
 cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 ||
   fail "cargo has no fmt or no clippy: rustup component add rustfmt clippy"
 
