@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 use crate::error::{Error, ErrorKind, Result, printable};
 
 mod code;
+mod directory;
 mod format;
 mod inspect;
 mod stress;
@@ -40,11 +41,23 @@ enum Verb {
     /// Read every byte of a checkpoint and compare it with what was committed.
     Verify {
         /// The checkpoint; `DIR/latest` is the newest of DIR, `DIR/best` what its link names.
-        path: PathBuf,
+        #[arg(required_unless_present = "dir", conflicts_with = "dir")]
+        path: Option<PathBuf>,
+        /// The newest checkpoint of this directory, or the one before it if that is damaged;
+        /// prints `LATEST <step> <save id>` of the good one, or `LATEST none`.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+        /// All checkpoints of the directory.
+        #[arg(long, requires = "dir", conflicts_with = "path")]
+        all: bool,
         /// One JSON object instead of text.
         #[arg(long)]
         json: bool,
     },
+    /// Print `LATEST <step> <save id>` of the newest checkpoint, or `LATEST none`.
+    ///
+    /// Goes by manifests and lengths of files; `verify --dir` reads every byte. Nothing is written.
+    Latest(directory::Look),
     /// Show the model code that was saved with a checkpoint, or one file of it.
     Code {
         /// The checkpoint; `DIR/latest` is the newest of DIR, `DIR/best` what its link names.
@@ -52,7 +65,7 @@ enum Verb {
         /// A file to print, by its name in the list.
         file: Option<String>,
     },
-    /// Save generated content, to try a storage out.
+    /// Save and load generated content, to try a storage out.
     #[command(subcommand)]
     Stress(stress::Stress),
 }
@@ -64,7 +77,13 @@ pub fn main() -> ExitCode {
     let mut out = Output(io::stdout().lock());
     let run = || match arguments.verb {
         Verb::Inspect { path, json } => inspect::inspect(&mut out, &path, json),
-        Verb::Verify { path, json } => verify::verify(&mut out, &path, json),
+        Verb::Verify { path: Some(path), json, .. } => verify::verify(&mut out, &path, json),
+        Verb::Verify { dir: Some(dir), all, json, .. } => {
+            directory::verify(&mut out, &dir, all, json)
+        }
+        // Refused by the parser.
+        Verb::Verify { .. } => Err(Error::new(ErrorKind::InvalidInput, "what?").into()),
+        Verb::Latest(look) => directory::latest(&mut out, &look.dir, look.json),
         Verb::Code { path, file } => code::code(&mut out, &path, file.as_deref()),
         Verb::Stress(stress) => stress::run(&mut out, &stress),
     };
@@ -73,10 +92,15 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(Stop::ClosedPipe) => ExitCode::SUCCESS,
         Err(Stop::Error(error)) => {
-            let _ = writeln!(io::stderr(), "tch-checkpoint: {error}");
+            complain(&error);
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// In one piece, as other ranks write to the same place; if nobody reads it, nothing can be done.
+fn complain(error: &Error) {
+    drop(io::stderr().write_all(format!("tch-checkpoint: {error}\n").as_bytes()));
 }
 
 /// The panic hook has printed what and where.

@@ -13,7 +13,7 @@ use crate::storage::LocalStorage;
 use crate::verify::{Verified, verify as verify_all};
 
 /// Exit code of a damaged checkpoint.
-const DAMAGED: u8 = 3;
+pub(super) const DAMAGED: u8 = 3;
 
 pub(super) fn verify(out: &mut Output<'_>, path: &Path, json: bool) -> Result<u8, Stop> {
     let found = find(&LocalStorage::new(), &Wanted::parse(path)?)?;
@@ -30,7 +30,7 @@ pub(super) fn verify(out: &mut Output<'_>, path: &Path, json: bool) -> Result<u8
 }
 
 /// Drawn on a terminal only.
-fn bar(total: u64) -> ProgressBar {
+pub(super) fn bar(total: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
     let form = "verifying [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
     if let Ok(style) = ProgressStyle::with_template(form) {
@@ -39,7 +39,7 @@ fn bar(total: u64) -> ProgressBar {
     bar
 }
 
-fn text(out: &mut Output<'_>, path: &str, verified: &Verified) -> Result<(), Stop> {
+pub(super) fn text(out: &mut Output<'_>, path: &str, verified: &Verified) -> Result<(), Stop> {
     for error in &verified.damage {
         out.line(error.to_string())?;
     }
@@ -54,7 +54,7 @@ fn text(out: &mut Output<'_>, path: &str, verified: &Verified) -> Result<(), Sto
     }
 }
 
-fn as_json(path: &str, verified: &Verified) -> serde_json::Value {
+pub(super) fn as_json(path: &str, verified: &Verified) -> serde_json::Value {
     let place = |e: &Error| {
         json!({
             "file": e.path(), "tensor": e.tensor(), "offset": e.offset(), "fault": e.message(),

@@ -2,6 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod code;
+mod latest;
+mod stress;
+#[path = "../tier/mod.rs"]
+#[allow(unreachable_pub, clippy::print_stderr, reason = "shared with other test binaries")]
+mod tier;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

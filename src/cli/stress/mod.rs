@@ -1,0 +1,45 @@
+//! `stress`: saves and loads generated content through the real engine, so that anybody can see
+//! what a storage keeps.
+
+mod content;
+mod load;
+mod processes;
+mod ranks;
+mod save;
+
+use clap::Subcommand;
+
+use super::directory::{self, Look};
+use super::{Output, Stop};
+
+#[derive(Subcommand)]
+pub(super) enum Stress {
+    /// Save one checkpoint and print `COMMITTED <step> <save id>` once it is durable.
+    Save(save::Save),
+    /// Save step after step until killed, from one after the newest; a line for each as `save`.
+    Loop(save::Loop),
+    /// Load a checkpoint, compare every byte, and print `LOADED <step> <save id>`.
+    Load(load::Load),
+    /// As `tch-checkpoint latest`.
+    #[command(hide = true)]
+    Latest(Look),
+    /// As `tch-checkpoint verify --dir`.
+    #[command(hide = true)]
+    Verify {
+        #[command(flatten)]
+        look: Look,
+        /// All committed ones, not the newest alone.
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+pub(super) fn run(out: &mut Output<'_>, stress: &Stress) -> Result<u8, Stop> {
+    match stress {
+        Stress::Save(arguments) => save::once(out, arguments),
+        Stress::Loop(arguments) => save::until_killed(out, arguments),
+        Stress::Load(arguments) => load::run(out, arguments),
+        Stress::Latest(look) => directory::latest(out, &look.dir, look.json),
+        Stress::Verify { look, all } => directory::verify(out, &look.dir, *all, look.json),
+    }
+}
