@@ -16,6 +16,7 @@ use crate::manifest::{HEADER_BYTES_MAX, Manifest, hash16};
 use crate::memory::zeroed;
 use crate::plan::{FileReceipt, OnExisting, Receipt};
 use crate::rank::Rank;
+use crate::sabotage::{self, Defect};
 use crate::space::Need;
 use crate::storage::{Directory, Lock, ReadFile, Rename};
 use crate::sweep::{
@@ -111,14 +112,28 @@ impl Attempt {
     pub(crate) fn write_file(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let file = self.dir.create_file(name)?;
         file.write_at(0, bytes)?;
-        file.finish()
+        let unsynced = if name == layout::MANIFEST {
+            Defect::ManifestNotSynced
+        } else {
+            Defect::DataNotSynced
+        };
+        let finished = sabotage::unless(unsynced, || file.finish());
+        sabotage::heeded(Defect::FinishErrorsIgnored, finished)
+    }
+
+    /// Writes the manifest, and makes it and all entries of the attempt durable.
+    fn record(&self, manifest: &Manifest) -> Result<()> {
+        self.write_file(layout::MANIFEST, &manifest.encode()?)?;
+        sabotage::unless(Defect::DirectoriesNotSynced, || self.dir.sync())
     }
 
     /// The commit: manifest, fsync, rename, fsync. On success the checkpoint is durable under its
     /// name; whatever it replaced is already out of sight.
     pub(crate) fn publish(&mut self, manifest: &Manifest, pace: &Pace) -> Result<()> {
-        self.write_file(layout::MANIFEST, &manifest.encode()?)?;
-        self.dir.sync()?;
+        let is_late = sabotage::is_on(Defect::ManifestAfterRename);
+        if !is_late {
+            self.record(manifest)?;
+        }
         let lock = lock_parent(self.parent.as_ref(), pace.patience)?;
         match existing(self.parent.as_ref(), self.name.as_str())? {
             now if now == self.replaces => {}
@@ -126,14 +141,22 @@ impl Attempt {
             Existing::Absent => self.replaces = Existing::Absent,
             _ => return Err(self.superseded()),
         }
+        if sabotage::is_on(Defect::CarelessDeletion) && self.replaces != Existing::Absent {
+            discard(self.parent.as_ref(), self.name.as_str(), pace)?;
+            self.replaces = Existing::Absent;
+        }
         self.rename_into_place().or_else(|error| self.renamed_all_the_same(error))?;
         self.stage = Stage::Visible;
+        if is_late {
+            self.record(manifest)?;
+        }
         if lock.is_none() {
             self.undo_if_superseded().map_err(|e| self.outcome_unknown(e))?;
         }
         // Even a panic must not turn a visible checkpoint into one that was "not committed".
         let panicked = |_| Err(Error::new(ErrorKind::Panic, "the storage panicked"));
-        let synced = catch_unwind(AssertUnwindSafe(|| self.parent.sync()));
+        let sync = || sabotage::unless(Defect::DirectoriesNotSynced, || self.parent.sync());
+        let synced = catch_unwind(AssertUnwindSafe(sync));
         synced.unwrap_or_else(panicked).map_err(|e| {
             e.with_kind(ErrorKind::DurabilityUncertain).with_help(
                 "the checkpoint is complete and visible, but a power cut could still take it \

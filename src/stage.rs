@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::Progress;
 use crate::memory::{reserved, zeroed};
 use crate::plan::{PlannedPiece, SavePlan};
+use crate::sabotage::{self, Defect};
 use crate::shard::Cut;
 use crate::slice::Slice;
 use crate::state::{StateDict, TensorSource};
@@ -58,7 +59,8 @@ impl Staging {
             for piece in &file.pieces {
                 let place = |e: Error| e.with_tensor(piece.name.as_str());
                 let cut = Cut::new(piece, state).map_err(place)?;
-                if copying == Copying::SteadyLater && cut.entry.source.is_steady() {
+                let is_late = copying == Copying::SteadyLater && cut.entry.source.is_steady();
+                if is_late || sabotage::is_on(Defect::LaxBackground) {
                     staging.postpone(&file.component, piece, &cut)?;
                 } else {
                     let bytes = copy(&cut, cut.host_bytes()?, progress).map_err(place)?;
@@ -80,7 +82,9 @@ impl Staging {
         if !known {
             let (spec, held) = (piece.spec.clone(), piece.held.clone());
             self.late_state.add_slice(component, name.clone(), spec, held, Arc::clone(source))?;
-            self.watch.add(name, source);
+            if !sabotage::is_on(Defect::LaxBackground) {
+                self.watch.add(name, source);
+            }
         }
         self.late.push((component.clone(), piece.clone()));
         Ok(())

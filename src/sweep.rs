@@ -11,6 +11,7 @@ use crate::catalog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{ProcessGroup, Progress};
 use crate::layout::{self, CheckpointName, Debris, SaveId};
+use crate::sabotage::{self, Defect};
 use crate::storage::{DirEntry, Directory, EntryKind, Lock, Rename};
 
 /// How often something that another process holds is tried again.
@@ -135,6 +136,9 @@ pub(crate) fn discard(parent: &dyn Directory, name: &str, pace: &Pace) -> Result
 
 /// Puts an entry out of sight, durably; its new name, or `None` if there is no such entry.
 fn to_trash(parent: &dyn Directory, name: &str) -> Result<Option<String>> {
+    if sabotage::is_on(Defect::CarelessDeletion) {
+        return Ok(Some(name.to_owned()));
+    }
     let trash = layout::trash_dir(&SaveId::random()?);
     match parent.rename(name, &trash, Rename::NoReplace) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),

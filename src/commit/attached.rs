@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Attempt;
 use crate::error::Result;
+use crate::sabotage::{self, Defect};
 use crate::storage::Directory;
 use crate::sweep::Pace;
 
@@ -22,7 +23,8 @@ impl Attempt {
             let dir = self.folder(folder, &mut folders)?;
             let out = dir.create_file(file)?;
             out.write_at(0, bytes)?;
-            out.finish()?;
+            let finished = sabotage::unless(Defect::DataNotSynced, || out.finish());
+            sabotage::heeded(Defect::FinishErrorsIgnored, finished)?;
             pace.progress.add(1 + bytes.len() as u64);
         }
         // Deepest first: what a folder lists is durable before the folder is.

@@ -69,6 +69,7 @@ impl Star {
         links: Arc<Links>,
         progress: Progress,
     ) -> Result<Self> {
+        let deadlines = deadlines.kept();
         let heartbeat = Heartbeat::start(
             member.rank,
             deadlines.progress,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Manifest;
 use crate::layout::SaveId;
+use crate::sabotage::{self, Defect};
 use crate::state::{Value, Values};
 
 /// Prefix of the names of values that hold metrics.
@@ -136,7 +137,9 @@ impl CheckpointInfo {
     /// time of saving, name.
     #[must_use]
     pub fn age_key(&self) -> (bool, u64, u64, u64, u64, &str) {
-        (!self.aside, self.generation, self.step, self.epoch, self.created_unix_ms, &self.name)
+        let counted = |n: u64| if sabotage::is_on(Defect::Trusting) { 0 } else { n };
+        let [generation, step, epoch] = [self.generation, self.step, self.epoch].map(counted);
+        (!self.aside, generation, step, epoch, self.created_unix_ms, &self.name)
     }
 }
 

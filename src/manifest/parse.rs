@@ -3,6 +3,7 @@
 use super::{BodyV1, Form, Manifest, single};
 use crate::codec;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sabotage::{self, Defect};
 
 /// Version of the format that this library writes, and the newest that it reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -101,7 +102,9 @@ fn open_envelope(bytes: &[u8]) -> Result<(&'static [u8; 8], u32, &[u8])> {
         return Err(corrupt(&message));
     }
     let (covered, _) = bytes.split_at(bytes.len() - CHECKSUM_BYTES);
-    if blake3::hash(covered) != checksum {
+    let unseen = usize::from(sabotage::is_on(Defect::SumsNotCompared));
+    let (seen, _) = checksum.split_at(CHECKSUM_BYTES - unseen);
+    if !blake3::hash(covered).as_bytes().starts_with(seen) {
         return Err(corrupt("the manifest's checksum does not match its content"));
     }
     Ok((magic, version, body))

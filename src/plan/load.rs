@@ -11,6 +11,7 @@ pub(crate) use self::report::list;
 pub use self::report::{LoadReport, Mismatch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{BLOCK_BYTES, Manifest, Piece, TensorRecord};
+use crate::sabotage::{self, Defect};
 use crate::slice::Slice;
 use crate::tensor::{Component, TensorName, TensorSpec};
 
@@ -179,7 +180,7 @@ fn plan_with_gap(
             continue;
         };
         known.insert(index);
-        if record.spec == want.spec {
+        if fits(&record.spec, &want.spec) {
             fitting.entry(index).or_default().push(target);
         } else {
             let (wanted, found) = (want.spec.clone(), record.spec.clone());
@@ -192,6 +193,19 @@ fn plan_with_gap(
     report.unexpected = others.filter(|(_, t)| counts(t)).map(|(_, t)| t.name.clone()).collect();
     report.tidy();
     (plan_reads(manifest, wanted, &fitting, gap_bytes), report)
+}
+
+/// Whether a stored tensor fills one of the destination: as it is, or not at all.
+fn fits(stored: &TensorSpec, wanted: &TensorSpec) -> bool {
+    stored == wanted
+        || (sabotage::is_on(Defect::LaxTensors) && could_be_made_to_fit(stored, wanted))
+}
+
+/// Whether elements have the same width and shapes can be broadcast: what no load does.
+fn could_be_made_to_fit(stored: &TensorSpec, wanted: &TensorSpec) -> bool {
+    let mut dimensions = stored.shape().iter().rev().zip(wanted.shape().iter().rev());
+    stored.dtype().size_bytes() == wanted.dtype().size_bytes()
+        && dimensions.all(|(a, b)| a == b || *a == 1 || *b == 1)
 }
 
 fn plan_reads(

@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::at_file;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sabotage::{self, Defect};
 use crate::storage::{Directory, WriteFile};
 
 const BUFFER_BYTES: usize = 8 << 20;
@@ -227,7 +228,9 @@ impl<'a> OpenFile<'a> {
 
     fn finish(self) -> Result<()> {
         let Self { dir, name, file, end } = self;
-        file.finish().map_err(|e| at_file(e, dir, &name))?;
+        let finished = sabotage::unless(Defect::DataNotSynced, || file.finish());
+        sabotage::heeded(Defect::FinishErrorsIgnored, finished)
+            .map_err(|e| at_file(e, dir, &name))?;
         tracing::debug!(file = name, bytes = end, "data file written");
         Ok(())
     }

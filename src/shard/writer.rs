@@ -8,6 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{BLOCK_BYTES, hash16};
 use crate::plan::{FileReceipt, PlannedFile, PlannedPiece, Receipt, SavePlan, SumsReceipt};
 use crate::rank::Rank;
+use crate::sabotage::{self, Defect};
 use crate::state::{StateDict, TensorEntry};
 use crate::storage::Directory;
 
@@ -50,7 +51,8 @@ pub fn write_shards(
         prepared.iter().map(|file| write_file(pipe, file, &mut sums)).collect()
     })?;
     let sums_file = write_sums(dir, sums_name, sums.bytes(), progress)?;
-    dir.sync().map_err(|e| if e.path().is_some() { e } else { e.with_path(dir.path()) })?;
+    sabotage::unless(Defect::DirectoriesNotSynced, || dir.sync())
+        .map_err(|e| if e.path().is_some() { e } else { e.with_path(dir.path()) })?;
     Ok(Receipt { files, sums_file: Some(sums_file) })
 }
 

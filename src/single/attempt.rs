@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, CheckpointName, SaveId};
 use crate::plan::OnExisting;
+use crate::sabotage::{self, Defect};
 use crate::single::debris::{existing, sweep};
 use crate::space::{Margin, Need};
 use crate::storage::{Directory, Lock, Rename, WriteFile};
@@ -110,10 +111,11 @@ impl Attempt {
         for (made, header) in self.files.iter_mut().zip(headers) {
             let Some(file) = made.file.take() else { continue };
             file.write_at(0, header)?;
-            file.finish()?;
+            let finished = sabotage::unless(Defect::ManifestNotSynced, || file.finish());
+            sabotage::heeded(Defect::FinishErrorsIgnored, finished)?;
             pace.progress.add(header.len() as u64);
         }
-        self.parent.sync()?;
+        self.sync_parent()?;
         let lock = lock_parent(self.parent.as_ref(), pace.patience)?;
         for index in 0..self.files.len() {
             self.check_unchanged(index)?;
@@ -122,12 +124,12 @@ impl Attempt {
             for index in 1..self.files.len() {
                 self.show(index, lock.is_none())?;
             }
-            self.parent.sync()?;
+            self.sync_parent()?;
         }
         self.show(0, lock.is_none())?;
         // Even a panic must not turn a visible file into one that was "not committed".
         let panicked = |_| Err(Error::new(ErrorKind::Panic, "the storage panicked"));
-        let synced = catch_unwind(AssertUnwindSafe(|| self.parent.sync()));
+        let synced = catch_unwind(AssertUnwindSafe(|| self.sync_parent()));
         synced.unwrap_or_else(panicked).map_err(|e| {
             e.with_kind(ErrorKind::DurabilityUncertain).with_help(
                 "the file is complete and visible, but a power cut could still take it back; \
@@ -136,6 +138,10 @@ impl Attempt {
         })?;
         self.files.iter_mut().for_each(|file| file.stage = Stage::Durable);
         Ok(())
+    }
+
+    fn sync_parent(&self) -> Result<()> {
+        sabotage::unless(Defect::DirectoriesNotSynced, || self.parent.sync())
     }
 
     /// Whether the name is as it was in phase "plan".

@@ -11,7 +11,7 @@ use crate::manifest::{SUM_BYTES, SealInfo, sums_of};
 use crate::plan::OnExisting;
 use crate::plan::save::{MergedPlan, local_plan, merge_plans};
 use crate::rank::Rank;
-use crate::sabotage;
+use crate::sabotage::{self, Defect};
 use crate::save::{Checkpoint, SaveOptions, help_uncommitted, target, unix_ms};
 use crate::shard::{RangePiece, write_ranges};
 use crate::single::attempt::Attempt;
@@ -281,7 +281,8 @@ pub(super) fn write(
             progress.add(bytes);
             sabotage::pass(group.rank(), "write", "part");
         })?;
-        file.finish()?;
+        let finished = sabotage::unless(Defect::DataNotSynced, || file.finish());
+        sabotage::heeded(Defect::FinishErrorsIgnored, finished)?;
         receipt.push(sums);
     }
     Ok(receipt)

@@ -10,6 +10,7 @@ use rustix::io::{Errno, retry_on_intr};
 use super::file::{LocalReadFile, LocalWriteFile, opening};
 use super::{creating, failed, is_unknown_call, lock, no_directory};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sabotage::{self, Defect};
 use crate::storage::errors::no_regular_file;
 use crate::storage::name::{check_link_text, check_name};
 use crate::storage::{DirEntry, Directory, EntryKind, Lock, ReadFile, Rename, Space, WriteFile};
@@ -32,7 +33,9 @@ impl LocalDir {
     }
 
     fn open(&self, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let nofollow =
+            if sabotage::is_on(Defect::Trusting) { OFlags::empty() } else { OFlags::NOFOLLOW };
+        let flags = flags | nofollow | OFlags::CLOEXEC;
         retry_on_intr(|| rustix::fs::openat(&self.fd, name, flags, Mode::empty()))
     }
 
