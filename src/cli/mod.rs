@@ -43,11 +43,11 @@ enum Verb {
         /// The checkpoint; `DIR/latest` is the newest of DIR, `DIR/best` what its link names.
         #[arg(required_unless_present = "dir", conflicts_with = "dir")]
         path: Option<PathBuf>,
-        /// The newest checkpoint of this directory, or the one before it if that is damaged;
-        /// prints `LATEST <step> <save id>` of the good one, or `LATEST none`.
+        /// Instead of a path: the newest of this directory, and those before it until one is
+        /// good; ends with `LATEST <step> <save id>` of that, or `LATEST none`.
         #[arg(long)]
         dir: Option<PathBuf>,
-        /// All checkpoints of the directory.
+        /// With --dir: all checkpoints, not the newest alone.
         #[arg(long, requires = "dir", conflicts_with = "path")]
         all: bool,
         /// One JSON object instead of text.

@@ -205,7 +205,15 @@ impl ProcessGroup {
     #[must_use]
     #[expect(clippy::expect_used, clippy::needless_pass_by_value, reason = "meant for tests")]
     pub fn threads(world: WorldSize, deadlines: Deadlines) -> Vec<ProcessGroup> {
-        threads::groups(world, &deadlines.bounded()).expect("threads can be started")
+        Self::try_threads(world, &deadlines).expect("threads can be started")
+    }
+
+    /// As [`ProcessGroup::threads`].
+    ///
+    /// # Errors
+    /// If the operating system refuses a thread.
+    pub(crate) fn try_threads(world: WorldSize, deadlines: &Deadlines) -> Result<Vec<Self>> {
+        threads::groups(world, &deadlines.bounded())
     }
 
     /// Joins a job over TCP; returns when all ranks have come together. `address` is `host:port`

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use crate::tier::{Need, has};
-use crate::{Folder, assert_code, entries, flip, output_of, run, shard};
+use crate::{Folder, assert_code, flip, output_of, run, shard};
 
 /// The last line.
 fn last(text: &str) -> &str {
@@ -195,7 +195,7 @@ fn looking_writes_nothing() {
     folder.saved("1");
     folder.saved("2");
     flip(&shard(&folder.at("step-00000002")), 5000);
-    let before = entries(folder.path().as_ref());
+    let before = folder.entries();
     let logs = Folder::new();
     for (arguments, code) in [(&["latest"][..], 0), (&["verify", "--all"], 3)] {
         let log = logs.at("log");
@@ -205,30 +205,17 @@ fn looking_writes_nothing() {
         let output = output_of(strace.spawn().unwrap(), "strace");
         assert_eq!(output.status.code(), Some(code));
         let log = std::fs::read_to_string(log).unwrap();
-        assert!(log.contains("step-00000001"), "the log shows what was opened");
-        for call in [
-            "O_WRONLY",
-            "O_RDWR",
-            "O_CREAT",
-            "O_TRUNC",
-            "flock(",
-            "fsync(",
-            "mkdir",
-            "unlink",
-            "rename",
-            "symlink",
-            "fchmod",
-            "ftruncate(",
-            "fallocate(",
-            "pwrite",
-        ] {
-            let found = log.lines().find(|line| line.contains(call) && line.contains("step"));
-            let lock = log.lines().find(|line| line.contains("tch-checkpoint.lock"));
-            assert_eq!((found, lock), (None, None), "{call} of {arguments:?}");
-        }
-        let changes = ["mkdir", "unlink", "rename", "flock(", "fsync(", "symlink"];
-        let change = log.lines().find(|line| changes.iter().any(|call| line.contains(call)));
-        assert_eq!(change, None, "{arguments:?}");
+        assert!(log.contains("\"step-00000001\""), "the log shows what was opened");
+        let flags = ["O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "tch-checkpoint.lock\""];
+        let calls =
+            ["flock", "fsync", "mkdir", "unlink", "rename", "symlink", "truncate", "pwrite"];
+        // The loader and the runtime may open their own files as they like.
+        let own =
+            |line: &&str| ["step-", ".safetensors", ".lock"].iter().any(|part| line.contains(part));
+        let wrote =
+            log.lines().filter(own).find(|line| flags.iter().any(|flag| line.contains(flag)));
+        let changed = log.lines().find(|line| calls.iter().any(|call| line.contains(call)));
+        assert_eq!((wrote, changed), (None, None), "{arguments:?}");
     }
-    assert_eq!(entries(folder.path().as_ref()), before);
+    assert_eq!(folder.entries(), before);
 }

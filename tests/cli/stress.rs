@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Stdio};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -193,7 +194,6 @@ fn step_of(line: &str) -> u64 {
 #[test]
 fn a_loop_goes_on_after_the_newest_and_is_killed() {
     let folder = Folder::new();
-    std::fs::create_dir(folder.at("step-00000002")).unwrap();
     let mut next = 1;
     for more in [
         &["--transport", "threads"][..],
@@ -201,27 +201,34 @@ fn a_loop_goes_on_after_the_newest_and_is_killed() {
         &["--transport", "threads", "--async"],
         &["--transport", "tcp"],
     ] {
-        // A name that somebody else has taken is passed over by the start of a loop.
         let running = Loop::start(&folder, more);
-        let first = step_of(&running.line());
-        assert_eq!(first, next, "{more:?}");
-        if next == 1 {
-            // The next name is taken by a folder of the user's, which ends the loop.
-            let ended = running.kill();
-            assert_eq!(ended, [""; 0]);
-            next = 3;
-            continue;
-        }
-        running.line();
-        let last = running.kill().last().map_or(first + 1, |line| step_of(line));
+        assert_eq!(step_of(&running.line()), next, "{more:?}");
+        assert_eq!(step_of(&running.line()), next + 1, "{more:?}");
+        let told = running.kill().last().map_or(next + 1, |line| step_of(line));
         let verified = run(&["verify", "--all", "--dir", folder.path()]);
         assert_code(&verified, 0);
         let newest = verified.stdout.lines().last().unwrap();
         let newest: u64 = newest.split(' ').nth(1).unwrap().parse().unwrap();
-        assert!(newest == last || newest == last + 1, "{newest} after {last}");
+        assert!(newest == told || newest == told + 1, "{newest} after {told}");
         assert_code(&load(&folder, &["--ranks", "2"]), 0);
         next = newest + 1;
     }
+}
+
+#[test]
+fn a_loop_leaves_names_of_others_alone() {
+    let folder = Folder::new();
+    std::fs::create_dir(folder.at("step-00000001")).unwrap();
+    std::fs::create_dir(folder.at("step-00000003")).unwrap();
+    let how = ["stress", "loop", "--dir", folder.path(), "--bytes", "100"];
+    let ran = run(&how);
+    assert_code(&ran, 7);
+    assert!(ran.stdout.starts_with("COMMITTED 2 ") && ran.stdout.lines().count() == 1);
+    assert!(ran.stderr.contains("already exists"), "{}", ran.stderr);
+    let taken = [".tch-checkpoint.lock", "step-00000001", "step-00000002", "step-00000003"];
+    assert_eq!(folder.entries(), taken);
+    let running = Loop::start(&folder, &[]);
+    assert_eq!(step_of(&running.line()), 4);
 }
 
 #[test]
@@ -234,34 +241,59 @@ fn ranks_end_with_the_process_that_started_them() {
     // Also one that was stopped.
     kill_process(Pid::from_raw(ranks[1]).unwrap(), Signal::STOP).unwrap();
     running.kill();
-    for pid in ranks {
-        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let state = state.rsplit(") ").next().unwrap_or_default();
-        assert!(state.is_empty() || state.starts_with(['Z', 'X']), "rank {pid}: {state}");
+    let until = Instant::now() + HANG;
+    while let Some(rank) = ranks.iter().find(|pid| is_alive(**pid)) {
+        assert!(Instant::now() < until, "rank {rank} goes on");
+        std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+fn is_alive(pid: i32) -> bool {
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = state.rsplit(") ").next().unwrap_or_default();
+    !state.is_empty() && !state.starts_with(['Z', 'X'])
+}
+
+/// The exit code of a loop that ends by itself, and what it says.
+fn ended(mut running: Loop) -> (Option<i32>, String) {
+    let mut pipe = running.child.stderr.take().unwrap();
+    let (sender, read) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut stderr = String::new();
+        drop(pipe.read_to_string(&mut stderr));
+        drop(sender.send(stderr));
+    });
+    let stderr = read.recv_timeout(HANG).expect("the loop ends");
+    (running.child.wait().unwrap().code(), stderr)
 }
 
 #[test]
 fn a_lost_rank_ends_the_loop() {
     for (victim, codes) in [(2, [5, 5]), (0, [5, 6])] {
         let folder = Folder::new();
-        let mut running = Loop::start(&folder, &["--transport", "tcp", "--deadline-ms", "5000"]);
+        let running = Loop::start(&folder, &["--transport", "tcp", "--deadline-ms", "5000"]);
         running.line();
         kill_process(Pid::from_raw(running.ranks()[victim]).unwrap(), Signal::KILL).unwrap();
-        let mut stderr = String::new();
-        let mut pipe = running.child.stderr.take().unwrap();
-        let (sender, read) = mpsc::channel();
-        std::thread::spawn(move || {
-            drop(pipe.read_to_string(&mut stderr));
-            drop(sender.send(stderr));
-        });
-        let stderr = read.recv_timeout(HANG).expect("the loop ends");
-        let code = running.child.wait().unwrap().code();
+        let (code, stderr) = ended(running);
         assert!(codes.map(Some).contains(&code), "{code:?}: {stderr}");
         assert!(stderr.contains(&format!("rank {victim}")), "{stderr}");
         assert!(!stderr.contains("panicked"), "{stderr}");
         assert_code(&run(&["verify", "--dir", folder.path()]), 0);
     }
+}
+
+#[test]
+fn a_rank_that_stops_ends_the_loop_by_its_deadline() {
+    let folder = Folder::new();
+    let running = Loop::start(&folder, &["--transport", "tcp", "--deadline-ms", "500"]);
+    running.line();
+    kill_process(Pid::from_raw(running.ranks()[1]).unwrap(), Signal::STOP).unwrap();
+    let (code, stderr) = ended(running);
+    assert_eq!(code, Some(5), "{stderr}");
+    for words in ["deadline passed", "rank 1", "is killed"] {
+        assert!(stderr.contains(words), "{words} is not in {stderr}");
+    }
+    assert_code(&run(&["verify", "--dir", folder.path()]), 0);
 }
 
 #[test]
@@ -323,6 +355,18 @@ fn what_can_never_work_leaves_nothing_behind() {
         assert!(!crate::entries(dir.as_ref()).iter().any(|name| name.contains("step")));
         std::fs::remove_dir_all(&dir).unwrap();
     }
+    std::fs::write(folder.at("file"), "text").unwrap();
+    for dir in ["/proc/nothing/here", &folder.at("file"), &folder.at("file/below")] {
+        for verb in [&["loop", "--bytes", "9"][..], &["load"]] {
+            for transport in TRANSPORTS {
+                let how = ["--dir", dir, "--ranks", "2", "--transport", transport];
+                let ran = run(&[&["stress"][..], verb, &how].concat());
+                assert!(matches!(ran.code, Some(3 | 7)), "{how:?}: {:?} {}", ran.code, ran.stderr);
+                assert_eq!(ran.stderr.matches("tch-checkpoint: ").count(), 1, "{}", ran.stderr);
+            }
+        }
+    }
+    assert_eq!(folder.entries(), ["file"]);
     let mut alone = command(&["stress", "load", "--dir", &dir]);
     alone.env("TCH_CHECKPOINT_STRESS_RANK", "1").stderr(Stdio::piped());
     let output = output_of(alone.spawn().unwrap(), "a rank without a parent");

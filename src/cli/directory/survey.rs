@@ -55,7 +55,10 @@ pub(super) fn survey(parent: &dyn Directory) -> Result<Survey> {
     }
     survey.committed.sort_by(|a, b| Order::Latest.compare(a, b));
     let entries = parent.list()?;
-    for entry in &entries {
+    let committed = survey.committed.iter().map(|info| &info.name);
+    let damaged = survey.damaged.iter().map(|(name, _)| name);
+    let listed: BTreeSet<String> = committed.chain(damaged).cloned().collect();
+    for entry in entries.iter().filter(|entry| !listed.contains(&entry.name)) {
         survey.look_at(parent, entry, &entries)?;
     }
     survey.damaged.sort();
@@ -64,7 +67,7 @@ pub(super) fn survey(parent: &dyn Directory) -> Result<Survey> {
 }
 
 impl Survey {
-    /// An entry that may be no checkpoint of the list.
+    /// An entry that is no checkpoint of the list.
     fn look_at(
         &mut self,
         parent: &dyn Directory,
@@ -75,11 +78,15 @@ impl Survey {
         if let Some(debris) = Debris::parse(name) {
             self.note(name, of_debris(&debris, all));
         } else if entry.kind == EntryKind::Directory && CheckpointName::new(name).is_ok() {
-            let listed = self.committed.iter().map(|info| &info.name);
-            let listed: BTreeSet<_> =
-                listed.chain(self.damaged.iter().map(|(name, _)| name)).collect();
-            if !listed.contains(name) {
-                self.look_into(parent, name)?;
+            match look_into(parent, name)? {
+                Unlisted::Gone => {}
+                Unlisted::Foreign => self.note(name, "no checkpoint"),
+                // What is being removed looks like that too, but not twice.
+                Unlisted::Damaged(_) => {
+                    if let Unlisted::Damaged(error) = look_into(parent, name)? {
+                        self.damaged.push((name.clone(), error.to_string()));
+                    }
+                }
             }
         } else if !is_ours(name) {
             self.note(name, "no directory of a checkpoint");
@@ -87,34 +94,36 @@ impl Survey {
         Ok(())
     }
 
-    /// A visible directory from which no checkpoint can be read.
-    fn look_into(&mut self, parent: &dyn Directory, name: &str) -> Result<()> {
-        let dir = match parent.open_dir(name) {
-            // Removed since it was listed.
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-            opened => opened?,
-        };
-        let unread = match catalog::read_manifest(dir.as_ref()) {
-            Ok(_) => return Ok(()),
-            Err(e) => e,
-        };
-        match unread.kind() {
-            ErrorKind::NotFound if catalog::holds_our_files(dir.as_ref())? => {
-                let text = "files of a checkpoint without its manifest.bin";
-                let error = Error::new(ErrorKind::Corrupt, text).with_path(dir.path());
-                self.damaged.push((name.to_owned(), error.to_string()));
-            }
-            ErrorKind::NotFound => self.note(name, "no checkpoint"),
-            ErrorKind::Corrupt | ErrorKind::Incompatible => {
-                self.damaged.push((name.to_owned(), unread.to_string()));
-            }
-            _ => return Err(unread),
-        }
-        Ok(())
-    }
-
     fn note(&mut self, entry: &str, what: &'static str) {
         self.notes.push((entry.to_owned(), what));
+    }
+}
+
+/// What a visible directory is that was not listed.
+enum Unlisted {
+    /// Removed since, or committed since.
+    Gone,
+    Foreign,
+    Damaged(Error),
+}
+
+fn look_into(parent: &dyn Directory, name: &str) -> Result<Unlisted> {
+    let dir = match parent.open_dir(name) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Unlisted::Gone),
+        opened => opened?,
+    };
+    let unread = match catalog::read_manifest(dir.as_ref()) {
+        Ok(_) => return Ok(Unlisted::Gone),
+        Err(e) => e,
+    };
+    match unread.kind() {
+        ErrorKind::NotFound if catalog::holds_our_files(dir.as_ref())? => {
+            let text = "files of a checkpoint without its manifest.bin";
+            Ok(Unlisted::Damaged(Error::new(ErrorKind::Corrupt, text).with_path(dir.path())))
+        }
+        ErrorKind::NotFound => Ok(Unlisted::Foreign),
+        ErrorKind::Corrupt | ErrorKind::Incompatible => Ok(Unlisted::Damaged(unread)),
+        _ => Err(unread),
     }
 }
 

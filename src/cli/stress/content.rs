@@ -249,7 +249,8 @@ mod tests {
             for rank in content.ranks.ranks() {
                 let state = Live::new(rank).state(&content, false).unwrap();
                 for share in content.shares(rank, content.ranks).unwrap() {
-                    let mut own = vec![0; (share.range.end - share.range.start) as usize];
+                    let len = usize::try_from(share.range.end - share.range.start).unwrap();
+                    let mut own = vec![0; len];
                     let source = &state.boxes(share.name.as_str())[0].source;
                     source.read_into(0, &mut own).unwrap();
                     held.entry(share.tensor).or_default().extend(own);

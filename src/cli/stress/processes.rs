@@ -18,8 +18,11 @@ use crate::rank::{LocalRank, Rank, WorldSize};
 const SEAT: &str = "TCH_CHECKPOINT_STRESS_RANK";
 /// How often the parent looks whether a rank has ended.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
-/// Added to twice the deadline, for what a rank may still do when another one has ended.
-const GRACE: Duration = Duration::from_secs(5);
+/// How much longer than the deadline a rank may go on when another one has failed: by then it has
+/// the verdict, or has given up.
+const GRACE: Duration = Duration::from_secs(2);
+/// How much longer it may go on when another one has ended well: what follows a commit is left.
+const TIDYING: Duration = Duration::from_secs(60);
 /// Exit codes, the most severe first: unknown or uncertain outcome, not committed or damaged, peer
 /// lost; then whatever else is not 0.
 const SEVERITY: [u8; 5] = [6, 3, 5, 1, 7];
@@ -69,10 +72,10 @@ impl Seat {
     }
 }
 
-/// What failed in a phase was voted on, and the coordinator prints the verdict, if it still can.
+/// What failed in a phase was voted on, and the coordinator prints the verdict; of one that was
+/// killed the parent says so. That a commit may have been made is known to the others alone.
 fn is_known_to_coordinator(error: &Error) -> bool {
-    let is_lost = matches!(error.kind(), ErrorKind::CoordinatorLost | ErrorKind::OutcomeUnknown);
-    error.phase().is_some() && !is_lost
+    error.phase().is_some() && error.kind() != ErrorKind::OutcomeUnknown
 }
 
 fn parse(text: &str) -> Option<(Seat, i32)> {
@@ -98,8 +101,8 @@ fn end_with(parent: i32) -> Result<()> {
 }
 
 /// Starts all ranks and waits for them. What they print is what rank 0 prints; the code is that of
-/// the most severe verdict. Once one has ended, the others have twice the deadline and five
-/// seconds, then they are killed.
+/// the most severe verdict. Once one has ended, the others have the deadline and some seconds, then
+/// they are killed.
 pub(super) fn play(world: WorldSize, deadlines: &Deadlines) -> Result<u8, Stop> {
     let held = HeldPort::any()?;
     let token = SaveId::random()?.to_string();
@@ -107,8 +110,7 @@ pub(super) fn play(world: WorldSize, deadlines: &Deadlines) -> Result<u8, Stop> 
     for rank in world.ranks() {
         children.start(rank, held.port, &token)?;
     }
-    let patience = deadlines.progress.saturating_mul(2).saturating_add(GRACE);
-    Ok(children.wait(patience))
+    Ok(children.wait(deadlines.progress))
 }
 
 /// A free port of this host that nobody else is given, until rank 0 listens on it: bound, but not
@@ -163,14 +165,19 @@ impl Children {
     }
 
     /// The most severe of all exit codes.
-    fn wait(&mut self, patience: Duration) -> u8 {
-        let mut until: Option<Instant> = None;
+    fn wait(&mut self, deadline: Duration) -> u8 {
+        let (mut ended, mut failed) = (None, None);
         while self.0.iter().any(|running| running.code.is_none()) {
             self.0.iter_mut().for_each(Running::look);
-            if until.is_none() && self.0.iter().any(|running| running.code.is_some()) {
-                until = Instant::now().checked_add(patience);
+            let now = Instant::now();
+            for running in &self.0 {
+                ended = ended.or(running.code.map(|_| now));
+                failed = failed.or(running.code.filter(|code| *code != 0).map(|_| now));
             }
-            if until.is_some_and(|until| Instant::now() >= until) {
+            let is_over = |since: Option<Instant>, grace: Duration| {
+                since.is_some_and(|since| now - since > deadline.saturating_add(grace))
+            };
+            if is_over(failed, GRACE) || is_over(ended, TIDYING) {
                 self.0.iter_mut().for_each(Running::give_up);
             }
             std::thread::sleep(LOOK_INTERVAL);

@@ -56,7 +56,9 @@ impl Ranks {
         match self.transport {
             Transport::Tcp => processes::play(world, &self.deadlines()),
             Transport::Threads => {
-                threads(ProcessGroup::threads(world, self.deadlines()), out, part).map(|()| 0)
+                let groups = ProcessGroup::try_threads(world, &self.deadlines());
+                let groups = groups.map_err(|e| e.with_help("use fewer ranks"))?;
+                threads(groups, out, part).map(|()| 0)
             }
         }
     }
@@ -100,13 +102,22 @@ fn threads(groups: Vec<ProcessGroup>, out: &mut Output<'_>, part: Part<'_>) -> R
             Ok(rank) => rank.join().unwrap_or_else(|_| Err(panicked().into())),
             Err(error) => Err(error.into()),
         });
-        // All are joined, whatever the first of them says.
-        let others: Vec<Result<(), Stop>> = others.collect();
-        match first {
-            Err(Stop::Error(error)) => Err(error.into()),
-            first => others.into_iter().collect::<Result<(), Stop>>().and(first),
-        }
+        verdict(std::iter::once(first).chain(others).collect())
     })
+}
+
+/// The coordinator's verdict, but a cause before a loss that came of it.
+fn verdict(ended: Vec<Result<(), Stop>>) -> Result<(), Stop> {
+    let is_cause = |ended: &Result<(), Stop>| match ended {
+        Err(Stop::Error(error)) => {
+            !matches!(error.kind(), ErrorKind::PeerLost | ErrorKind::CoordinatorLost)
+        }
+        _ => false,
+    };
+    let cause = ended.iter().position(is_cause);
+    let failed = || ended.iter().position(|ended| matches!(ended, Err(Stop::Error(_))));
+    let counts = cause.or_else(failed).unwrap_or(0);
+    ended.into_iter().nth(counts).unwrap_or(Ok(()))
 }
 
 /// One rank, to its end: it leaves in good order, since what it had to say went through a phase.
@@ -122,4 +133,24 @@ pub(super) fn run(
 
 fn panicked() -> Error {
     Error::new(ErrorKind::Panic, "a rank ended without a verdict")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_before_what_came_of_it() {
+        let failed = |kind| Err(Stop::Error(Error::new(kind, "")));
+        let kind = |ended| match verdict(ended) {
+            Err(Stop::Error(error)) => Some(error.kind()),
+            _ => None,
+        };
+        let (lost, full) = (ErrorKind::PeerLost, ErrorKind::Storage);
+        assert_eq!(kind(vec![failed(lost), Ok(()), failed(full)]), Some(full));
+        assert_eq!(kind(vec![failed(full), failed(ErrorKind::Panic)]), Some(full));
+        assert_eq!(kind(vec![Err(Stop::ClosedPipe), failed(lost)]), Some(lost));
+        assert!(matches!(verdict(vec![Err(Stop::ClosedPipe), Ok(())]), Err(Stop::ClosedPipe)));
+        assert_eq!(kind(vec![Ok(()), Ok(())]), None);
+    }
 }
