@@ -18,6 +18,7 @@ use crate::harness::*;
 const FATE: &str = "TCH_CHECKPOINT_TEST_FATE";
 const SABOTAGE: &str = "TCH_CHECKPOINT_SABOTAGE";
 const DIR: &str = "TCH_CHECKPOINT_TEST_DIR";
+const SAVES_IN: &str = "TCH_CHECKPOINT_TEST_SAVES_IN";
 const HUNG: Duration = Duration::from_secs(40);
 
 /// How a process ends with a save pending.
@@ -74,6 +75,33 @@ fn child() {
         Err(_) => 12,
     };
     std::process::exit(code.try_into().unwrap());
+}
+
+/// Says which save id a process chooses, to the test below, which starts it.
+#[test]
+fn child_that_saves() {
+    let Ok(dir) = std::env::var(SAVES_IN) else { return };
+    let saved = saved(LocalStorage::new(), 1, &format!("{dir}/a"), &usual_tensors(), 1);
+    std::fs::write(format!("{dir}/id"), saved.save_id.to_string()).unwrap();
+}
+
+/// Names of attempts are made of save ids: what can be guessed can be taken before.
+#[test]
+fn processes_choose_save_ids_that_no_other_has() {
+    let ids = [(); 2].map(|()| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "background_process::child_that_saves"]);
+        command.env(SAVES_IN, dir.path()).stdout(Stdio::null());
+        let mut child = Ranks(vec![command.spawn().unwrap()]);
+        let until = Instant::now() + HUNG;
+        while child.0[0].try_wait().unwrap().is_none() {
+            assert!(Instant::now() < until, "the process hangs");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::fs::read_to_string(dir.path().join("id")).unwrap()
+    });
+    assert_ne!(ids[0], ids[1]);
 }
 
 /// Ends a rank that is left over, whatever becomes of the test.

@@ -23,11 +23,14 @@ mod hostile;
 mod multi;
 mod overlap;
 mod partial;
+mod power_cuts;
 mod replaced;
 mod reshard;
 mod retention;
 mod retention_faults;
 mod retention_histories;
+#[cfg(feature = "sabotage")]
+mod sabotages;
 mod single;
 mod single_races;
 mod space;
