@@ -252,6 +252,41 @@ fn every_mismatch_is_listed() {
     assert!(!text.contains("same"), "{text}");
 }
 
+/// Each alone: what another library would broadcast, or take the bits of for another type.
+#[test]
+fn what_almost_fits_is_refused_and_changes_nothing() {
+    let cases: [(Dtype, &[u64], Dtype, &[u64]); 7] = [
+        (Dtype::F32, &[1], Dtype::F32, &[6]),
+        (Dtype::F32, &[1, 4], Dtype::F32, &[4, 4]),
+        (Dtype::F32, &[4], Dtype::F32, &[2, 4]),
+        (Dtype::F32, &[], Dtype::F32, &[1]),
+        (Dtype::F16, &[4], Dtype::BF16, &[4]),
+        (Dtype::I64, &[4], Dtype::F64, &[4]),
+        (Dtype::I32, &[4], Dtype::F32, &[4]),
+    ];
+    for (stored, from, wanted, to) in cases {
+        let what = format!("{stored} {from:?} into {wanted} {to:?}");
+        let storage = MemoryStorage::new();
+        saved(storage.clone(), 1, "runs/a", &[TestTensor::new("w", stored, from, None)], 1);
+        for atomicity in [Atomicity::Atomic, Atomicity::InPlace] {
+            let group = ProcessGroup::solo();
+            let tensor = TestTensor::new("w", wanted, to, None);
+            let mut buffer = vec![0xEE; tensor.spec.size_bytes() as usize];
+            let mut targets = LoadTargets::new();
+            targets.add(name("w"), tensor.spec.clone(), Box::new(buffer.as_mut_slice())).unwrap();
+            for strict in [true, false] {
+                let rules = LoadRules { strict, ..LoadRules::default() };
+                let at = tch_checkpoint::catalog::Wanted::parse("runs/a").unwrap();
+                let verdict = load(&group, &storage, &at, &mut targets, &rules, atomicity);
+                let error = verdict.map(drop).expect_err(&what);
+                assert_eq!(error.kind(), ErrorKind::Mismatch, "{what}: {error}");
+            }
+            drop(targets);
+            assert!(buffer.iter().all(|byte| *byte == 0xEE), "{what}: changed");
+        }
+    }
+}
+
 #[test]
 fn missing_checkpoints_are_named_with_what_there_is() {
     let storage = MemoryStorage::new();
