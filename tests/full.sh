@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# The long tier of the tests about crashes, and the figures that they report.
+#
+#   tests/full.sh [TEST...]     which (default: all of those below)
+#
+# Needs root, strace, loop devices, FUSE and nbdkit: `launch/setup.sh --tests` installs what can be.
+# TCH_CHECKPOINT_TEST_WITHOUT=NAME,... opts out of what cannot be had; that is said at the end.
+# Takes about an hour on two cores. Output of each test goes to target/full/<test>.log.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly FEATURES=cli,sabotage
+readonly LOGS=target/full
+all=(sim it syscalls kills power memory cli)
+tests=("${@:-${all[@]}}")
+export TCH_CHECKPOINT_TEST_TIER=full
+
+launch/setup.sh --tests || [ -n "${TCH_CHECKPOINT_TEST_WITHOUT:-}" ] || exit 1
+mkdir -p "$LOGS"
+# Optimised: the simulator alone runs through a million schedules.
+cargo test --release --no-default-features --features "$FEATURES" --no-run || exit 1
+
+failed=()
+for name in "${tests[@]}"; do
+  began=$SECONDS code=0
+  printf '== %s\n' "$name"
+  # The tests' own threads, or a system with two cores, are the bound: one test after the other
+  # where each uses the machine for itself.
+  threads=2
+  case $name in sim | power) threads=1 ;; esac
+  timeout --kill-after=10 7200 cargo test --quiet --release --no-default-features \
+    --features "$FEATURES" --test "$name" -- --nocapture --test-threads="$threads" \
+    >"$LOGS/$name.log" 2>&1 || code=$?
+  grep -hE '^test result:' "$LOGS/$name.log" || true
+  [ $code = 0 ] || { failed+=("$name"); tail -n 20 "$LOGS/$name.log"; }
+  printf '== %s: %s, %s s\n' "$name" "$([ $code = 0 ] && echo ok || echo "FAILED ($code)")" \
+    $((SECONDS - began))
+done
+
+logs=("${tests[@]/#/$LOGS/}")
+printf '\nfigures\n'
+grep -hoE 'figure: .*' "${logs[@]/%/.log}" | sed 's/^figure: /  /' | sort -u
+skipped=$(grep -hoE 'SKIPPED.*' "${logs[@]/%/.log}" | sort | uniq -c)
+[ -z "$skipped" ] || printf '\nnot run\n%s\n' "$skipped"
+[ ${#failed[@]} -eq 0 ] || { printf '\nfailed: %s\n' "${failed[*]}"; exit 1; }
+printf '\nall passed in %s s\n' "$SECONDS"
