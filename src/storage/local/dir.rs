@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::Errno;
 
 use super::file::{LocalReadFile, LocalWriteFile, opening};
-use super::{creating, failed, is_unknown_call, lock, no_directory};
+use super::{
+    INTERRUPTIONS_MAX, creating, failed, is_unknown_call, lock, no_directory, not_synced,
+    uninterrupted,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sabotage::{self, Defect};
 use crate::storage::errors::no_regular_file;
@@ -36,7 +39,7 @@ impl LocalDir {
         let nofollow =
             if sabotage::is_on(Defect::Trusting) { OFlags::empty() } else { OFlags::NOFOLLOW };
         let flags = flags | nofollow | OFlags::CLOEXEC;
-        retry_on_intr(|| rustix::fs::openat(&self.fd, name, flags, Mode::empty()))
+        uninterrupted(|| rustix::fs::openat(&self.fd, name, flags, Mode::empty()))
     }
 
     /// An existing regular file, and its length.
@@ -79,22 +82,47 @@ impl LocalDir {
     }
 
     fn rename_errno(&self, from: &str, to: &str, mode: Rename) -> Result<(), Errno> {
-        let with = |flags| rustix::fs::renameat_with(&self.fd, from, &self.fd, to, flags);
         match mode {
-            Rename::Replace => rustix::fs::renameat(&self.fd, from, &self.fd, to),
-            Rename::Exchange => with(RenameFlags::EXCHANGE),
-            Rename::NoReplace => match with(RenameFlags::NOREPLACE) {
-                Err(errno) if is_unknown_call(errno) => self.rename_checked(from, to),
-                done => done,
-            },
+            Rename::Replace => uninterrupted(|| rustix::fs::renameat(&self.fd, from, &self.fd, to)),
+            Rename::Exchange => self.exchange(from, to),
+            Rename::NoReplace => {
+                match uninterrupted(|| self.rename_with(from, to, RenameFlags::NOREPLACE)) {
+                    Err(errno) if is_unknown_call(errno) => self.rename_checked(from, to),
+                    done => done,
+                }
+            }
         }
+    }
+
+    fn rename_with(&self, from: &str, to: &str, flags: RenameFlags) -> Result<(), Errno> {
+        rustix::fs::renameat_with(&self.fd, from, &self.fd, to, flags)
+    }
+
+    /// A signal may interrupt the exchange or only the answer, and a second exchange would undo a
+    /// first one: hence a look at what is there now.
+    fn exchange(&self, from: &str, to: &str) -> Result<(), Errno> {
+        let entry = || {
+            let stat = rustix::fs::statat(&self.fd, from, AtFlags::SYMLINK_NOFOLLOW)?;
+            Ok((stat.st_dev, stat.st_ino))
+        };
+        let before = entry()?;
+        for _ in 0..INTERRUPTIONS_MAX {
+            match self.rename_with(from, to, RenameFlags::EXCHANGE) {
+                Err(Errno::INTR) if entry()? == before => {}
+                Err(Errno::INTR) => return Ok(()),
+                done => return done,
+            }
+        }
+        Err(Errno::INTR)
     }
 
     /// [`Rename::NoReplace`] where the file system lacks it.
     pub(super) fn rename_checked(&self, from: &str, to: &str) -> Result<(), Errno> {
         match rustix::fs::statat(&self.fd, to, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Err(Errno::EXIST),
-            Err(Errno::NOENT) => rustix::fs::renameat(&self.fd, from, &self.fd, to),
+            Err(Errno::NOENT) => {
+                uninterrupted(|| rustix::fs::renameat(&self.fd, from, &self.fd, to))
+            }
             Err(errno) => Err(errno),
         }
     }
@@ -107,7 +135,8 @@ impl Directory for LocalDir {
 
     fn create_dir(&self, name: &str) -> Result<Arc<dyn Directory>> {
         let path = self.entry(name)?;
-        rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777)).map_err(|errno| {
+        let mode = Mode::from_raw_mode(0o777);
+        uninterrupted(|| rustix::fs::mkdirat(&self.fd, name, mode)).map_err(|errno| {
             creating(errno, "creating the directory", &path, &[ErrorKind::AlreadyExists])
         })?;
         self.open_dir(name).map_err(|error| error.with_kind(ErrorKind::Storage))
@@ -124,7 +153,8 @@ impl Directory for LocalDir {
         let path = self.entry(name)?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o666))
+        let mode = Mode::from_raw_mode(0o666);
+        let fd = uninterrupted(|| rustix::fs::openat(&self.fd, name, flags, mode))
             .map_err(|e| creating(e, "creating the file", &path, &[ErrorKind::AlreadyExists]))?;
         Ok(Box::new(LocalWriteFile::new(fd, path)))
     }
@@ -146,13 +176,7 @@ impl Directory for LocalDir {
     }
 
     fn sync(&self) -> Result<()> {
-        retry_on_intr(|| rustix::fs::fsync(&self.fd)).map_err(|errno| {
-            let error = creating(errno, "fsyncing the directory", &self.path, &[]);
-            if !is_unknown_call(errno) {
-                return error;
-            }
-            error.with_help("this file system cannot make renames durable: choose another one")
-        })
+        uninterrupted(|| rustix::fs::fsync(&self.fd)).map_err(|e| not_synced(e, &self.path))
     }
 
     fn rename(&self, from: &str, to: &str, mode: Rename) -> Result<()> {
@@ -173,13 +197,13 @@ impl Directory for LocalDir {
 
     fn remove_file(&self, name: &str) -> Result<()> {
         let path = self.entry(name)?;
-        rustix::fs::unlinkat(&self.fd, name, AtFlags::empty())
+        uninterrupted(|| rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()))
             .map_err(|e| creating(e, "removing the file", &path, &[ErrorKind::NotFound]))
     }
 
     fn remove_dir(&self, name: &str) -> Result<()> {
         let path = self.entry(name)?;
-        rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR)
+        uninterrupted(|| rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR))
             .map_err(|e| creating(e, "removing the directory", &path, &[ErrorKind::NotFound]))
     }
 
@@ -195,7 +219,7 @@ impl Directory for LocalDir {
     fn create_link(&self, name: &str, target: &str) -> Result<()> {
         let path = self.entry(name)?;
         check_link_text(target, &path)?;
-        rustix::fs::symlinkat(target, &self.fd, name).map_err(|errno| {
+        uninterrupted(|| rustix::fs::symlinkat(target, &self.fd, name)).map_err(|errno| {
             let error = creating(errno, "linking", &path, &[ErrorKind::AlreadyExists]);
             match errno {
                 Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP => error

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fd::OwnedFd;
 use rustix::fs::FallocateFlags;
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::Errno;
 
-use super::{creating, failed, is_unknown_call};
+use super::{creating, failed, is_unknown_call, uninterrupted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::errors::{ends_early, no_regular_file};
 use crate::storage::{ReadFile, WriteFile};
@@ -31,7 +31,7 @@ impl LocalWriteFile {
         let mut rest = bytes;
         let mut at = offset;
         while !rest.is_empty() {
-            let step = match retry_on_intr(|| rustix::io::pwrite(&self.fd, rest, at)) {
+            let step = match uninterrupted(|| rustix::io::pwrite(&self.fd, rest, at)) {
                 // A device that takes nothing and says nothing would be asked forever.
                 Ok(0) => Err(Errno::IO),
                 written => written,
@@ -56,7 +56,7 @@ impl WriteFile for LocalWriteFile {
         }
         // The length stays as written, so that a file with its end missing is seen to be short.
         let flags = FallocateFlags::KEEP_SIZE;
-        match retry_on_intr(|| rustix::fs::fallocate(&self.fd, flags, 0, len)) {
+        match uninterrupted(|| rustix::fs::fallocate(&self.fd, flags, 0, len)) {
             Err(errno) if !is_unknown_call(errno) => {
                 Err(creating(errno, "reserving space", &self.path, &[]))
             }
@@ -73,18 +73,23 @@ impl WriteFile for LocalWriteFile {
         let Self { fd, path, .. } = *self;
         // After an error the kernel may call the lost pages clean: a second fsync would lie. A signal
         // is no error of that kind, and file systems in user space let one interrupt.
-        retry_on_intr(|| rustix::fs::fsync(&fd))
+        uninterrupted(|| rustix::fs::fsync(&fd))
             .map_err(|errno| creating(errno, "fsyncing", &path, &[]).with_help(REUSE_HELP))?;
         close(fd).map_err(|errno| creating(errno, "closing", &path, &[]).with_help(REUSE_HELP))
     }
 }
 
-/// Closes `fd` and says what became of it: network file systems and quotas report here.
+/// Closes `fd`, which was fsynced, and says what became of it: network file systems and quotas
+/// report here.
 #[allow(unsafe_code)]
 fn close(fd: OwnedFd) -> Result<(), Errno> {
     // SAFETY: `into_raw_fd` gives up ownership, so nobody else closes or uses this descriptor;
     // it is closed once, also on error.
-    unsafe { rustix::io::try_close(fd.into_raw_fd()) }
+    match unsafe { rustix::io::try_close(fd.into_raw_fd()) } {
+        // Linux has closed it before a signal can interrupt, and nothing was left to be written.
+        Err(Errno::INTR) => Ok(()),
+        closed => closed,
+    }
 }
 
 pub(super) struct LocalReadFile {
@@ -108,7 +113,7 @@ impl ReadFile for LocalReadFile {
         let mut rest = out;
         let mut at = offset;
         while !rest.is_empty() {
-            let count = retry_on_intr(|| rustix::io::pread(&self.fd, &mut *rest, at))
+            let count = uninterrupted(|| rustix::io::pread(&self.fd, &mut *rest, at))
                 .map_err(|errno| creating(errno, "reading", &self.path, &[]).with_offset(at))?;
             if count == 0 {
                 return Err(ends_early(&self.path, at, rest.len() as u64));

@@ -7,8 +7,8 @@ use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::creating;
 use super::file::opening;
+use super::{creating, uninterrupted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Lock;
 use crate::storage::errors::no_regular_file;
@@ -31,7 +31,7 @@ impl Drop for Held {
 pub(super) fn try_lock(directory: BorrowedFd<'_>, name: &str, path: &Path) -> Result<Option<Lock>> {
     for _ in 0..ATTEMPT_COUNT_MAX {
         let file = open(directory, name, path)?;
-        match file.try_lock() {
+        match lock_now(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => return Err(refused(&error, path)),
@@ -50,10 +50,9 @@ pub(super) fn try_lock(directory: BorrowedFd<'_>, name: &str, path: &Path) -> Re
 /// every holder of `directory` shares that one.
 pub(super) fn try_lock_directory(directory: BorrowedFd<'_>, path: &Path) -> Result<Option<Lock>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let opened =
-        rustix::io::retry_on_intr(|| rustix::fs::openat(directory, ".", flags, Mode::empty()));
+    let opened = uninterrupted(|| rustix::fs::openat(directory, ".", flags, Mode::empty()));
     let file = File::from(opened.map_err(|errno| opening(errno, path))?);
-    match file.try_lock() {
+    match lock_now(&file) {
         Ok(()) => Ok(Some(Lock::new(Held(file)))),
         Err(TryLockError::WouldBlock) => Ok(None),
         // NFS locks only what is open for writing, which a directory never is.
@@ -64,6 +63,15 @@ pub(super) fn try_lock_directory(directory: BorrowedFd<'_>, path: &Path) -> Resu
     }
 }
 
+/// Without waiting for whoever holds it; a lock manager on another host may be interrupted.
+fn lock_now(file: &File) -> Result<(), TryLockError> {
+    let locked = uninterrupted(|| match file.try_lock() {
+        Err(TryLockError::Error(error)) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+        locked => Ok(locked),
+    });
+    locked.unwrap_or_else(|errno| Err(TryLockError::Error(errno.into())))
+}
+
 fn open(directory: BorrowedFd<'_>, name: &str, path: &Path) -> Result<File> {
     // Without NONBLOCK a FIFO of this name would block.
     let flags = OFlags::RDWR
@@ -72,9 +80,8 @@ fn open(directory: BorrowedFd<'_>, name: &str, path: &Path) -> Result<File> {
         | OFlags::NONBLOCK
         | OFlags::NOCTTY
         | OFlags::CLOEXEC;
-    let opened = rustix::io::retry_on_intr(|| {
-        rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(0o666))
-    });
+    let opened =
+        uninterrupted(|| rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(0o666)));
     let storage = |error: Error| error.with_kind(ErrorKind::Storage);
     let fd = opened.map_err(|errno| storage(opening(errno, path)))?;
     let stat = rustix::fs::fstat(&fd).map_err(|errno| storage(opening(errno, path)))?;

@@ -21,6 +21,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Directory, Storage};
 use dir::LocalDir;
 
+/// How often one system call is made again.
+const INTERRUPTIONS_MAX: usize = 100;
+
 /// The file system. Relative paths start at the working directory; files and directories are
 /// created with the modes that the umask leaves.
 #[derive(Debug, Clone, Copy, Default)]
@@ -51,7 +54,7 @@ impl Storage for LocalStorage {
 fn open_dir_fd(base: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::io::retry_on_intr(|| rustix::fs::openat(base, path, flags, Mode::empty()))
+    uninterrupted(|| rustix::fs::openat(base, path, flags, Mode::empty()))
 }
 
 fn create_all(path: &Path) -> Result<OwnedFd> {
@@ -66,14 +69,26 @@ fn create_all(path: &Path) -> Result<OwnedFd> {
         // `missing/..`: what was missing exists now.
         return open_dir_fd(CWD, path).map_err(refused);
     };
-    match rustix::fs::mkdirat(&parent_fd, name, Mode::from_raw_mode(0o777)) {
+    let mode = Mode::from_raw_mode(0o777);
+    match uninterrupted(|| rustix::fs::mkdirat(&parent_fd, name, mode)) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(refused(errno)),
     }
     // Also when another rank was faster: it may die before it gets to its fsync.
-    rustix::io::retry_on_intr(|| rustix::fs::fsync(&parent_fd))
-        .map_err(|errno| creating(errno, "fsyncing the directory", parent, &[]))?;
+    uninterrupted(|| rustix::fs::fsync(&parent_fd)).map_err(|errno| not_synced(errno, parent))?;
     open_dir_fd(rustix::fd::AsFd::as_fd(&parent_fd), Path::new(name)).map_err(refused)
+}
+
+/// Makes a system call again that a signal has interrupted, but not for ever: what is interrupted
+/// so often in a row is out of order.
+fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    for _ in 0..INTERRUPTIONS_MAX {
+        match call() {
+            Err(Errno::INTR) => {}
+            done => return done,
+        }
+    }
+    call()
 }
 
 /// The error of opening a directory that is not there, or is none.
@@ -84,6 +99,15 @@ fn no_directory(errno: Errno, path: &Path) -> Error {
         Errno::NOTDIR | Errno::LOOP => error.with_kind(ErrorKind::NotFound),
         _ => error,
     }
+}
+
+/// The error of an fsync of a directory.
+fn not_synced(errno: Errno, path: &Path) -> Error {
+    let error = creating(errno, "fsyncing the directory", path, &[]);
+    if !is_unknown_call(errno) {
+        return error;
+    }
+    error.with_help("this file system cannot make renames durable: choose another one")
 }
 
 /// The error of an operation whose contract knows, besides `Storage`, only `kinds`.
