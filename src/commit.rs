@@ -70,7 +70,7 @@ impl Attempt {
         refuse_taken(replaces, on_existing)
             .map_err(|e| e.with_path(parent.path().join(name.as_str())))?;
         need.check(parent.as_ref())?;
-        let dir = parent.create_dir(&layout::partial_dir(&name, &save_id))?;
+        let dir = create_attempt(parent.as_ref(), &layout::partial_dir(&name, &save_id))?;
         let owner = match dir.try_lock_self() {
             Err(e) if e.kind() == ErrorKind::Unsupported => None,
             locked => locked?,
@@ -110,7 +110,7 @@ impl Attempt {
 
     /// Writes a small file into the attempt, durably but for its directory entry.
     pub(crate) fn write_file(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let file = self.dir.create_file(name)?;
+        let file = self.dir.create_file(name).map_err(nobody_elses)?;
         file.write_at(0, bytes)?;
         let unsynced = if name == layout::MANIFEST {
             Defect::ManifestNotSynced
@@ -253,6 +253,28 @@ impl Attempt {
                 sweep(parent, When::AfterCommit, pace);
             }
         }
+    }
+}
+
+/// The directory of an attempt. Its name is random: where one exists and is empty, a network file
+/// system has made it and asked again, since the answer was lost.
+fn create_attempt(parent: &dyn Directory, partial: &str) -> Result<Arc<dyn Directory>> {
+    match parent.create_dir(partial) {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+            let dir = parent.open_dir(partial).map_err(|_| nobody_elses(e.clone()))?;
+            if dir.list()?.is_empty() { Ok(dir) } else { Err(nobody_elses(e)) }
+        }
+        created => created,
+    }
+}
+
+/// What of an attempt is there already is no choice that the caller made.
+pub(crate) fn nobody_elses(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::AlreadyExists => error
+            .with_kind(ErrorKind::Storage)
+            .with_help("the file system made it and lost the answer, or makes one thing twice"),
+        _ => error,
     }
 }
 

@@ -24,7 +24,7 @@ use std::time::{Instant, SystemTime};
 
 use crate::audit::audit;
 use crate::catalog::CheckpointPath;
-use crate::commit::Attempt;
+use crate::commit::{Attempt, nobody_elses};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::layout::{self, CheckpointName, SaveId};
@@ -237,6 +237,7 @@ fn write(
         progress.add(bytes);
         sabotage::pass(group.rank(), "write", "part");
     })
+    .map_err(nobody_elses)
 }
 
 /// The attempt was made on the coordinator's host; a network file system may need a moment.
