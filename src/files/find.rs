@@ -194,10 +194,13 @@ fn check_file(manifest: &Manifest, single: &SingleFile, hash: [u8; 16], len: u64
     Ok(())
 }
 
-/// Whether a file that cannot be parsed began as one of ours.
+/// Whether a file that cannot be parsed began as one of ours. Either mark will do: one flipped bit
+/// does not make a file that was ours somebody else's.
 pub(crate) fn bears_our_mark(file: &dyn ReadFile) -> Result<bool> {
-    const MARK: &[u8] = b"\"tch_checkpoint.form\":\"single\"";
+    const MARKS: [&[u8]; 2] =
+        [b"\"tch_checkpoint.form\":\"single\"", b"\"tch_checkpoint.manifest\":\""];
     let mut start = vec![0; usize::try_from(file.len()).unwrap_or(usize::MAX).min(1 << 10)];
     file.read_at(0, &mut start)?;
-    Ok(start.windows(MARK.len()).any(|window| window == MARK))
+    let bears = |mark: &[u8]| start.windows(mark.len()).any(|window| window == mark);
+    Ok(MARKS.into_iter().any(bears))
 }
