@@ -18,12 +18,15 @@ pub struct Call {
 }
 
 type Hook = dyn Fn(&Call) -> Result<()> + Send + Sync;
+/// May change what is about to be written: gets the file, the offset and the bytes.
+type Alter = dyn Fn(&Path, u64, &mut [u8]) + Send + Sync;
 
 /// A storage behind a hook.
 #[derive(Clone)]
 pub struct Hooked {
     inner: Arc<dyn Storage>,
     hook: Arc<Hook>,
+    alter: Option<Arc<Alter>>,
 }
 
 impl Hooked {
@@ -31,7 +34,15 @@ impl Hooked {
         inner: &(impl Storage + Clone + 'static),
         hook: impl Fn(&Call) -> Result<()> + Send + Sync + 'static,
     ) -> Self {
-        Self { inner: Arc::new(inner.clone()), hook: Arc::new(hook) }
+        Self { inner: Arc::new(inner.clone()), hook: Arc::new(hook), alter: None }
+    }
+
+    /// A storage that writes other bytes than it is given, and says that it wrote them.
+    pub fn altering(
+        inner: &(impl Storage + Clone + 'static),
+        alter: impl Fn(&Path, u64, &mut [u8]) + Send + Sync + 'static,
+    ) -> Self {
+        Self { alter: Some(Arc::new(alter)), ..Self::new(inner, |_| Ok(())) }
     }
 
     fn ask(&self, operation: &'static str, path: &Path, mode: Option<Rename>) -> Result<()> {
@@ -76,6 +87,16 @@ impl HookedDir {
     fn ask(&self, operation: &'static str, name: &str) -> Result<()> {
         self.storage.ask(operation, &self.inner.path().join(name), None)
     }
+
+    fn writing(&self, name: &str, inner: Box<dyn WriteFile>) -> Box<dyn WriteFile> {
+        match &self.storage.alter {
+            Some(alter) => {
+                let path = self.inner.path().join(name);
+                Box::new(AlteringWrite { inner, path, alter: alter.clone() })
+            }
+            None => inner,
+        }
+    }
 }
 
 impl Directory for HookedDir {
@@ -95,12 +116,12 @@ impl Directory for HookedDir {
 
     fn create_file(&self, name: &str) -> Result<Box<dyn WriteFile>> {
         self.ask("create_file", name)?;
-        self.inner.create_file(name)
+        Ok(self.writing(name, self.inner.create_file(name)?))
     }
 
     fn open_for_writing(&self, name: &str) -> Result<Box<dyn WriteFile>> {
         self.ask("open_for_writing", name)?;
-        self.inner.open_for_writing(name)
+        Ok(self.writing(name, self.inner.open_for_writing(name)?))
     }
 
     fn open_file(&self, name: &str) -> Result<Arc<dyn ReadFile>> {
@@ -173,5 +194,27 @@ impl ReadFile for HookedRead {
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         self.storage.ask("read_at", &self.path, None)?;
         self.inner.read_at(offset, out)
+    }
+}
+
+struct AlteringWrite {
+    inner: Box<dyn WriteFile>,
+    path: PathBuf,
+    alter: Arc<Alter>,
+}
+
+impl WriteFile for AlteringWrite {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let mut bytes = bytes.to_vec();
+        (self.alter)(&self.path, offset, &mut bytes);
+        self.inner.write_at(offset, &bytes)
+    }
+
+    fn reserve(&self, len: u64) -> Result<()> {
+        self.inner.reserve(len)
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        self.inner.finish()
     }
 }

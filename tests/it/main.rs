@@ -11,6 +11,7 @@ mod checkpointer;
 mod code;
 mod commits;
 mod config;
+mod corruption;
 mod durable;
 mod exchanges;
 mod export;
@@ -35,6 +36,9 @@ mod single;
 mod single_races;
 mod space;
 mod stock;
+#[allow(clippy::print_stderr, reason = "figures of tests")]
+#[path = "../tier/mod.rs"]
+mod tier;
 mod verdicts;
 
 mod regressions;

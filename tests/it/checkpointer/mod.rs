@@ -12,4 +12,4 @@ mod parts;
 mod resuming;
 mod saving;
 mod told;
-mod toy;
+pub mod toy;
