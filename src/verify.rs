@@ -3,6 +3,7 @@
 use crate::catalog::{Found, foreign_files, open_other};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Form, OtherFile};
+use crate::memory::zeroed;
 use crate::shard::{PieceAt, ShardReader};
 
 /// Bytes of a whole-file check that are read at once.
@@ -93,7 +94,8 @@ fn check_other(found: &Found, record: &OtherFile) -> Result<()> {
         return corrupt(format!("{} bytes long, {} were saved", file.len(), record.len));
     }
     let mut hasher = blake3::Hasher::new();
-    let mut chunk = vec![0; CHUNK_BYTES];
+    // No more than there is: most of these files are small.
+    let mut chunk = zeroed(record.len.min(CHUNK_BYTES as u64))?;
     let mut offset = 0;
     while offset < record.len {
         let part = usize::try_from(record.len - offset).map_or(CHUNK_BYTES, |n| n.min(CHUNK_BYTES));

@@ -74,7 +74,7 @@ fn random_bits_of_the_data_of_a_single_file_are_found_with_tensor_and_block() {
     let (loader, file) = (Loader::new(&subject, 1), subject.at.clone());
     let start = subject.found.manifest.data_files()[0].data_start;
     let (mut random, mut tally) = (Random(7), Tally::default());
-    for _ in 0..tier::count(1000, 10_000) {
+    for _ in 0..tier::count(500, 10_000) {
         let bit = start * 8 + random.below(subject.bits(&file) - start * 8);
         let expected = Expected { spot: Some(subject.spot(0, bit / 8)), ..Expected::at(&file) };
         subject.flip(&file, bit);

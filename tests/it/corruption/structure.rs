@@ -21,6 +21,10 @@ fn subject() -> Subject {
     Recipe::new(Shape::Directory, 3, many_tensors()).saved()
 }
 
+fn single_file() -> Subject {
+    Recipe::new(Shape::OneFile, 3, many_tensors()).saved()
+}
+
 /// A subject whose files are given other bytes, one after the other.
 struct Bench {
     subject: Subject,
@@ -53,9 +57,12 @@ impl Bench {
         self.tally.all_found(what);
     }
 
-    /// Files that every load of everything goes by: manifest, data, sums.
+    /// Files that every load of everything goes by: manifest, data, sums; or the one that is all.
     fn files(&self) -> Vec<String> {
         let subject = &self.subject;
+        if subject.recipe.shape == Shape::OneFile {
+            return vec![subject.at.clone()];
+        }
         let files = [subject.data_files(), subject.sums_files(), vec![subject.manifest_path()]];
         files.concat()
     }
@@ -66,6 +73,21 @@ impl Bench {
 #[test]
 fn files_cut_off_or_grown_at_every_sector_are_found() {
     let mut bench = Bench::new(subject());
+    cut_and_grow(&mut bench);
+    assert!(bench.tally.tried() > 1500);
+    bench.done("files cut off or grown");
+}
+
+#[test]
+fn a_single_file_cut_off_grown_or_overwritten_is_found() {
+    let mut bench = Bench::new(single_file());
+    cut_and_grow(&mut bench);
+    overwrite(&mut bench, &[PAGE]);
+    assert!(bench.tally.tried() > 700);
+    bench.done("a single file cut off, grown or overwritten");
+}
+
+fn cut_and_grow(bench: &mut Bench) {
     for file in bench.files() {
         let right = bench.subject.files[&file].clone();
         let lens = (0..right.len()).step_by(SECTOR).chain([1, 7, 8, right.len() - 1]);
@@ -79,11 +101,9 @@ fn files_cut_off_or_grown_at_every_sector_are_found() {
             }
         }
     }
-    assert!(bench.tally.tried() > 1500);
-    bench.done("files cut off or grown");
 }
 
-/// Nothing but the length tells of a tail: a load and `verify` both compare it.
+/// No load reads them.
 #[test]
 fn other_files_cut_off_or_grown_are_found_by_verify_alone() {
     let bench = Bench::new(subject());
@@ -105,10 +125,16 @@ fn other_files_cut_off_or_grown_are_found_by_verify_alone() {
 #[test]
 fn every_zeroed_or_overwritten_page_is_found() {
     let mut bench = Bench::new(subject());
+    overwrite(&mut bench, &[SECTOR, PAGE, 65_536]);
+    assert!(bench.tally.tried() > 1500);
+    bench.done("zeroed and overwritten sectors, pages and blocks");
+}
+
+fn overwrite(bench: &mut Bench, units: &[usize]) {
     for file in bench.files() {
         let right = bench.subject.files[&file].clone();
-        for unit in [SECTOR, PAGE, 65_536] {
-            for begin in (0..right.len()).step_by(unit) {
+        for unit in units {
+            for begin in (0..right.len()).step_by(*unit) {
                 for fill in [0, 0xFF] {
                     let mut bytes = right.clone();
                     bytes[begin..right.len().min(begin + unit)].fill(fill);
@@ -117,8 +143,6 @@ fn every_zeroed_or_overwritten_page_is_found() {
             }
         }
     }
-    assert!(bench.tally.tried() > 1500);
-    bench.done("zeroed and overwritten sectors, pages and blocks");
 }
 
 /// Pages and blocks of sums of one file or two: exchanged, and one written over the other.
@@ -132,7 +156,7 @@ fn swapped_and_duplicated_pages_within_and_between_files_are_found() {
         units.extend((0..pages).map(|page| (file.as_str(), page * PAGE)));
     }
     let (mut random, mut seen) = (Random(11), BTreeSet::new());
-    let pairs = tier::count(1500, 15_000);
+    let pairs = tier::count(750, 15_000);
     while (seen.len() as u64) < pairs {
         let (a, b) = (random.below(units.len() as u64), random.below(units.len() as u64));
         if a != b && seen.insert((a, b)) {
