@@ -121,10 +121,13 @@ impl Attempt {
         sabotage::heeded(Defect::FinishErrorsIgnored, finished)
     }
 
-    /// Writes the manifest, and makes it and all entries of the attempt durable.
+    /// Writes the manifest, and makes it and all entries of the attempt durable. It is read again:
+    /// a commit may remove what it replaces, so what commits has to be what was meant.
     fn record(&self, manifest: &Manifest) -> Result<()> {
-        self.write_file(layout::MANIFEST, &manifest.encode()?)?;
-        sabotage::unless(Defect::DirectoriesNotSynced, || self.dir.sync())
+        let bytes = manifest.encode()?;
+        self.write_file(layout::MANIFEST, &bytes)?;
+        sabotage::unless(Defect::DirectoriesNotSynced, || self.dir.sync())?;
+        check_written(self.dir.as_ref(), layout::MANIFEST, &bytes)
     }
 
     /// The commit: manifest, fsync, rename, fsync. On success the checkpoint is durable under its
@@ -276,6 +279,18 @@ pub(crate) fn nobody_elses(error: Error) -> Error {
             .with_help("the file system made it and lost the answer, or makes one thing twice"),
         _ => error,
     }
+}
+
+/// Whether file `name` begins with `bytes`, as was written.
+pub(crate) fn check_written(dir: &dyn Directory, name: &str, bytes: &[u8]) -> Result<()> {
+    let file = dir.open_file(name)?;
+    let mut found = zeroed(file.len().min(bytes.len() as u64))?;
+    file.read_at(0, &mut found)?;
+    if found == bytes {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Corrupt, "the storage gives back something else than was written")
+        .with_path(dir.path().join(name)))
 }
 
 /// Whether a save may go on with what is under its name.

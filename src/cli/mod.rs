@@ -1,6 +1,7 @@
 //! The command `tch-checkpoint`: looks at checkpoints, verifies them, and tries storage out.
 //! Needs neither libtorch nor MPI.
 
+use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -81,8 +82,10 @@ pub fn main() -> ExitCode {
         Verb::Verify { dir: Some(dir), all, json, .. } => {
             directory::verify(&mut out, &dir, all, json)
         }
-        // Refused by the parser.
-        Verb::Verify { .. } => Err(Error::new(ErrorKind::InvalidInput, "what?").into()),
+        // The parser asks for one of the two.
+        Verb::Verify { .. } => {
+            Err(Error::new(ErrorKind::InvalidInput, "give a checkpoint, or --dir").into())
+        }
         Verb::Latest(look) => directory::latest(&mut out, &look.dir, look.json),
         Verb::Code { path, file } => code::code(&mut out, &path, file.as_deref()),
         Verb::Stress(stress) => stress::run(&mut out, &stress),
@@ -91,6 +94,10 @@ pub fn main() -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(Stop::ClosedPipe) => ExitCode::SUCCESS,
+        Err(Stop::Output(error)) => {
+            complain(&format_args!("writing to standard output: {error}"));
+            ExitCode::FAILURE
+        }
         Err(Stop::Error(error)) => {
             complain(&error);
             ExitCode::from(error.exit_code())
@@ -99,7 +106,7 @@ pub fn main() -> ExitCode {
 }
 
 /// In one piece, as other ranks write to the same place; if nobody reads it, nothing can be done.
-fn complain(error: &Error) {
+fn complain(error: &dyn Display) {
     drop(io::stderr().write_all(format!("tch-checkpoint: {error}\n").as_bytes()));
 }
 
@@ -121,6 +128,8 @@ enum Stop {
     Error(Error),
     /// The reader of our output has seen enough (`| head`).
     ClosedPipe,
+    /// Our output cannot be written: no word about any checkpoint, so neither is the exit code.
+    Output(io::Error),
 }
 
 impl From<Error> for Stop {
@@ -166,7 +175,7 @@ fn stop(error: io::Error) -> Stop {
     if error.kind() == io::ErrorKind::BrokenPipe {
         return Stop::ClosedPipe;
     }
-    Stop::Error(Error::new(ErrorKind::Storage, format!("writing to standard output: {error}")))
+    Stop::Output(error)
 }
 
 #[cfg(test)]

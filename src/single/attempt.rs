@@ -6,6 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use crate::commit::check_written;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, CheckpointName, SaveId};
 use crate::plan::OnExisting;
@@ -113,6 +114,8 @@ impl Attempt {
             file.write_at(0, header)?;
             let finished = sabotage::unless(Defect::ManifestNotSynced, || file.finish());
             sabotage::heeded(Defect::FinishErrorsIgnored, finished)?;
+            let partial = layout::partial_dir(&made.name, &self.save_id);
+            check_written(self.parent.as_ref(), &partial, header)?;
             pace.progress.add(header.len() as u64);
         }
         self.sync_parent()?;

@@ -325,7 +325,7 @@ fn an_output_that_is_full() {
         let child = command(arguments).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
         let output = output_of(child, "a full output");
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(3), "{arguments:?}: {stderr}");
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {stderr}");
         assert!(stderr.contains("standard output"), "{arguments:?}: {stderr}");
     }
 }

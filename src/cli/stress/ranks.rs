@@ -112,6 +112,7 @@ fn verdict(ended: Vec<Result<(), Stop>>) -> Result<(), Stop> {
         Err(Stop::Error(error)) => {
             !matches!(error.kind(), ErrorKind::PeerLost | ErrorKind::CoordinatorLost)
         }
+        Err(Stop::Output(_)) => true,
         _ => false,
     };
     let cause = ended.iter().position(is_cause);
