@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, CheckpointName, SaveId};
 use crate::manifest::{HEADER_BYTES_MAX, Manifest, hash16};
@@ -87,7 +88,7 @@ impl Attempt {
     /// not share is found now and not at the next load. Network file systems may take a moment to
     /// show a file of another host, hence the patience.
     pub(crate) fn check_visible(&self, receipts: &[Receipt], pace: &Pace) -> Result<()> {
-        let until = Instant::now() + pace.patience;
+        let until = clock::now() + pace.patience;
         for (rank, receipt) in receipts.iter().enumerate() {
             let check = || -> Result<()> {
                 for file in &receipt.files {
@@ -343,10 +344,10 @@ fn check_length(
             Err(e) if e.kind() == ErrorKind::NotFound => "is not visible here".to_owned(),
             Err(e) => return Err(e),
         };
-        if Instant::now() >= until {
+        if clock::now() >= until {
             return Err(not_shared(dir, name, &fault));
         }
-        std::thread::sleep(RETRY_INTERVAL);
+        clock::sleep(RETRY_INTERVAL);
     }
 }
 

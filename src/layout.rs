@@ -68,7 +68,7 @@ impl SaveId {
             return Ok(Self(sabotage::counted().to_be_bytes()));
         }
         let mut bytes = [0; 16];
-        getrandom::fill(&mut bytes).map_err(|e| {
+        crate::clock::fill_random(&mut bytes).map_err(|e| {
             let message = format!("no random bytes for a save id: {e}");
             Error::new(ErrorKind::Unsupported, message)
         })?;

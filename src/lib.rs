@@ -7,6 +7,7 @@
 )]
 
 // Words
+mod clock;
 pub mod error;
 mod memory;
 mod nearest;
@@ -51,6 +52,9 @@ pub mod single;
 pub mod verify;
 // For training loops of one's own
 pub mod checkpointer;
+#[cfg(feature = "sabotage")]
+#[doc(hidden)]
+pub mod simulation;
 mod tidy;
 // libtorch
 #[cfg(feature = "torch")]

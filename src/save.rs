@@ -20,10 +20,10 @@ mod unproved;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
 
 use crate::audit::audit;
 use crate::catalog::CheckpointPath;
+use crate::clock;
 use crate::commit::{Attempt, nobody_elses};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
@@ -248,12 +248,12 @@ fn open_attempt(
     assignment: &Assignment,
 ) -> Result<Arc<dyn Directory>> {
     let partial = layout::partial_dir(&assignment.name, &assignment.plan.save_id);
-    let until = Instant::now() + Pace::of(group).patience;
+    let until = clock::now() + Pace::of(group).patience;
     loop {
         let opened = storage.open_dir(path.directory()).and_then(|dir| dir.open_dir(&partial));
         match opened {
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                if Instant::now() >= until {
+                if clock::now() >= until {
                     return Err(Error::new(
                         ErrorKind::NotShared,
                         "the directory that the coordinator made is not visible on this rank",
@@ -264,7 +264,7 @@ fn open_attempt(
             }
             opened => return opened,
         }
-        std::thread::sleep(RETRY_INTERVAL);
+        clock::sleep(RETRY_INTERVAL);
     }
 }
 
@@ -318,8 +318,7 @@ pub(crate) fn target(path: &CheckpointPath, options: &SaveOptions) -> SaveTarget
 }
 
 pub(crate) fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(clock::unix_time().as_millis()).unwrap_or(u64::MAX)
 }
 
 fn verdict_error(error: Error, path: &CheckpointPath, assignment: &Assignment) -> Error {

@@ -5,9 +5,10 @@
 //! the lock of the directory there are only renames; unlinking may take long, and comes after.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::catalog;
+use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{ProcessGroup, Progress};
 use crate::layout::{self, CheckpointName, Debris, SaveId};
@@ -73,11 +74,11 @@ pub(crate) fn existing(parent: &dyn Directory, name: &str) -> Result<Existing> {
 
 /// The lock of the directory of checkpoints, or `None` where locks do not work.
 pub(crate) fn lock_parent(parent: &dyn Directory, patience: Duration) -> Result<Option<Lock>> {
-    let until = Instant::now() + patience;
+    let until = clock::now() + patience;
     loop {
         match parent.try_lock(layout::LOCK) {
             Ok(Some(lock)) => return Ok(Some(lock)),
-            Ok(None) if Instant::now() < until => std::thread::sleep(RETRY_INTERVAL),
+            Ok(None) if clock::now() < until => clock::sleep(RETRY_INTERVAL),
             Ok(None) => {
                 return Err(Error::new(ErrorKind::Deadline, "another job holds the lock")
                     .with_path(parent.path().join(layout::LOCK)));

@@ -8,6 +8,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Channel;
 use super::frame::{Frame, Kind};
+use crate::clock;
 use crate::codec;
 use crate::error::Error;
 use crate::rank::Rank;
@@ -56,7 +57,7 @@ pub(super) struct Inbox {
 impl Inbox {
     /// An inbox that hears from `peers`.
     pub(super) fn new(peers: impl Iterator<Item = Rank>) -> Arc<Self> {
-        let heard_at = Instant::now();
+        let heard_at = clock::now();
         let peers = peers.map(|r| (r, Peer { standing: Standing::Live, heard_at })).collect();
         let state = State { queues: HashMap::new(), peers, broken: None, left: None, heard: 0 };
         Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
@@ -125,7 +126,7 @@ impl Inbox {
         loop {
             match look(&mut state) {
                 Look::Done(found) => return found,
-                Look::Until(when) => drop(self.changed.wait_until(&mut state, when)),
+                Look::Until(when) => clock::wait_until(&self.changed, &mut state, when),
             }
         }
     }
@@ -135,7 +136,7 @@ impl State {
     fn hear(&mut self, from: Rank) {
         self.heard += 1;
         if let Some(peer) = self.peers.get_mut(&from) {
-            peer.heard_at = Instant::now();
+            peer.heard_at = clock::now();
         }
     }
 
@@ -185,6 +186,6 @@ impl State {
 
     /// When `peer` was last heard.
     pub(super) fn heard_at(&self, peer: Rank) -> Instant {
-        self.peers.get(&peer).map_or_else(Instant::now, |peer| peer.heard_at)
+        self.peers.get(&peer).map_or_else(clock::now, |peer| peer.heard_at)
     }
 }

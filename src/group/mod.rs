@@ -31,6 +31,8 @@ mod mpi;
 mod peers;
 mod phase;
 mod port_file;
+#[cfg(feature = "sabotage")]
+pub(crate) mod simulated;
 mod star;
 mod tcp;
 #[cfg(test)]

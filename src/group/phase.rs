@@ -180,6 +180,13 @@ pub(super) fn is_inside() -> bool {
     DEPTH.try_with(Cell::get).unwrap_or(0) > 0
 }
 
+/// Sets how deep this thread is in parts of phases, and gives what it was: a simulator that runs
+/// several ranks on one thread keeps it for each of them.
+#[cfg(feature = "sabotage")]
+pub(super) fn swap_depth(depth: u32) -> u32 {
+    DEPTH.replace(depth)
+}
+
 struct Inside;
 
 impl Inside {

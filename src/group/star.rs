@@ -13,9 +13,9 @@ use super::heartbeat::Heartbeat;
 use super::inbox::{Inbox, Look, Standing, State};
 use super::turn::{Count, DEADLINE_HELP, LOST_HELP, Turn, disagreement, silent_coordinator};
 use super::{Channel, Deadlines, Member, Progress};
-use crate::codec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rank::Rank;
+use crate::{clock, codec};
 
 /// How much longer than the coordinator a rank waits, so that the coordinator's verdict on a
 /// silent rank comes before the others give up on the coordinator.
@@ -77,7 +77,7 @@ impl Star {
             Arc::clone(&inbox),
             Arc::clone(&links),
         )?;
-        let (counts, heartbeat) = (Default::default(), Mutex::new(Some(heartbeat)));
+        let (counts, heartbeat) = (Default::default(), Mutex::new(heartbeat));
         Ok(Self { member, deadlines, inbox, links, counts, progress, heartbeat })
     }
 
@@ -141,7 +141,7 @@ impl Star {
     pub(super) fn gather(&self, turn: &Turn<'_>) -> Gathered {
         // Whoever waits for the verdict learns that this rank is here.
         self.progress.add(1);
-        let started = Instant::now();
+        let started = clock::now();
         let mut votes = BTreeMap::new();
         let (failures, broken) = self.inbox.wait(|state| {
             if let Some(error) = self.take_votes(state, turn, &mut votes) {
@@ -196,7 +196,7 @@ impl Star {
         }
         let gives_up_at =
             |rank: &Rank| state.heard_at(*rank).max(started) + self.deadlines.progress;
-        let now = Instant::now();
+        let now = clock::now();
         let silent: Vec<Rank> =
             missing.iter().copied().filter(|rank| gives_up_at(rank) <= now).collect();
         if !silent.is_empty() {
@@ -287,7 +287,7 @@ impl Star {
         std::thread::scope(|scope| {
             for rank in self.live() {
                 let frame = frame(rank);
-                let is_short = frame.body.len() <= SEND_IN_TURN_BYTES_MAX;
+                let is_short = frame.body.len() <= SEND_IN_TURN_BYTES_MAX || clock::is_simulated();
                 let beside = std::thread::Builder::new().name("tch-answer".into());
                 let later = frame.clone();
                 // Without a thread the others wait a little longer.
@@ -345,7 +345,7 @@ impl Star {
     /// Waits for a frame of the coordinator on this channel. A loss on another channel says
     /// nothing about this vote, which may have been counted: the coordinator answers on each.
     fn next_answer(&self, turn: &mut Turn<'_>) -> Result<Frame> {
-        let started = Instant::now();
+        let started = clock::now();
         let patience = self.deadlines.progress + VERDICT_MARGIN;
         let found = self.inbox.wait(|state| {
             if let Some(frame) = state.take(Rank::COORDINATOR, turn.channel, 0) {
@@ -355,7 +355,7 @@ impl Star {
                 return Look::Done(Some(Err(error)));
             }
             let gives_up_at = state.heard_at(Rank::COORDINATOR).max(started) + patience;
-            if gives_up_at <= Instant::now() { Look::Done(None) } else { Look::Until(gives_up_at) }
+            if gives_up_at <= clock::now() { Look::Done(None) } else { Look::Until(gives_up_at) }
         });
         found.unwrap_or_else(|| {
             turn.give_up();
@@ -373,7 +373,7 @@ impl Star {
         let goodbye = Frame::signal(Kind::Goodbye);
         self.live().for_each(|rank| self.send(rank, &goodbye));
         // The last verdict may still be on its way; closing too early could tear it.
-        let until = Instant::now() + self.deadlines.progress.min(DRAIN_MAX);
+        let until = clock::now() + self.deadlines.progress.min(DRAIN_MAX);
         self.links.values().for_each(|link| link.drain(until));
         self.inbox.break_with(error);
         self.close_links();

@@ -7,14 +7,17 @@
 use std::any::Any;
 use std::thread;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::at_file;
+use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sabotage::{self, Defect};
 use crate::storage::{Directory, WriteFile};
 
 const BUFFER_BYTES: usize = 8 << 20;
+/// Enough for the tensors of a simulation.
+const SIMULATED_BUFFER_BYTES: usize = 8 << 10;
 /// Together 32 MiB, whatever the size of the state.
 const BUFFERS: usize = 4;
 const PAGE: usize = 4096;
@@ -42,17 +45,18 @@ struct Buffer {
     memory: Vec<u8>,
     start: usize,
     filled: usize,
+    bytes: usize,
 }
 
 impl Buffer {
-    fn new() -> Self {
-        let memory = vec![0; BUFFER_BYTES + PAGE];
+    fn new(bytes: usize) -> Self {
+        let memory = vec![0; bytes + PAGE];
         let start = memory.as_ptr().align_offset(PAGE).min(PAGE);
-        Self { memory, start, filled: 0 }
+        Self { memory, start, filled: 0, bytes }
     }
 
     fn room(&self) -> usize {
-        BUFFER_BYTES - self.filled
+        self.bytes - self.filled
     }
 
     /// The next `len` free bytes, from now on counted as filled. `len` is at most the room.
@@ -79,9 +83,20 @@ pub(super) struct Pipe {
     free: Receiver<Buffer>,
     current: Option<Buffer>,
     buffers: usize,
+    buffer_bytes: usize,
+    buffers_max: usize,
 }
 
 impl Pipe {
+    fn new(
+        jobs: Sender<Job>,
+        free: Receiver<Buffer>,
+        buffer_bytes: usize,
+        buffers_max: usize,
+    ) -> Self {
+        Self { jobs, free, current: None, buffers: 0, buffer_bytes, buffers_max }
+    }
+
     /// Begins a file of `len` bytes.
     pub(super) fn begin(&mut self, name: &str, len: u64) -> Result<(), Stop> {
         self.send(Job::Begin { name: name.to_owned(), len })
@@ -126,9 +141,9 @@ impl Pipe {
         if let Ok(buffer) = self.free.try_recv() {
             return Ok(buffer);
         }
-        if self.buffers < BUFFERS {
+        if self.buffers < self.buffers_max {
             self.buffers += 1;
-            return Ok(Buffer::new());
+            return Ok(Buffer::new(self.buffer_bytes));
         }
         self.free.recv().map_err(|_| Stop::WriterGone)
     }
@@ -148,6 +163,9 @@ pub(super) fn run<T>(
     progress: Progress<'_>,
     produce: impl FnOnce(&mut Pipe) -> Result<T, Stop>,
 ) -> Result<T> {
+    if clock::is_simulated() {
+        return one_after_the_other(dir, progress, produce);
+    }
     let (jobs, todo) = bounded(BUFFERS);
     let (give_back, free) = bounded(BUFFERS);
     thread::scope(|scope| {
@@ -155,16 +173,34 @@ pub(super) fn run<T>(
             .name("shard-writer".to_owned())
             .spawn_scoped(scope, move || write_all(dir, progress, &todo, &give_back))
             .map_err(|e| Error::io(&e, "starting the writer thread", dir.path()))?;
-        let mut pipe = Pipe { jobs, free, current: None, buffers: 0 };
+        let mut pipe = Pipe::new(jobs, free, BUFFER_BYTES, BUFFERS);
         let produced = produce(&mut pipe);
         drop(pipe);
         let written = writer.join().unwrap_or_else(|panic| Err(panicked(&*panic)));
-        match produced {
-            Ok(value) => written.map(|()| value),
-            Err(Stop::Failed(error)) => Err(error),
-            Err(Stop::WriterGone) => Err(written.err().unwrap_or_else(ended_early)),
-        }
+        ended(produced, written)
     })
+}
+
+/// The same without a thread, which would escape a simulation: all is produced, then written.
+fn one_after_the_other<T>(
+    dir: &dyn Directory,
+    progress: Progress<'_>,
+    produce: impl FnOnce(&mut Pipe) -> Result<T, Stop>,
+) -> Result<T> {
+    let ((jobs, todo), (give_back, free)) = (unbounded(), unbounded());
+    let mut pipe = Pipe::new(jobs, free, SIMULATED_BUFFER_BYTES, usize::MAX);
+    let produced = produce(&mut pipe);
+    drop(pipe);
+    ended(produced, write_all(dir, progress, &todo, &give_back))
+}
+
+/// What both sides together came to.
+fn ended<T>(produced: Result<T, Stop>, written: Result<()>) -> Result<T> {
+    match produced {
+        Ok(value) => written.map(|()| value),
+        Err(Stop::Failed(error)) => Err(error),
+        Err(Stop::WriterGone) => Err(written.err().unwrap_or_else(ended_early)),
+    }
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Error {

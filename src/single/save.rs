@@ -1,9 +1,8 @@
 //! Saving into files, from top to bottom as the protocol; see [`crate::save`] for its rules.
 
-use std::time::Instant;
-
 use crate::audit::audit;
 use crate::catalog::CheckpointPath;
+use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::layout::{self, CheckpointName, SaveId};
@@ -297,12 +296,12 @@ fn open_partial(
     share: &Share,
 ) -> Result<Box<dyn WriteFile>> {
     let partial = layout::partial_dir(&share.name, &assignment.save_id);
-    let until = Instant::now() + Pace::of(group).patience;
+    let until = clock::now() + Pace::of(group).patience;
     loop {
         let dir = storage.open_dir(path.directory());
         match dir.and_then(|dir| dir.open_for_writing(&partial)) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                if Instant::now() >= until {
+                if clock::now() >= until {
                     return Err(not_shared(
                         "the file that the coordinator made is not visible on this rank",
                     )
@@ -311,7 +310,7 @@ fn open_partial(
             }
             opened => return opened,
         }
-        std::thread::sleep(RETRY_INTERVAL);
+        clock::sleep(RETRY_INTERVAL);
     }
 }
 
