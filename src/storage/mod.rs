@@ -34,7 +34,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn open_dir(&self, path: &Path) -> Result<Arc<dyn Directory>>;
 
     /// Opens a directory, creating it and its missing ancestors; the parent of each newly created
-    /// one is fsynced before this returns. Several ranks may race.
+    /// one is fsynced before this returns, and so is that of the last one that was there: whoever
+    /// made it may have died before. Several ranks may race.
     ///
     /// # Errors
     /// [`Storage`](crate::ErrorKind::Storage).

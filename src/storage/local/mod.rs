@@ -13,7 +13,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -61,7 +61,11 @@ fn create_all(path: &Path) -> Result<OwnedFd> {
     let refused = |errno| creating(errno, "creating the directory", path, &[]);
     match open_dir_fd(CWD, path) {
         Err(Errno::NOENT) => {}
-        opened => return opened.map_err(refused),
+        Err(errno) => return Err(refused(errno)),
+        Ok(fd) => {
+            make_name_durable(&fd).map_err(|errno| not_synced(errno, path))?;
+            return Ok(fd);
+        }
     }
     let Some(parent) = path.parent() else { return Err(refused(Errno::NOENT)) };
     let parent_fd = create_all(parent)?;
@@ -76,7 +80,21 @@ fn create_all(path: &Path) -> Result<OwnedFd> {
     }
     // Also when another rank was faster: it may die before it gets to its fsync.
     uninterrupted(|| rustix::fs::fsync(&parent_fd)).map_err(|errno| not_synced(errno, parent))?;
-    open_dir_fd(rustix::fd::AsFd::as_fd(&parent_fd), Path::new(name)).map_err(refused)
+    open_dir_fd(parent_fd.as_fd(), Path::new(name)).map_err(refused)
+}
+
+/// Fsyncs the directory above `dir`, as far as it may be opened and is of the same file system:
+/// whoever made `dir` may have been killed in front of its own fsync, or that has failed, and what
+/// is saved in `dir` would go with its name.
+fn make_name_durable(dir: &OwnedFd) -> Result<(), Errno> {
+    let parent = match open_dir_fd(dir.as_fd(), Path::new("..")) {
+        Err(Errno::ACCESS | Errno::PERM) => return Ok(()),
+        opened => opened?,
+    };
+    if rustix::fs::fstat(&parent)?.st_dev != rustix::fs::fstat(dir)?.st_dev {
+        return Ok(());
+    }
+    uninterrupted(|| rustix::fs::fsync(&parent))
 }
 
 /// Makes a system call again that a signal has interrupted, but not for ever: what is interrupted
