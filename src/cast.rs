@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory::reserve;
 use crate::tensor::Dtype;
 
 /// Whether [`cast`] knows this dtype: F16, BF16, F32 and F64.
@@ -19,8 +20,10 @@ pub fn is_castable(dtype: Dtype) -> bool {
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for other dtypes; [`ErrorKind::InvalidInput`] for bytes that are no
-/// whole number of elements.
+/// whole number of elements; [`ErrorKind::Storage`] if memory is short.
 pub fn cast(from: Dtype, to: Dtype, bytes: &[u8], out: &mut Vec<u8>) -> Result<u64> {
+    let size = |dtype: Dtype| usize::try_from(dtype.size_bytes()).unwrap_or(usize::MAX);
+    reserve(out, (bytes.len() / size(from).max(1)).saturating_mul(size(to)))?;
     match from {
         Dtype::F16 => {
             floats(bytes, |b| f16::from_le_bytes(b).to_f32()).and_then(|v| put(v, to, out))

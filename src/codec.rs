@@ -3,10 +3,13 @@
 //! Fixed-width little-endian integers, lengths as u64 (bincode 1's layout, which other crates read
 //! too, should bincode have to go).
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use std::fmt;
+
+use serde::de::{DeserializeOwned, Deserializer, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory::{Growing, copied};
 
 /// Largest encoded value, and the most memory that decoding may claim: 1 GiB.
 pub(crate) const ENCODED_BYTES_MAX: usize = 1 << 30;
@@ -16,10 +19,16 @@ fn config() -> impl bincode::config::Config {
 }
 
 /// # Errors
-/// [`ErrorKind::InvalidInput`] if the value is larger than [`ENCODED_BYTES_MAX`].
+/// [`ErrorKind::InvalidInput`] if the value is larger than [`ENCODED_BYTES_MAX`],
+/// [`ErrorKind::Storage`] if memory is short.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>> {
-    bincode::serde::encode_to_vec(value, config())
-        .map_err(|e| Error::new(ErrorKind::InvalidInput, format!("cannot be encoded: {e}")))
+    let mut out = Growing::new(ENCODED_BYTES_MAX);
+    match bincode::serde::encode_into_std_write(value, &mut out, config()) {
+        Ok(_) => Ok(out.bytes),
+        Err(e) => Err(out.failed().unwrap_or_else(|| {
+            Error::new(ErrorKind::InvalidInput, format!("cannot be encoded: {e}"))
+        })),
+    }
 }
 
 /// Decodes a value that fills `bytes` exactly.
@@ -28,10 +37,51 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>> {
 /// [`ErrorKind::Corrupt`] for anything else.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     let corrupt = |what: String| Error::new(ErrorKind::Corrupt, what);
-    let (value, used) = bincode::serde::decode_from_slice(bytes, config())
+    let (value, used) = bincode::serde::borrow_decode_from_slice(bytes, config())
         .map_err(|e| corrupt(format!("cannot be decoded: {e}")))?;
     if used != bytes.len() {
         return Err(corrupt(format!("{} bytes left over after decoding", bytes.len() - used)));
     }
     Ok(value)
+}
+
+/// Many bytes inside of a message. That memory is short for them is no fault of the message: it
+/// is told when they are wanted, in a phase where this rank has a vote.
+#[derive(Debug, Clone)]
+pub(crate) struct Bytes(Result<Vec<u8>>);
+
+impl Bytes {
+    /// # Errors
+    /// [`ErrorKind::Storage`] if there was no memory for them.
+    pub(crate) fn get(&self) -> Result<&[u8]> {
+        self.0.as_deref().map_err(Clone::clone)
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Ok(bytes))
+    }
+}
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.get().map_err(serde::ser::Error::custom)?)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Borrowed;
+        impl Visitor<'_> for Borrowed {
+            type Value = Bytes;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Bytes, E> {
+                Ok(Bytes(copied(bytes)))
+            }
+        }
+        deserializer.deserialize_bytes(Borrowed)
+    }
 }

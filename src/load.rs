@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::catalog::{self, Wanted};
+use crate::codec::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::group::{Channel, ProcessGroup, Progress};
@@ -123,7 +124,7 @@ pub struct Loaded {
 struct Resolved {
     directory: PathBuf,
     entry: String,
-    manifest: Vec<u8>,
+    manifest: Bytes,
     /// Whether `entry` is a file, not a directory.
     is_file: bool,
 }
@@ -250,7 +251,7 @@ fn resolve(group: &ProcessGroup, storage: &dyn Storage, asked: &[Asked]) -> Resu
     Ok(Resolved {
         directory: wanted.directory().to_path_buf(),
         entry: found.entry,
-        manifest: found.manifest.encode()?,
+        manifest: found.manifest.encode()?.into(),
         is_file: *found.manifest.form() != Form::Directory,
     })
 }
@@ -285,7 +286,7 @@ impl Session {
         destination: &mut dyn Destination,
         rules: &LoadRules,
     ) -> Result<Self> {
-        let manifest = Arc::new(Manifest::parse(&resolved.manifest)?);
+        let manifest = Arc::new(Manifest::parse(resolved.manifest.get()?)?);
         destination.prepare(&manifest)?;
         let wanted = wanted_boxes(&destination.targets()?)?;
         let (plan, report) = plan_load(&manifest, &wanted, rules);

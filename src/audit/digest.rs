@@ -6,6 +6,7 @@ use std::thread;
 
 use super::Digest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory::grow;
 use crate::state::TensorEntry;
 
 /// Bytes that are read, or hashed between two signs of progress, at once.
@@ -69,7 +70,8 @@ fn digest(
             while offset < len {
                 let part =
                     usize::try_from(len - offset).map_or(CHUNK_BYTES, |n| n.min(CHUNK_BYTES));
-                buffer.resize(part, 0);
+                buffer.truncate(part);
+                grow(buffer, part)?;
                 entry.source.read_into(offset, buffer)?;
                 add(buffer);
                 offset += part as u64;

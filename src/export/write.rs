@@ -9,6 +9,7 @@ use crate::export::ExportedTensor;
 use crate::export::plan::{FilePlan, PlannedTensor};
 use crate::load::read_boxes;
 use crate::manifest::Manifest;
+use crate::memory::reserve;
 use crate::plan::load::{LoadPlan, LoadRules, WantedBox, plan_load};
 use crate::shard::ShardReader;
 use crate::slice::Slice;
@@ -88,6 +89,7 @@ impl<'f> Writer<'f> {
                 continue;
             };
             if done.cast_from.is_none() {
+                reserve(&mut out, bytes.len())?;
                 out.extend_from_slice(&bytes);
                 continue;
             }

@@ -126,10 +126,12 @@ fn read_growing(
     length: usize,
     heard: &mut impl FnMut(),
 ) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+    let mut bytes: Vec<u8> = Vec::new();
     while bytes.len() < length {
         let start = bytes.len();
-        bytes.resize(start + PIECE_BYTES.min(length - start), 0);
+        let piece = PIECE_BYTES.min(length - start);
+        bytes.try_reserve(piece)?;
+        bytes.resize(start + piece, 0);
         let (_, piece) = bytes.split_at_mut(start);
         stream.read_exact(piece)?;
         heard();

@@ -3,6 +3,7 @@
 use super::{BodyV1, Form, Manifest, single};
 use crate::codec;
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory::{probe, reserved};
 use crate::sabotage::{self, Defect};
 
 /// Version of the format that this library writes, and the newest that it reads.
@@ -17,6 +18,8 @@ const MAGIC_PLAIN: &[u8; 8] = b"TCHPLAI\n";
 /// Magic, version, length of the body.
 const HEAD_BYTES: usize = 8 + 4 + 8;
 const CHECKSUM_BYTES: usize = 32;
+/// How many times as much memory as its bytes a parsed manifest takes, at most in practice.
+const DECODED_TIMES: u64 = 4;
 
 impl Manifest {
     /// Its bytes: the 8 bytes `TCHCKPT\n` (other forms have others), the version as `u32` and the length of the body as
@@ -38,6 +41,7 @@ impl Manifest {
     /// # Errors
     /// [`ErrorKind::Corrupt`] if a single bit is not as written, or the content breaks a rule.
     /// [`ErrorKind::Incompatible`] for an intact manifest of a newer format.
+    /// [`ErrorKind::Storage`] if memory is short.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let (magic, version, body) = open_envelope(bytes)?;
         if version != FORMAT_VERSION {
@@ -45,6 +49,7 @@ impl Manifest {
             return Err(Error::new(ErrorKind::Incompatible, message)
                 .with_help("load it with the version of tch-checkpoint that saved it, or newer"));
         }
+        probe((body.len() as u64).saturating_mul(DECODED_TIMES))?;
         match magic {
             MAGIC => Self::from_body(codec::decode::<BodyV1>(body)?),
             MAGIC_SINGLE => {
@@ -67,7 +72,7 @@ fn envelope_of(magic: &[u8; 8], version: u32, body: &[u8]) -> Result<Vec<u8>> {
         let message = format!("the manifest would have {len} bytes, at most 1 GiB is allowed");
         return Err(Error::new(ErrorKind::InvalidInput, message));
     }
-    let mut bytes = Vec::with_capacity(len);
+    let mut bytes = reserved(len as u64)?;
     bytes.extend_from_slice(magic);
     bytes.extend_from_slice(&version.to_le_bytes());
     bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());

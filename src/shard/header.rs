@@ -1,25 +1,30 @@
 //! The header of a data file: safetensors, padded so that the data begins on a page.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+mod raw;
 
-use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
-use serde::{Deserialize, Serialize};
+
+use self::raw::{RawHeader, RawTensor};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::SaveId;
 use crate::manifest::hash16;
+use crate::memory::{Growing, probe, zeroed};
 use crate::plan::{PlannedFile, PlannedPiece};
 use crate::rank::Rank;
 use crate::storage::ReadFile;
-use crate::tensor::{DIMENSIONS_MAX, Dtype, TensorName, TensorSpec};
+use crate::tensor::{Dtype, TensorName, TensorSpec};
 
 /// Longest JSON part of a header that safetensors readers accept, padding included.
 pub const HEADER_JSON_MAX: u64 = 100_000_000;
 /// The data of a file begins at a multiple of this, so that direct I/O works.
 pub const DATA_ALIGNMENT: u64 = 4096;
 
+/// How many times as much memory as its JSON a parsed header takes, at most in practice.
+const PARSED_TIMES: u64 = 4;
 const METADATA: &str = "__metadata__";
 /// Bytes of the length in front of the JSON.
 const PREFIX_BYTES: usize = 8;
@@ -125,17 +130,27 @@ fn metadata(
     let pairs = [
         ("format", "pt".to_owned()),
         ("DCP_VERSION", "1.0".to_owned()),
-        ("DCP_SHARDING_INFO", serde_json::to_string(&offsets).map_err(no_json)?),
+        ("DCP_SHARDING_INFO", json_text(&offsets)?),
         ("tch_checkpoint.save_id", save_id.to_string()),
         ("tch_checkpoint.step", step.to_string()),
         ("tch_checkpoint.rank", rank.to_string()),
-        ("tch_checkpoint.shapes", serde_json::to_string(&shapes).map_err(no_json)?),
+        ("tch_checkpoint.shapes", json_text(&shapes)?),
     ];
     Ok(pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn no_json(error: serde_json::Error) -> Error {
+fn json_text(value: &impl Serialize) -> Result<String> {
+    let mut out = Growing::new(usize::MAX);
+    write_json(&mut out, value)?;
+    String::from_utf8(out.bytes).map_err(|e| no_json(&e))
+}
+
+fn write_json(out: &mut Growing, value: &impl Serialize) -> Result<()> {
+    serde_json::to_writer(&mut *out, value)
+        .map_err(|e| out.failed().unwrap_or_else(|| no_json(&e)))
+}
+
+fn no_json(error: &dyn std::fmt::Display) -> Error {
     Error::new(ErrorKind::InvalidInput, format!("the header has no JSON form: {error}"))
 }
 
@@ -197,13 +212,14 @@ impl ParsedHeader {
         if json.first() != Some(&b'{') {
             return Err(corrupt("the header is no JSON object".into()));
         }
-        let raw: RawHeader = serde_json::from_slice(json)
+        probe((json.len() as u64).saturating_mul(PARSED_TIMES))?;
+        let mut raw: RawHeader = serde_json::from_slice(json)
             .map_err(|e| corrupt(format!("the header is malformed: {e}")))?;
         let mut tensors =
-            raw.tensors.into_iter().map(check_tensor).collect::<Result<Vec<HeaderTensor>>>()?;
+            std::mem::take(&mut raw.tensors).into_iter().map(check_tensor).collect::<Result<Vec<HeaderTensor>>>()?;
         tensors.sort_by(|a, b| (a.begin, a.end, &a.name).cmp(&(b.begin, b.end, &b.name)));
         check_coverage(&tensors, file_len - data_start)?;
-        Ok(Self { tensors, metadata: raw.metadata, data_start })
+        Ok(Self { tensors, metadata: raw.metadata()?, data_start })
     }
 }
 
@@ -216,7 +232,7 @@ pub fn read_header(file: &dyn ReadFile) -> Result<ParsedHeader> {
     file.read_at(0, &mut prefix)?;
     let data_start = ParsedHeader::data_start(prefix, file.len())?;
     let len = usize::try_from(data_start).map_err(|e| corrupt(e.to_string()))?;
-    let mut bytes = vec![0; len];
+    let mut bytes = zeroed(len as u64)?;
     file.read_at(0, &mut bytes)?;
     ParsedHeader::parse(&bytes, file.len())
 }
@@ -266,9 +282,12 @@ pub(super) struct Json {
 impl Json {
     /// How the file begins: length, JSON, padding.
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; PREFIX_BYTES];
-        serde_json::to_writer(&mut bytes, self).map_err(no_json)?;
-        bytes.resize(bytes.len().next_multiple_of(PAGE), b' ');
+        let mut out = Growing::new(usize::MAX);
+        out.put(&[0; PREFIX_BYTES])?;
+        write_json(&mut out, self)?;
+        let padding = out.bytes.len().next_multiple_of(PAGE) - out.bytes.len();
+        out.put([b' '; PAGE].get(..padding).unwrap_or_default())?;
+        let mut bytes = out.bytes;
         let json_bytes = (bytes.len() - PREFIX_BYTES) as u64;
         if json_bytes > HEADER_JSON_MAX {
             let message = format!(
@@ -299,97 +318,5 @@ impl Serialize for Json {
             map.serialize_entry(tensor.name.as_str(), &entry)?;
         }
         map.end()
-    }
-}
-
-/// What is deserialized, with every key unique.
-struct RawHeader {
-    metadata: BTreeMap<String, String>,
-    tensors: BTreeMap<String, RawTensor>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTensor {
-    dtype: String,
-    shape: Shape,
-    data_offsets: [u64; 2],
-}
-
-impl<'de> Deserialize<'de> for RawHeader {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Keys;
-        impl<'de> Visitor<'de> for Keys {
-            type Value = RawHeader;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of tensors")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
-                let (mut metadata, mut tensors) = (None, BTreeMap::new());
-                while let Some(key) = map.next_key::<String>()? {
-                    let twice = if key == METADATA {
-                        metadata.replace(map.next_value::<UniqueTexts>()?.0).is_some()
-                    } else {
-                        let value = map.next_value()?;
-                        tensors.insert(key, value).is_some()
-                    };
-                    if twice {
-                        return Err(A::Error::custom("a key appears twice"));
-                    }
-                }
-                Ok(RawHeader { metadata: metadata.unwrap_or_default(), tensors })
-            }
-        }
-        deserializer.deserialize_map(Keys)
-    }
-}
-
-struct UniqueTexts(BTreeMap<String, String>);
-
-impl<'de> Deserialize<'de> for UniqueTexts {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Keys;
-        impl<'de> Visitor<'de> for Keys {
-            type Value = UniqueTexts;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of texts")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UniqueTexts, A::Error> {
-                let mut texts = BTreeMap::new();
-                while let Some((key, value)) = map.next_entry()? {
-                    if texts.insert(key, value).is_some() {
-                        return Err(A::Error::custom("a key of the metadata appears twice"));
-                    }
-                }
-                Ok(UniqueTexts(texts))
-            }
-        }
-        deserializer.deserialize_map(Keys)
-    }
-}
-
-/// Reads no more dimensions than a tensor may have, however many the file claims.
-struct Shape(Vec<u64>);
-
-impl<'de> Deserialize<'de> for Shape {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Dimensions;
-        impl<'de> Visitor<'de> for Dimensions {
-            type Value = Shape;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "at most {DIMENSIONS_MAX} dimensions")
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Shape, A::Error> {
-                let mut shape = Vec::new();
-                while let Some(dimension) = seq.next_element()? {
-                    if shape.len() == DIMENSIONS_MAX {
-                        return Err(A::Error::invalid_length(shape.len() + 1, &self));
-                    }
-                    shape.push(dimension);
-                }
-                Ok(Shape(shape))
-            }
-        }
-        deserializer.deserialize_seq(Dimensions)
     }
 }

@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use super::at_file;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory::reserved;
 use crate::sabotage::{self, Defect};
 use crate::storage::{Directory, WriteFile};
 
@@ -49,10 +50,11 @@ struct Buffer {
 }
 
 impl Buffer {
-    fn new(bytes: usize) -> Self {
-        let memory = vec![0; bytes + PAGE];
+    fn new(bytes: usize) -> Result<Self> {
+        // It grows within what is reserved: pages that no byte reaches cost nothing.
+        let memory = reserved((bytes + PAGE) as u64)?;
         let start = memory.as_ptr().align_offset(PAGE).min(PAGE);
-        Self { memory, start, filled: 0, bytes }
+        Ok(Self { memory, start, filled: 0, bytes })
     }
 
     fn room(&self) -> usize {
@@ -63,11 +65,14 @@ impl Buffer {
     fn take(&mut self, len: usize) -> &mut [u8] {
         let begin = self.start + self.filled;
         self.filled += len;
+        if self.memory.len() < begin + len {
+            self.memory.resize(begin + len, 0);
+        }
         &mut self.memory[begin..begin + len]
     }
 
     fn bytes(&self) -> &[u8] {
-        &self.memory[self.start..self.start + self.filled]
+        self.memory.get(self.start..self.start + self.filled).unwrap_or_default()
     }
 }
 
@@ -143,7 +148,7 @@ impl Pipe {
         }
         if self.buffers < self.buffers_max {
             self.buffers += 1;
-            return Ok(Buffer::new(self.buffer_bytes));
+            return Ok(Buffer::new(self.buffer_bytes)?);
         }
         self.free.recv().map_err(|_| Stop::WriterGone)
     }

@@ -4,7 +4,6 @@ use super::sums::SumsContent;
 use super::writer::Cut;
 use crate::error::Result;
 use crate::layout::SaveId;
-use crate::manifest::SUMS_HEADER_BYTES;
 use crate::memory::zeroed;
 use crate::plan::PlannedPiece;
 use crate::state::StateDict;
@@ -39,7 +38,7 @@ pub(crate) fn write_ranges(
         Ok((placed.begin, cut))
     });
     let cuts = cuts.collect::<Result<Vec<_>>>()?;
-    let mut sums = SumsContent::new(&SaveId::from_bytes([0; 16]));
+    let mut sums = SumsContent::new(&SaveId::from_bytes([0; 16]), cuts.iter().map(|(_, c)| c.bytes))?;
     let total = cuts.iter().fold(0u64, |sum, (_, cut)| sum.saturating_add(cut.bytes));
     let buffer = zeroed(total.min(BUFFER_BYTES as u64))?;
     let mut out = Out { file, progress, buffer, filled: 0, begin: 0 };
@@ -56,9 +55,7 @@ pub(crate) fn write_ranges(
         sums.end_piece();
     }
     out.flush()?;
-    // The sums alone: the header of a sums file is left out.
-    let header = usize::try_from(SUMS_HEADER_BYTES).unwrap_or(usize::MAX);
-    Ok(sums.bytes().get(header..).unwrap_or_default().to_vec())
+    Ok(sums.into_sums())
 }
 
 /// Joins pieces that lie next to each other into large writes.

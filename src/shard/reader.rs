@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{
     BLOCK_BYTES, DataFile, Form, Manifest, OtherFile, SUM_BYTES, SUMS_HEADER_BYTES, hash16,
 };
-use crate::memory::zeroed;
+use crate::memory::{grow, zeroed};
 use crate::sabotage::{self, Defect};
 use crate::storage::{Directory, ReadFile};
 
@@ -36,12 +36,12 @@ pub struct PieceAt {
 
 /// Reads the data files of one checkpoint. Usable from several threads at once.
 pub struct ShardReader {
-    dir: Arc<dyn Directory>,
+    pub(super) dir: Arc<dyn Directory>,
     files: Vec<DataFile>,
     pub(super) sums_files: Vec<OtherFile>,
     pub(super) form: Form,
     /// Block sums per data file, loaded when first needed.
-    sums: Vec<Mutex<Option<Arc<[u8]>>>>,
+    sums: Vec<Mutex<Option<Arc<Vec<u8>>>>>,
     open: Mutex<OpenFiles>,
     bytes_read: AtomicU64,
     on_read: Option<Box<OnRead>>,
@@ -233,7 +233,7 @@ impl ShardReader {
     }
 
     /// The block sums of a data file, loaded once.
-    fn sums(&self, index: usize) -> Result<Arc<[u8]>> {
+    fn sums(&self, index: usize) -> Result<Arc<Vec<u8>>> {
         let Some(slot) = self.sums.get(index) else {
             return Err(self.record(index).err().unwrap_or_else(no_sums));
         };
@@ -246,7 +246,7 @@ impl ShardReader {
         Ok(sums)
     }
 
-    pub(super) fn load_sums(&self, index: usize) -> Result<Arc<[u8]>> {
+    pub(super) fn load_sums(&self, index: usize) -> Result<Arc<Vec<u8>>> {
         let record = self.record(index)?;
         match self.form {
             Form::Directory => {}
@@ -274,7 +274,7 @@ impl ShardReader {
             let what = format!("the block sums of `{}` are not what was saved", record.name);
             return Err(self.corrupt(&other.name, what).with_offset(record.sums_begin));
         }
-        Ok(sums.into())
+        Ok(Arc::new(sums))
     }
 
     fn source(&self, piece: PieceAt, range: &Range<u64>) -> Result<Source<'_>> {
@@ -285,7 +285,7 @@ impl ShardReader {
         &self,
         piece: PieceAt,
         range: &Range<u64>,
-        sums: Arc<[u8]>,
+        sums: Arc<Vec<u8>>,
     ) -> Result<Source<'_>> {
         check_range(piece, range)?;
         let record = self.record(piece.file)?;
@@ -308,7 +308,7 @@ pub(super) struct Source<'a> {
     reader: &'a ShardReader,
     name: &'a str,
     file: Arc<dyn ReadFile>,
-    sums: Arc<[u8]>,
+    sums: Arc<Vec<u8>>,
     piece: PieceAt,
 }
 
@@ -364,7 +364,7 @@ fn check_range(piece: PieceAt, range: &Range<u64>) -> Result<()> {
 pub(super) fn sized(scratch: &mut Vec<u8>, len: u64) -> Result<&mut [u8]> {
     let len = to_usize(len)?;
     if scratch.len() < len {
-        scratch.resize(len, 0);
+        grow(scratch, len)?;
     }
     Ok(&mut scratch[..len])
 }

@@ -31,8 +31,10 @@ pub(crate) struct SingleText {
 }
 
 impl SingleText {
-    pub(crate) fn new(manifest: &[u8], sums: &[u8]) -> Self {
-        Self { manifest: Base64::encode_string(manifest), sums: Base64::encode_string(sums) }
+    /// # Errors
+    /// [`ErrorKind::Storage`] if memory is short.
+    pub(crate) fn new(manifest: &[u8], sums: &[u8]) -> Result<Self> {
+        Ok(Self { manifest: encode(manifest)?, sums: encode(sums)? })
     }
 
     /// Texts of the right lengths, to find out how long a header will be.
@@ -50,9 +52,21 @@ impl SingleText {
             return Err(Error::new(ErrorKind::InvalidInput, message)
                 .with_help("save a checkpoint directory instead: it has no such limit"));
         }
-        let [manifest, sums] = lens.map(|len| "A".repeat(usize::try_from(len).unwrap_or(0)));
-        Ok(Self { manifest, sums })
+        Ok(Self { manifest: text(lens[0])?, sums: text(lens[1])? })
     }
+}
+
+fn text(len: u64) -> Result<String> {
+    let mut bytes = zeroed(len)?;
+    bytes.fill(b'A');
+    String::from_utf8(bytes).map_err(|e| Error::new(ErrorKind::InvalidInput, e.to_string()))
+}
+
+fn encode(bytes: &[u8]) -> Result<String> {
+    let mut text = zeroed(encoded_len(bytes.len() as u64))?;
+    let unfit = |e: &dyn std::fmt::Display| Error::new(ErrorKind::InvalidInput, e.to_string());
+    Base64::encode(bytes, &mut text).map_err(|e| unfit(&e))?;
+    String::from_utf8(text).map_err(|e| unfit(&e))
 }
 
 /// Length of the text for so many bytes.
@@ -147,7 +161,11 @@ fn damaged(what: &str) -> Error {
 }
 
 fn decode(text: &str, what: &str) -> Result<Vec<u8>> {
-    Base64::decode_vec(text).map_err(|_| damaged(&format!("the text of the {what}")))
+    let mut bytes = zeroed((text.len() / 4 * 3) as u64)?;
+    let unfit = |_| damaged(&format!("the text of the {what}"));
+    let len = Base64::decode(text, &mut bytes).map_err(unfit)?.len();
+    bytes.truncate(len);
+    Ok(bytes)
 }
 
 fn hash_without_manifest(header: &[u8]) -> Option<[u8; 16]> {
@@ -185,14 +203,14 @@ impl ShardReader {
     }
 
     /// The block sums in the header of a file.
-    pub(super) fn sums_in_header(&self, index: usize) -> Result<Arc<[u8]>> {
+    pub(super) fn sums_in_header(&self, index: usize) -> Result<Arc<Vec<u8>>> {
         let record = self.record(index)?;
         let metadata = self.header_with_manifest(index)?;
         let sums = decode(metadata.get(SUMS).map_or("", String::as_str), "block sums");
-        let sums = sums.map_err(|e| self.corrupt(&record.name, e.message()))?;
+        let sums = sums.map_err(|e| self.corrupt(&record.name, e.message()).with_kind(e.kind()))?;
         if hash16(&sums) != record.sums_hash {
             return Err(self.corrupt(&record.name, "its block sums are not what was saved"));
         }
-        Ok(sums.into())
+        Ok(Arc::new(sums))
     }
 }

@@ -3,8 +3,10 @@
 //! A sums file is a magic, a version (u32, little-endian), four zero bytes and the save id, then
 //! the sums of the rank's data files in plan order, piece by piece.
 
+use crate::error::Result;
 use crate::layout::SaveId;
 use crate::manifest::{BLOCK_BYTES, SUM_BYTES, SUMS_HEADER_BYTES, hash16};
+use crate::memory::reserved;
 
 const MAGIC: &[u8; 8] = b"TCHSUMS\n";
 const VERSION: u32 = 1;
@@ -51,9 +53,16 @@ pub(super) struct SumsContent {
 }
 
 impl SumsContent {
-    pub(super) fn new(save_id: &SaveId) -> Self {
-        let bytes = sums_header(save_id).to_vec();
-        Self { bytes, open_block: blake3::Hasher::new(), open_bytes: 0 }
+    /// Has room for the sums of pieces of these sizes, and needs no more memory then.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Storage`](crate::ErrorKind::Storage) if memory is short.
+    pub(super) fn new(save_id: &SaveId, pieces: impl Iterator<Item = u64>) -> Result<Self> {
+        let blocks = pieces.fold(0u64, |sum, bytes| sum.saturating_add(block_count(bytes)));
+        let len = blocks.saturating_mul(SUM_BYTES).saturating_add(SUMS_HEADER_BYTES);
+        let mut bytes = reserved(len)?;
+        bytes.extend_from_slice(&sums_header(save_id));
+        Ok(Self { bytes, open_block: blake3::Hasher::new(), open_bytes: 0 })
     }
 
     /// Takes the next bytes of the current piece.
@@ -87,6 +96,12 @@ impl SumsContent {
         &self.bytes
     }
 
+    /// The sums alone, without the header of a sums file.
+    pub(super) fn into_sums(mut self) -> Vec<u8> {
+        self.bytes.drain(..HEADER_BYTES.min(self.bytes.len()));
+        self.bytes
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.bytes.len() as u64
     }
@@ -106,7 +121,8 @@ mod tests {
             cuts in prop::collection::vec(1usize..100_000, 1..6),
         ) {
             let piece: Vec<u8> = (0..=250).cycle().take(len).collect();
-            let mut content = SumsContent::new(&SaveId::from_bytes([7; 16]));
+            let content = SumsContent::new(&SaveId::from_bytes([7; 16]), std::iter::once(len as u64));
+            let mut content = content.unwrap();
             let (mut rest, mut cuts) = (piece.as_slice(), cuts.iter().cycle());
             while !rest.is_empty() {
                 let (part, after) = rest.split_at((*cuts.next().unwrap()).min(rest.len()));

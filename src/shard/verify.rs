@@ -97,7 +97,7 @@ impl ShardReader {
 
     fn verify_blocks(
         &self,
-        sums: &Arc<[u8]>,
+        sums: &Arc<Vec<u8>>,
         pieces: &[PieceAt],
         progress: &mut dyn FnMut(u64),
         found: &mut Vec<Damage>,

@@ -46,7 +46,8 @@ pub fn write_shards(
         PreparedFile::new(file, header, state)
     });
     let prepared = prepared.collect::<Result<Vec<_>>>()?;
-    let mut sums = SumsContent::new(&plan.save_id);
+    let pieces = prepared.iter().flat_map(|file| &file.cuts).map(|cut| cut.bytes);
+    let mut sums = SumsContent::new(&plan.save_id, pieces)?;
     let files = pipeline::run(dir, progress, |pipe| {
         prepared.iter().map(|file| write_file(pipe, file, &mut sums)).collect()
     })?;

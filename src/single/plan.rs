@@ -99,9 +99,9 @@ impl FileLayout {
         let sums_hash = hash16(sums);
         let draft = self.manifest(content, [0; 16], sums_hash)?.encode()?;
         // The hash leaves out the manifest's text, but not its length.
-        let (_, hash) = self.header_bytes(content, SingleText::new(&draft, sums))?;
+        let (_, hash) = self.header_bytes(content, SingleText::new(&draft, sums)?)?;
         let manifest = self.manifest(content, hash, sums_hash)?.encode()?;
-        let (bytes, _) = self.header_bytes(content, SingleText::new(&manifest, sums))?;
+        let (bytes, _) = self.header_bytes(content, SingleText::new(&manifest, sums)?)?;
         if bytes.len() as u64 != self.data_start {
             let message = format!("a header of {} bytes, not {}", bytes.len(), self.data_start);
             return Err(Error::new(ErrorKind::Disagreement, message));

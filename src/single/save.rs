@@ -3,10 +3,12 @@
 use crate::audit::audit;
 use crate::catalog::CheckpointPath;
 use crate::clock;
+use crate::codec::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::layout::{self, CheckpointName, SaveId};
 use crate::manifest::{SUM_BYTES, SealInfo, sums_of};
+use crate::memory::reserved;
 use crate::plan::OnExisting;
 use crate::plan::save::{MergedPlan, local_plan, merge_plans};
 use crate::rank::Rank;
@@ -37,7 +39,7 @@ pub(super) struct Assignment {
 }
 
 /// What a rank brings to phase "commit": per file the block sums of its pieces.
-pub(super) type Receipt = Vec<Vec<u8>>;
+pub(super) type Receipt = Vec<Bytes>;
 
 /// The components of a plan, for each of which there is a file; `None` stands for all in one.
 type Spread = fn(&MergedPlan) -> Vec<Option<Component>>;
@@ -272,7 +274,7 @@ pub(super) fn write(
     let mut receipt = Receipt::new();
     for share in &assignment.shares {
         if share.pieces.is_empty() {
-            receipt.push(Vec::new());
+            receipt.push(Vec::new().into());
             continue;
         }
         let file = open_partial(group, storage, path, assignment, share)?;
@@ -282,7 +284,7 @@ pub(super) fn write(
         })?;
         let finished = sabotage::unless(Defect::DataNotSynced, || file.finish());
         sabotage::heeded(Defect::FinishErrorsIgnored, finished)?;
-        receipt.push(sums);
+        receipt.push(sums.into());
     }
     Ok(receipt)
 }
@@ -320,16 +322,19 @@ fn not_shared(message: &str) -> Error {
 }
 
 /// Puts the sums of all ranks into the order of the pieces of file number `file`.
-fn sums_in_file_order(layout: &FileLayout, file: usize, receipts: &[Receipt]) -> Result<Vec<u8>> {
-    let of_rank = |receipt: &Receipt| receipt.get(file).cloned().unwrap_or_default();
-    let reported: Vec<Vec<u8>> = receipts.iter().map(of_rank).collect();
-    let mut rest: Vec<&[u8]> = reported.iter().map(Vec::as_slice).collect();
+fn sums_in_file_order<'a>(
+    layout: &FileLayout,
+    file: usize,
+    receipts: &'a [Receipt],
+) -> Result<Vec<u8>> {
+    let of_rank = |receipt: &'a Receipt| receipt.get(file).map_or(Ok(&[][..]), Bytes::get);
+    let mut rest: Vec<&[u8]> = receipts.iter().map(of_rank).collect::<Result<_>>()?;
+    let mut sums = reserved(rest.iter().map(|own| own.len() as u64).sum())?;
     let wrong = |rank: usize| {
         let message = "the block sums reported are not those of the bytes planned";
         let rank = Rank::new(u32::try_from(rank).unwrap_or(u32::MAX));
         Error::new(ErrorKind::Disagreement, message).at_rank(rank)
     };
-    let mut sums = Vec::new();
     for (rank, placed) in &layout.pieces {
         let len = usize::try_from(sums_of(placed.piece.size_bytes()) * SUM_BYTES);
         let own = rest.get_mut(*rank).zip(len.ok());

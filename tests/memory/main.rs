@@ -1,0 +1,12 @@
+//! What happens when memory is short: an error, and nothing lost. With an allocator of its own,
+//! which refuses large allocations when told to, and in processes under a limit.
+
+#![allow(unsafe_code, reason = "an allocator")]
+#![allow(unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "helpers of tests")]
+
+mod allocator;
+mod cases;
+mod refusals;
+#[path = "../tier/mod.rs"]
+mod tier;
