@@ -7,6 +7,9 @@
 
 mod allocator;
 mod cases;
+#[cfg(feature = "cli")]
+mod limits;
+mod peaks;
 mod refusals;
 #[path = "../tier/mod.rs"]
 mod tier;

@@ -5,8 +5,16 @@
 
 use std::collections::BTreeSet;
 use std::process::{Command, Output};
+use std::sync::Arc;
 
-use crate::allocator::{LARGE, Refusal};
+use tch_checkpoint::catalog::CheckpointPath;
+use tch_checkpoint::save::{SaveOptions, save};
+use tch_checkpoint::state::{StateDict, TensorSource};
+use tch_checkpoint::storage::MemoryStorage;
+use tch_checkpoint::tensor::{Component, Dtype, TensorName, TensorSpec};
+use tch_checkpoint::{ErrorKind, ProcessGroup, Result};
+
+use crate::allocator::{LARGE, Refusal, refusing};
 use crate::cases::{CASES, Case, check, prepared};
 
 const CASE: &str = "TCH_CHECKPOINT_TEST_CASE";
@@ -93,6 +101,31 @@ fn each_refusal_is_an_error(name: &str) {
     let (once, for_good) = (enumerate(case, false), enumerate(case, true));
     assert!(once >= case.at_least, "{name}: only {once} large allocations were refused");
     crate::tier::figure(&format!("{name}, refusals, once and for good"), once + for_good);
+}
+
+/// 16 bytes for each 64 KiB: large when a state is.
+#[test]
+fn no_room_for_block_sums_is_an_error_before_anything_is_written() {
+    struct Unread;
+    impl TensorSource for Unread {
+        fn read_into(&self, _: u64, _: &mut [u8]) -> Result<()> {
+            panic!("nothing is to be read")
+        }
+    }
+    let blocks = 4801;
+    let spec = TensorSpec::new(Dtype::U8, vec![blocks << 16]).unwrap();
+    let mut state = StateDict::new();
+    let name = TensorName::new("large").unwrap();
+    state.add(&Component::model(), name, spec, Arc::new(Unread)).unwrap();
+    // Of one size alone: other tests of this process go on meanwhile.
+    let bytes = 32 + 16 * blocks as usize;
+    let refusal = Refusal { number: 1, persistent: false, sizes: bytes..=bytes };
+    let (storage, path) = (MemoryStorage::new(), CheckpointPath::parse("runs/a").unwrap());
+    let (solo, options) = (ProcessGroup::solo(), SaveOptions::default());
+    let (saved, refused) =
+        refusing(&refusal, false, || save(&solo, &storage, &path, &state, &options));
+    let error = saved.unwrap_err();
+    assert_eq!((refused, error.kind()), (1, ErrorKind::Storage), "{error}");
 }
 
 macro_rules! tests {
