@@ -95,6 +95,9 @@ impl fmt::Display for ErrorKind {
     }
 }
 
+/// `ENOMEM`.
+const NO_MEMORY: i32 = rustix::io::Errno::NOMEM.raw_os_error();
+
 /// An error that says what, where, on which rank, in which phase, and what to do next.
 ///
 /// Equal on every rank after a vote. `Display` escapes control characters, so that names taken
@@ -146,6 +149,18 @@ impl Error {
         let mut made = Self::new(kind, format!("{doing}: {error}")).with_path(path);
         made.0.os_code = error.raw_os_error();
         made
+    }
+
+    /// Memory that could not be had: [`ErrorKind::Storage`], with the error number `ENOMEM`.
+    pub(crate) fn no_memory(bytes: u64) -> Self {
+        let message = format!("no memory for a buffer of {bytes} bytes");
+        let mut made = Self::new(ErrorKind::Storage, message);
+        made.0.os_code = Some(NO_MEMORY);
+        made
+    }
+
+    pub(crate) fn is_no_memory(&self) -> bool {
+        self.0.os_code == Some(NO_MEMORY)
     }
 
     /// Merges what failed on several ranks into one verdict. The first failure (lowest rank, but

@@ -7,7 +7,7 @@ use std::io;
 use crate::error::{Error, ErrorKind, Result};
 
 fn short(len: u64) -> Error {
-    Error::new(ErrorKind::Storage, format!("no memory for a buffer of {len} bytes"))
+    Error::no_memory(len)
 }
 
 /// An empty buffer with room for `len` bytes, or an error where memory is short.

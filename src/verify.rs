@@ -26,7 +26,7 @@ pub struct Verified {
 /// committed. Changes nothing. `progress` is called with the bytes of each finished read.
 ///
 /// # Errors
-/// [`ErrorKind::Storage`] if the directory cannot be listed; [`ErrorKind::Unsupported`] for files
+/// [`ErrorKind::Storage`] if the directory cannot be listed or memory is short; [`ErrorKind::Unsupported`] for files
 /// of other tools, which have no sums; damage is no error.
 pub fn verify(found: &Found, progress: &mut dyn FnMut(u64)) -> Result<Verified> {
     let manifest = &found.manifest;
@@ -56,6 +56,10 @@ pub fn verify(found: &Found, progress: &mut dyn FnMut(u64)) -> Result<Verified> 
     for file in manifest.other_files() {
         verified.damage.extend(check_other(found, file).err());
         verified.count(file.len);
+    }
+    if let Some(short) = verified.damage.iter().find(|error| error.is_no_memory()) {
+        // Nobody has looked at what there was no memory for.
+        return Err(short.clone());
     }
     if is_directory {
         verified.foreign = foreign_files(found.dir.as_ref(), manifest)?;

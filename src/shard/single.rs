@@ -198,8 +198,13 @@ impl ShardReader {
             return Err(corrupt("its header is not what was saved"));
         }
         let parsed = ParsedHeader::parse(&bytes, record.len)
-            .map_err(|e| corrupt(e.message()).with_kind(e.kind()))?;
+            .map_err(|e| self.in_header(index, e))?;
         Ok(parsed.metadata)
+    }
+
+    fn in_header(&self, index: usize, error: Error) -> Error {
+        let name = self.record(index).map_or("", |record| &record.name);
+        error.with_path(super::file_path(&*self.dir, name)).with_offset(0)
     }
 
     /// The block sums in the header of a file.
@@ -207,7 +212,7 @@ impl ShardReader {
         let record = self.record(index)?;
         let metadata = self.header_with_manifest(index)?;
         let sums = decode(metadata.get(SUMS).map_or("", String::as_str), "block sums");
-        let sums = sums.map_err(|e| self.corrupt(&record.name, e.message()).with_kind(e.kind()))?;
+        let sums = sums.map_err(|e| self.in_header(index, e))?;
         if hash16(&sums) != record.sums_hash {
             return Err(self.corrupt(&record.name, "its block sums are not what was saved"));
         }

@@ -21,6 +21,8 @@ mod golden;
 mod harness;
 mod hooked;
 mod hostile;
+mod load_faults;
+mod mismatches;
 mod multi;
 mod overlap;
 mod partial;
