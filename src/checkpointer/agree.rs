@@ -65,6 +65,7 @@ impl Checkpointer {
     ) -> Result<(Agreed, StateDict)> {
         let mut made = None;
         let propose = || {
+            self.refuse_if_poisoned()?;
             made = Some(parts.state_dict()?);
             let Counters { step, epoch } = at.counters();
             let name = match under {
@@ -87,6 +88,14 @@ impl Checkpointer {
         self.lineage.save(&mut state.values)?;
         under.marks().iter().for_each(|mark| state.values.set(*mark, true));
         Ok((agreed, state))
+    }
+
+    fn refuse_if_poisoned(&self) -> Result<()> {
+        if !self.poisoned {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Poisoned, "an earlier load failed half-way")
+            .with_help("load a checkpoint successfully before saving"))
     }
 
     /// Metrics are given, but not the monitored one: then nothing is ever the best.

@@ -118,6 +118,8 @@ pub struct Checkpointer {
     resumed: Option<SaveId>,
     /// Those that proved to be damaged when they were loaded: for somebody to look at.
     passed_over: Vec<SaveId>,
+    /// A load failed half-way, and none has succeeded since: the parts are not to be saved.
+    poisoned: bool,
     /// Whether it has said that the monitored metric is not among those measured.
     has_warned: bool,
     lineage: Lineage,

@@ -59,7 +59,10 @@ impl Checkpointer {
         Ok(resumed)
     }
 
-    /// Loads one checkpoint into `parts`, verified before anything changes.
+    /// Loads one checkpoint into `parts`, verified before anything changes. If what comes after
+    /// that fails, a copy to a device or a part that does not take its values, the parts are half
+    /// changed: then nothing is saved until a load succeeds
+    /// ([`ErrorKind::Poisoned`](crate::ErrorKind::Poisoned)).
     ///
     /// # Collective
     /// Every rank, with the same `which`.
@@ -147,10 +150,17 @@ impl Checkpointer {
             .with_help("`resume_if_any` begins anew instead; nothing was changed")
     }
 
-    fn load_from(&self, wanted: &Wanted, parts: &mut Parts<'_>) -> Result<(Loaded, TrainerState)> {
+    fn load_from(
+        &mut self,
+        wanted: &Wanted,
+        parts: &mut Parts<'_>,
+    ) -> Result<(Loaded, TrainerState)> {
         let rules = LoadRules { strict: self.config.resume_strict, ..LoadRules::default() };
-        let destination = Whole { parts, with_data: self.config.resume_data, state: None };
-        load_parts(&self.group, self.storage.as_ref(), wanted, &rules, destination)
+        let mut whole = Whole::new(parts, self.config.resume_data);
+        let loaded = load_parts(&self.group, self.storage.as_ref(), wanted, &rules, &mut whole);
+        // A load that succeeds has changed all of what one before it left half changed.
+        self.poisoned = loaded.is_err() && (self.poisoned || whole.is_touched);
+        loaded
     }
 
     /// The run goes on from what was loaded.
@@ -213,8 +223,8 @@ pub(super) fn load_path(
 ) -> Result<Resumed> {
     let wanted = wanted_by_all(group, path)?;
     let rules = LoadRules::default();
-    let destination = Whole { parts, with_data: true, state: None };
-    let (loaded, state) = load_parts(group, &LocalStorage::new(), &wanted, &rules, destination)?;
+    let mut whole = Whole::new(parts, true);
+    let (loaded, state) = load_parts(group, &LocalStorage::new(), &wanted, &rules, &mut whole)?;
     Ok(Resumed {
         path: loaded.path,
         save_id: loaded.save_id,
@@ -230,11 +240,12 @@ fn load_parts(
     storage: &dyn Storage,
     wanted: &Wanted,
     rules: &LoadRules,
-    mut destination: Whole<'_, '_>,
+    whole: &mut Whole<'_, '_>,
 ) -> Result<(Loaded, TrainerState)> {
-    let loaded = load(group, storage, wanted, &mut destination, rules, Atomicity::Atomic)?;
-    let state = destination
+    let loaded = load(group, storage, wanted, whole, rules, Atomicity::Atomic)?;
+    let state = whole
         .state
+        .take()
         .ok_or_else(|| Error::new(ErrorKind::Disagreement, "a load passed without values"))?;
     Ok((loaded, state))
 }
@@ -244,10 +255,26 @@ struct Whole<'a, 'b> {
     parts: &'a mut Parts<'b>,
     with_data: bool,
     state: Option<TrainerState>,
+    /// Whether the targets were asked for in this attempt: the second time is to fill them.
+    is_planned: bool,
+    is_touched: bool,
+}
+
+impl<'a, 'b> Whole<'a, 'b> {
+    fn new(parts: &'a mut Parts<'b>, with_data: bool) -> Self {
+        Self { parts, with_data, state: None, is_planned: false, is_touched: false }
+    }
 }
 
 impl Destination for Whole<'_, '_> {
+    fn prepare(&mut self, _manifest: &Manifest) -> Result<()> {
+        self.is_planned = false;
+        Ok(())
+    }
+
     fn targets(&mut self) -> Result<LoadTargets<'_>> {
+        self.is_touched |= self.is_planned;
+        self.is_planned = true;
         self.parts.targets(self.with_data)
     }
 

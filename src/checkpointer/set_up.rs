@@ -106,6 +106,7 @@ impl Checkpointer {
             save_takes: Longest::default(),
             resumed: None,
             passed_over: Vec::new(),
+            poisoned: false,
             has_warned: false,
             lineage,
             pointed: Pointed::default(),

@@ -4,6 +4,7 @@ mod bad_input;
 mod beside;
 mod damaged;
 mod failing;
+mod half_loaded;
 mod histories;
 mod keeping;
 mod lines;
