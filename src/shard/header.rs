@@ -146,8 +146,7 @@ fn json_text(value: &impl Serialize) -> Result<String> {
 }
 
 fn write_json(out: &mut Growing, value: &impl Serialize) -> Result<()> {
-    serde_json::to_writer(&mut *out, value)
-        .map_err(|e| out.failed().unwrap_or_else(|| no_json(&e)))
+    serde_json::to_writer(&mut *out, value).map_err(|e| out.failed().unwrap_or_else(|| no_json(&e)))
 }
 
 fn no_json(error: &dyn std::fmt::Display) -> Error {
@@ -215,8 +214,10 @@ impl ParsedHeader {
         probe((json.len() as u64).saturating_mul(PARSED_TIMES))?;
         let mut raw: RawHeader = serde_json::from_slice(json)
             .map_err(|e| corrupt(format!("the header is malformed: {e}")))?;
-        let mut tensors =
-            std::mem::take(&mut raw.tensors).into_iter().map(check_tensor).collect::<Result<Vec<HeaderTensor>>>()?;
+        let mut tensors = std::mem::take(&mut raw.tensors)
+            .into_iter()
+            .map(check_tensor)
+            .collect::<Result<Vec<HeaderTensor>>>()?;
         tensors.sort_by(|a, b| (a.begin, a.end, &a.name).cmp(&(b.begin, b.end, &b.name)));
         check_coverage(&tensors, file_len - data_start)?;
         Ok(Self { tensors, metadata: raw.metadata()?, data_start })

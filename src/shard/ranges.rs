@@ -38,7 +38,8 @@ pub(crate) fn write_ranges(
         Ok((placed.begin, cut))
     });
     let cuts = cuts.collect::<Result<Vec<_>>>()?;
-    let mut sums = SumsContent::new(&SaveId::from_bytes([0; 16]), cuts.iter().map(|(_, c)| c.bytes))?;
+    let mut sums =
+        SumsContent::new(&SaveId::from_bytes([0; 16]), cuts.iter().map(|(_, c)| c.bytes))?;
     let total = cuts.iter().fold(0u64, |sum, (_, cut)| sum.saturating_add(cut.bytes));
     let buffer = zeroed(total.min(BUFFER_BYTES as u64))?;
     let mut out = Out { file, progress, buffer, filled: 0, begin: 0 };

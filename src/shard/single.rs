@@ -197,8 +197,8 @@ impl ShardReader {
         if hash_without_manifest(&bytes) != Some(record.header_hash) {
             return Err(corrupt("its header is not what was saved"));
         }
-        let parsed = ParsedHeader::parse(&bytes, record.len)
-            .map_err(|e| self.in_header(index, e))?;
+        let parsed =
+            ParsedHeader::parse(&bytes, record.len).map_err(|e| self.in_header(index, e))?;
         Ok(parsed.metadata)
     }
 

@@ -27,6 +27,7 @@ mod parts;
 mod policies;
 mod ranks;
 mod restore;
+mod restore_faults;
 mod resume;
 mod sharded;
 mod training;

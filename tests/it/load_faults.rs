@@ -2,8 +2,8 @@
 //! known to whoever asked for it, and no rank takes half a load for a whole one.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use tch_checkpoint::load::{Atomicity, Destination, load};
 use tch_checkpoint::manifest::Manifest;
@@ -194,8 +194,9 @@ fn fail_each_read(
     for operation in 1.. {
         let faulty = FaultyStorage::new(Arc::new(memory.clone()));
         faulty.fail_at(operation, fault, persistent);
-        let what =
-            format!("{ranks} ranks, rank {failing}, operation {operation}, {fault:?}, {atomicity:?}");
+        let what = format!(
+            "{ranks} ranks, rank {failing}, operation {operation}, {fault:?}, {atomicity:?}"
+        );
         let (inner, bad, text) = (memory.clone(), faulty.clone(), what.clone());
         let results = on_ranks(ranks, move |group| {
             let mut live = Live::new(&group);
@@ -269,7 +270,8 @@ fn every_failed_read_of_a_load_in_place_is_every_ranks_error() {
 fn fail_each_copy(ranks: u32, failing: u32, fault: CopyFault, atomicity: Atomicity) -> u64 {
     let memory = stage(ranks);
     for number in 1.. {
-        let what = format!("{ranks} ranks, rank {failing}, copy {number}, {fault:?}, {atomicity:?}");
+        let what =
+            format!("{ranks} ranks, rank {failing}, copy {number}, {fault:?}, {atomicity:?}");
         let (inner, text) = (memory.clone(), what.clone());
         let results = on_ranks(ranks, move |group| {
             let mut live = Live::new(&group);

@@ -183,9 +183,13 @@ fn no_shape_is_broadcast_reshaped_or_cut() {
     tier::figure("pairs of shapes refused", cases);
 }
 
+/// What it is, the names that are stored, those that are wanted, and what the error says.
+type Names =
+    (&'static str, &'static [&'static str], &'static [&'static str], &'static [&'static str]);
+
 #[test]
 fn names_on_one_side_only_are_refused_and_ignored_when_asked() {
-    let cases: [(&str, &[&str], &[&str], &[&str]); 17] = [
+    let cases: [Names; 17] = [
         ("missing", &["a"], &["a", "b"], &["1 missing in the checkpoint: b"]),
         ("unexpected", &["a", "b"], &["a"], &["1 unexpected in the checkpoint: b"]),
         ("renamed", &["a", "old"], &["a", "new"], &["missing in the checkpoint: new", ": old"]),
@@ -197,23 +201,35 @@ fn names_on_one_side_only_are_refused_and_ignored_when_asked() {
         ("an index that is off by one", &["l.0", "l.1"], &["l.1", "l.2"], &[": l.2", ": l.0"]),
         ("no destination", &["a", "b"], &[], &["2 unexpected in the checkpoint: a, b"]),
         ("an empty checkpoint", &[], &["a", "b"], &["2 missing in the checkpoint: a, b"]),
-        ("no optimizer", &["a"], &["a", "optimizer.a.m", "optimizer.a.v"], &[
-            "2 missing in the checkpoint: optimizer.a.m, optimizer.a.v",
-        ]),
+        (
+            "no optimizer",
+            &["a"],
+            &["a", "optimizer.a.m", "optimizer.a.v"],
+            &["2 missing in the checkpoint: optimizer.a.m, optimizer.a.v"],
+        ),
         ("an optimizer too many", &["a", "optimizer.a.m"], &["a"], &[": optimizer.a.m"]),
         ("averages too many", &["a", "ema.a"], &["a"], &[": ema.a"]),
-        ("an optimizer of other parameters", &["a", "optimizer.b.m"], &["a", "optimizer.a.m"], &[
-            "missing in the checkpoint: optimizer.a.m",
-            "unexpected in the checkpoint: optimizer.b.m",
-        ]),
-        ("another optimizer", &["a", "optimizer.a.momentum"], &["a", "optimizer.a.exp_avg"], &[
-            ": optimizer.a.exp_avg",
-            ": optimizer.a.momentum",
-        ]),
-        ("a component of another name", &["a", "ema.a"], &["a", "average.a"], &[
-            "missing in the checkpoint: average.a",
-            "unexpected in the checkpoint: ema.a",
-        ]),
+        (
+            "an optimizer of other parameters",
+            &["a", "optimizer.b.m"],
+            &["a", "optimizer.a.m"],
+            &[
+                "missing in the checkpoint: optimizer.a.m",
+                "unexpected in the checkpoint: optimizer.b.m",
+            ],
+        ),
+        (
+            "another optimizer",
+            &["a", "optimizer.a.momentum"],
+            &["a", "optimizer.a.exp_avg"],
+            &[": optimizer.a.exp_avg", ": optimizer.a.momentum"],
+        ),
+        (
+            "a component of another name",
+            &["a", "ema.a"],
+            &["a", "average.a"],
+            &["missing in the checkpoint: average.a", "unexpected in the checkpoint: ema.a"],
+        ),
     ];
     for (what, has, wants, offenders) in cases {
         refuse(what, &names(has), &names(wants), offenders, true);
@@ -384,9 +400,7 @@ fn a_newer_format_is_refused_with_its_version() {
 #[test]
 fn an_unknown_dtype_is_refused_by_its_name() {
     for dtype in ["F4", "f32", "Float", "F32 ", ""] {
-        let json = format!(
-            r#"{{"a":{{"dtype":"{dtype}","shape":[3,4],"data_offsets":[0,48]}}}}"#
-        );
+        let json = format!(r#"{{"a":{{"dtype":"{dtype}","shape":[3,4],"data_offsets":[0,48]}}}}"#);
         let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
         bytes.extend(json.as_bytes());
         bytes.extend([1; 48]);

@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code, reason = "an allocator")]
 #![allow(unreachable_pub)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "children report to their parent")]
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "helpers of tests")]
 
 mod allocator;

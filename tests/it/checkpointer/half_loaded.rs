@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tch_checkpoint::checkpointer::{Checkpointer, Parts, Resume};
-use tch_checkpoint::state::{LoadTargets, PerRank, Shared, StateDict, Stateful, TensorSink, Values};
+use tch_checkpoint::state::{
+    LoadTargets, PerRank, Shared, StateDict, Stateful, TensorSink, Values,
+};
 use tch_checkpoint::storage::{MemoryStorage, Storage};
 use tch_checkpoint::tensor::{Dtype, TensorSpec};
 use tch_checkpoint::{Error, ErrorKind, ProcessGroup, Result};
