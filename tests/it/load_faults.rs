@@ -1,7 +1,6 @@
 //! Every fault of a load, on each rank, in turn: what lives stays as it was, or what has changed is
 //! known to whoever asked for it, and no rank takes half a load for a whole one.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -9,17 +8,16 @@ use tch_checkpoint::load::{Atomicity, Destination, load};
 use tch_checkpoint::manifest::Manifest;
 use tch_checkpoint::plan::load::LoadRules;
 use tch_checkpoint::state::{LoadTargets, TensorSink, Values};
-use tch_checkpoint::storage::{Fault, FaultyStorage, LocalStorage, MemoryStorage, Storage};
+use tch_checkpoint::storage::{Fault, FaultyStorage, MemoryStorage, Storage};
 use tch_checkpoint::tensor::Dtype;
 use tch_checkpoint::{Error, ErrorKind, ProcessGroup, Rank, Result};
 
 use crate::harness::*;
-use crate::hooked::Hooked;
 use crate::tier;
 
 const UNTOUCHED: u8 = 0xEE;
 
-fn tensors() -> Vec<TestTensor> {
+pub fn tensors() -> Vec<TestTensor> {
     vec![
         TestTensor::new("model.w", Dtype::F32, &[300, 130], None),
         TestTensor::new("model.b", Dtype::BF16, &[130], None),
@@ -38,7 +36,7 @@ enum CopyFault {
 }
 
 /// What a rank holds: tensors of which each copy is counted, and values.
-struct Live {
+pub struct Live {
     buffers: Vec<(TestTensor, tch_checkpoint::slice::Slice, Vec<u8>)>,
     generation: i64,
     rank_value: i64,
@@ -77,7 +75,7 @@ impl TensorSink for Sink<'_> {
 }
 
 impl Live {
-    fn new(group: &ProcessGroup) -> Self {
+    pub fn new(group: &ProcessGroup) -> Self {
         let (rank, n) = (u64::from(group.rank().get()), u64::from(group.world_size().get()));
         let held = tensors().into_iter().filter_map(|t| t.held(rank, n).map(|slice| (t, slice)));
         let buffers = held.map(|(tensor, slice)| {
@@ -96,7 +94,7 @@ impl Live {
         }
     }
 
-    fn load(
+    pub fn load(
         &mut self,
         group: &ProcessGroup,
         storage: &dyn Storage,
@@ -107,13 +105,13 @@ impl Live {
         load(group, storage, &wanted(at), self, &rules, atomicity).map(drop)
     }
 
-    fn is_untouched(&self) -> bool {
+    pub fn is_untouched(&self) -> bool {
         let same = |bytes: &Vec<u8>| bytes.iter().all(|byte| *byte == UNTOUCHED);
         self.buffers.iter().all(|(.., bytes)| same(bytes))
             && (self.generation, self.rank_value) == (-1, -1)
     }
 
-    fn is_loaded(&self, group: &ProcessGroup, generation: u64) -> bool {
+    pub fn is_loaded(&self, group: &ProcessGroup, generation: u64) -> bool {
         let good = |(tensor, slice, bytes): &(TestTensor, _, Vec<u8>)| {
             *bytes == content(&tensor.name, &tensor.spec, slice, generation)
         };
@@ -330,98 +328,4 @@ fn values_that_one_rank_cannot_take_are_every_ranks_error() {
         let error = one_fault(&results, failing, "values").unwrap();
         assert_eq!(error.kind(), ErrorKind::Mismatch);
     }
-}
-
-/// What happens to a file while a load goes on.
-type Damage = fn(&Path);
-
-const DAMAGES: [(&str, Damage); 4] = [
-    ("cut in half", |path| {
-        let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
-        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
-    }),
-    ("cut to nothing", |path| {
-        std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap();
-    }),
-    ("removed", |path| std::fs::remove_file(path).unwrap()),
-    ("zeroed", |path| {
-        let zeros = vec![0; std::fs::metadata(path).unwrap().len() as usize];
-        use std::io::Write as _;
-        let mut file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
-        file.write_all(&zeros).unwrap();
-    }),
-];
-
-/// Loads while `damage` is done to `file` before operation number `operation` of rank 1; whether
-/// the load came so far, and its results.
-fn load_while_damaged(
-    dir: &Path,
-    file: &Path,
-    damage: Damage,
-    operation: u64,
-    atomicity: Atomicity,
-) -> (bool, Vec<Result<()>>) {
-    let count = Arc::new(AtomicU64::new(0));
-    let (counted, file) = (Arc::clone(&count), file.to_owned());
-    let hooked = Hooked::new(&LocalStorage::new(), move |_| {
-        if counted.fetch_add(1, SeqCst) + 1 == operation {
-            damage(&file);
-        }
-        Ok(())
-    });
-    let at = dir.join("a").to_str().unwrap().to_owned();
-    let results = on_ranks(2, move |group| {
-        let mut live = Live::new(&group);
-        let plain = LocalStorage::new();
-        let storage: &dyn Storage = if group.rank().get() == 1 { &hooked } else { &plain };
-        let result = live.load(&group, storage, &at, atomicity);
-        match &result {
-            Ok(()) => assert!(live.is_loaded(&group, 1), "half a load was taken for a whole"),
-            Err(error) => {
-                let may_change = atomicity == Atomicity::InPlace;
-                assert!(may_change || live.is_untouched(), "changed by {error}");
-            }
-        }
-        result
-    });
-    (count.load(SeqCst) >= operation, results)
-}
-
-/// Nothing is mapped into memory, so that a file that shrinks is an error and no signal.
-#[test]
-fn files_that_are_cut_or_vanish_during_a_load_are_found() {
-    let dir = tempfile::tempdir().unwrap();
-    let whole = dir.path().join("whole");
-    saved(LocalStorage::new(), 2, whole.join("a").to_str().unwrap(), &tensors(), 1);
-    let files: Vec<_> = std::fs::read_dir(whole.join("a")).unwrap().map(|e| e.unwrap()).collect();
-    let (mut found, mut number) = (0, 0);
-    for atomicity in [Atomicity::Atomic, Atomicity::InPlace] {
-        for (how, damage) in DAMAGES {
-            for file in files.iter().map(std::fs::DirEntry::file_name) {
-                for operation in 1.. {
-                    number += 1;
-                    let copy = dir.path().join(number.to_string());
-                    std::fs::create_dir_all(copy.join("a")).unwrap();
-                    for file in &files {
-                        std::fs::copy(file.path(), copy.join("a").join(file.file_name())).unwrap();
-                    }
-                    let path = copy.join("a").join(&file);
-                    let (reached, results) =
-                        load_while_damaged(&copy, &path, damage, operation, atomicity);
-                    std::fs::remove_dir_all(&copy).unwrap();
-                    if results.iter().any(Result::is_err) {
-                        let error = one_error(&results, how);
-                        let kinds = [ErrorKind::Corrupt, ErrorKind::NotFound, ErrorKind::NotShared];
-                        assert!(kinds.contains(&error.kind()), "{how} {file:?}: {error}");
-                        found += 1;
-                    }
-                    if !reached {
-                        break;
-                    }
-                }
-            }
-        }
-    }
-    assert!(found > 30, "{found} of {number} loads met the damage");
-    tier::figure("loads that met a file that was cut, removed or zeroed", found);
 }

@@ -21,6 +21,7 @@ mod golden;
 mod harness;
 mod hooked;
 mod hostile;
+mod load_damage;
 mod load_faults;
 mod mismatches;
 mod multi;
@@ -42,6 +43,7 @@ mod stock;
 #[path = "../tier/mod.rs"]
 #[allow(clippy::print_stderr, reason = "figures")]
 mod tier;
+mod unknown_formats;
 mod verdicts;
 
 mod regressions;
