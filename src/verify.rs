@@ -26,7 +26,8 @@ pub struct Verified {
 /// committed. Changes nothing. `progress` is called with the bytes of each finished read.
 ///
 /// # Errors
-/// [`ErrorKind::Storage`] if the directory cannot be listed or memory is short; [`ErrorKind::Unsupported`] for files
+/// [`ErrorKind::Storage`] if the directory cannot be listed or memory is short;
+/// [`ErrorKind::Unsupported`] for files
 /// of other tools, which have no sums; damage is no error.
 pub fn verify(found: &Found, progress: &mut dyn FnMut(u64)) -> Result<Verified> {
     let manifest = &found.manifest;

@@ -41,7 +41,6 @@ mod space;
 mod stock;
 #[allow(clippy::print_stderr, reason = "figures of tests")]
 #[path = "../tier/mod.rs"]
-#[allow(clippy::print_stderr, reason = "figures")]
 mod tier;
 mod unknown_formats;
 mod verdicts;
