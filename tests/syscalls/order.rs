@@ -59,7 +59,8 @@ fn undurable(calls: &[Call], scene: &Scene) -> Vec<String> {
 fn rash(calls: &[Call], scene: &Scene) -> Vec<String> {
     let rename = commit(calls, scene);
     let mut faults = Vec::new();
-    for unlink in calls.iter().filter(|c| c.name == "unlinkat" && c.path.contains('/')) {
+    let checkpoints = parent(&rename.path);
+    for unlink in calls.iter().filter(|c| c.name == "unlinkat" && parent(&c.path) != checkpoints) {
         let dir = parent(&unlink.path);
         let away = calls.iter().find(|c| c.new_path.as_deref() == Some(dir) && c.succeeded());
         let is_away = dir.contains(".trash-")
