@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Faults;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::storage::{DirEntry, Directory, Lock, ReadFile, Rename, Space, WriteFile};
 
 #[derive(Debug)]
@@ -18,10 +18,14 @@ impl FaultyDir {
         Arc::new(Self { inner, faults: faults.clone() })
     }
 
-    fn check(&self, operation: &str, name: &str) -> Result<PathBuf> {
+    /// An operation on the entry `name`.
+    fn run<T>(&self, operation: &str, name: &str, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.faults.run(operation, &self.inner.path().join(name), body)
+    }
+
+    fn writing(&self, name: &str, inner: Box<dyn WriteFile>) -> Box<dyn WriteFile> {
         let path = self.inner.path().join(name);
-        self.faults.check(operation, &path)?;
-        Ok(path)
+        Box::new(FaultyWriteFile { inner, path, faults: self.faults.clone() })
     }
 }
 
@@ -31,76 +35,65 @@ impl Directory for FaultyDir {
     }
 
     fn create_dir(&self, name: &str) -> Result<Arc<dyn Directory>> {
-        self.check("create_dir", name)?;
-        Ok(Self::wrap(self.inner.create_dir(name)?, &self.faults))
+        let made = self.run("create_dir", name, || self.inner.create_dir(name));
+        made.map(|dir| Self::wrap(dir, &self.faults))
     }
 
     fn open_dir(&self, name: &str) -> Result<Arc<dyn Directory>> {
-        self.check("open_dir", name)?;
-        Ok(Self::wrap(self.inner.open_dir(name)?, &self.faults))
+        let opened = self.run("open_dir", name, || self.inner.open_dir(name));
+        opened.map(|dir| Self::wrap(dir, &self.faults))
     }
 
     fn create_file(&self, name: &str) -> Result<Box<dyn WriteFile>> {
-        let path = self.check("create_file", name)?;
-        let inner = self.inner.create_file(name)?;
-        Ok(Box::new(FaultyWriteFile { inner, path, faults: self.faults.clone() }))
+        let made = self.run("create_file", name, || self.inner.create_file(name));
+        made.map(|file| self.writing(name, file))
     }
 
     fn open_for_writing(&self, name: &str) -> Result<Box<dyn WriteFile>> {
-        let path = self.check("open_for_writing", name)?;
-        let inner = self.inner.open_for_writing(name)?;
-        Ok(Box::new(FaultyWriteFile { inner, path, faults: self.faults.clone() }))
+        let opened = self.run("open_for_writing", name, || self.inner.open_for_writing(name));
+        opened.map(|file| self.writing(name, file))
     }
 
     fn open_file(&self, name: &str) -> Result<Arc<dyn ReadFile>> {
-        let path = self.check("open_file", name)?;
-        let inner = self.inner.open_file(name)?;
+        let inner = self.run("open_file", name, || self.inner.open_file(name))?;
+        let path = self.inner.path().join(name);
         Ok(Arc::new(FaultyReadFile { inner, path, faults: self.faults.clone() }))
     }
 
     fn list(&self) -> Result<Vec<DirEntry>> {
-        self.faults.check("list", self.path())?;
-        self.inner.list()
+        self.faults.run("list", self.path(), || self.inner.list())
     }
 
     fn sync(&self) -> Result<()> {
-        self.faults.check("sync", self.path())?;
-        self.inner.sync()
+        self.faults.run("sync", self.path(), || self.inner.sync())
     }
 
     fn rename(&self, from: &str, to: &str, mode: Rename) -> Result<()> {
-        self.check("rename", &format!("{from} -> {to}"))?;
-        self.inner.rename(from, to, mode)
+        self.run("rename", &format!("{from} -> {to}"), || self.inner.rename(from, to, mode))
     }
 
     fn remove_file(&self, name: &str) -> Result<()> {
-        self.check("remove_file", name)?;
-        self.inner.remove_file(name)
+        self.run("remove_file", name, || self.inner.remove_file(name))
     }
 
     fn remove_dir(&self, name: &str) -> Result<()> {
-        self.check("remove_dir", name)?;
-        self.inner.remove_dir(name)
+        self.run("remove_dir", name, || self.inner.remove_dir(name))
     }
 
     fn try_lock(&self, name: &str) -> Result<Option<Lock>> {
-        self.check("try_lock", name)?;
-        self.inner.try_lock(name)
+        self.run("try_lock", name, || self.inner.try_lock(name))
     }
 
     fn try_lock_self(&self) -> Result<Option<Lock>> {
-        self.faults.check("try_lock_self", self.path())?;
-        self.inner.try_lock_self()
+        self.faults.run("try_lock_self", self.path(), || self.inner.try_lock_self())
     }
 
     fn create_link(&self, name: &str, target: &str) -> Result<()> {
-        self.check("create_link", name)?;
-        self.inner.create_link(name, target)
+        self.run("create_link", name, || self.inner.create_link(name, target))
     }
 
     fn read_link(&self, name: &str) -> Result<String> {
-        self.check("read_link", name)?;
-        self.inner.read_link(name)
+        self.run("read_link", name, || self.inner.read_link(name))
     }
 
     // Not counted: nothing that is written depends on whether it fails.
@@ -120,20 +113,18 @@ impl WriteFile for FaultyWriteFile {
         let (first_half, _) = bytes.split_at(bytes.len() / 2);
         // The operation fails either way; what the half did is for the disk to know.
         let tear = || drop(self.inner.write_at(offset, first_half));
-        self.faults
-            .check_write("write_at", &self.path, tear)
-            .map_err(|error| error.with_offset(offset))?;
-        self.inner.write_at(offset, bytes)
+        let write = || self.inner.write_at(offset, bytes);
+        let done = self.faults.run_write("write_at", &self.path, tear, write);
+        done.map_err(|error| placed(error, offset))
     }
 
     fn reserve(&self, len: u64) -> Result<()> {
-        self.faults.check("reserve", &self.path)?;
-        self.inner.reserve(len)
+        self.faults.run("reserve", &self.path, || self.inner.reserve(len))
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
-        self.faults.check("finish", &self.path)?;
-        self.inner.finish()
+        let Self { inner, path, faults } = *self;
+        faults.run("finish", &path, || inner.finish())
     }
 }
 
@@ -149,7 +140,13 @@ impl ReadFile for FaultyReadFile {
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.faults.check("read_at", &self.path).map_err(|error| error.with_offset(offset))?;
-        self.inner.read_at(offset, out)
+        let read = || self.inner.read_at(offset, out);
+        let done = self.faults.run("read_at", &self.path, read);
+        done.map_err(|error| placed(error, offset))
     }
+}
+
+/// An injected error is at the offset of the operation; others know theirs.
+fn placed(error: Error, offset: u64) -> Error {
+    if error.offset().is_some() { error } else { error.with_offset(offset) }
 }

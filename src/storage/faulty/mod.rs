@@ -23,6 +23,9 @@ const IO_ERROR: i32 = rustix::io::Errno::IO.raw_os_error();
 pub enum Fault {
     /// It does nothing and reports this error number of the operating system.
     Error(i32),
+    /// It is done, and reports this error number nevertheless, as a network file system does that
+    /// loses an answer. What it would have returned is dropped.
+    Lost(i32),
     /// It does nothing and panics.
     Panic,
     /// If it is a `write_at`, its first half is written; anything else does nothing. Then it
@@ -73,6 +76,12 @@ impl FaultyStorage {
     }
 }
 
+impl FaultyStorage {
+    fn wrap(&self, inner: Arc<dyn Directory>) -> Arc<dyn Directory> {
+        FaultyDir::wrap(inner, &self.faults)
+    }
+}
+
 impl fmt::Debug for FaultyStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.faults.0.lock();
@@ -86,15 +95,12 @@ impl fmt::Debug for FaultyStorage {
 
 impl Storage for FaultyStorage {
     fn open_dir(&self, path: &Path) -> Result<Arc<dyn Directory>> {
-        self.faults.check("open_dir", path)?;
-        let inner = self.inner.open_dir(path)?;
-        Ok(FaultyDir::wrap(inner, &self.faults))
+        self.faults.run("open_dir", path, || self.inner.open_dir(path)).map(|dir| self.wrap(dir))
     }
 
     fn create_dir_all(&self, path: &Path) -> Result<Arc<dyn Directory>> {
-        self.faults.check("create_dir_all", path)?;
-        let inner = self.inner.create_dir_all(path)?;
-        Ok(FaultyDir::wrap(inner, &self.faults))
+        let made = self.faults.run("create_dir_all", path, || self.inner.create_dir_all(path));
+        made.map(|dir| self.wrap(dir))
     }
 }
 
@@ -116,17 +122,27 @@ struct Chosen {
 }
 
 impl Faults {
-    /// Counts an operation, and fails it if it is the chosen one.
-    fn check(&self, operation: &str, path: &Path) -> Result<()> {
-        self.check_write(operation, path, || {})
+    /// Counts an operation, and does it as `body` says or fails as was chosen.
+    fn run<T>(&self, operation: &str, path: &Path, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.run_write(operation, path, || {}, body)
     }
 
-    /// Like [`Faults::check`], for one that can be torn: `tear` does the first half.
-    fn check_write(&self, operation: &str, path: &Path, tear: impl FnOnce()) -> Result<()> {
+    /// Like [`Faults::run`], for one that can be torn: `tear` does the first half.
+    fn run_write<T>(
+        &self,
+        operation: &str,
+        path: &Path,
+        tear: impl FnOnce(),
+        body: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         let (number, fault) = self.count(operation, path);
         let code = match fault {
-            None => return Ok(()),
+            None => return body(),
             Some(Fault::Error(code)) => code,
+            Some(Fault::Lost(code)) => {
+                body()?;
+                code
+            }
             Some(Fault::Panic) => {
                 panic!("injected panic in operation {number}: {operation} {}", path.display())
             }
@@ -156,7 +172,7 @@ impl Chosen {
         }
         let is_dead = self.persistent && number > self.operation;
         is_dead.then_some(match self.fault {
-            Fault::Error(code) => Fault::Error(code),
+            Fault::Error(code) | Fault::Lost(code) => Fault::Error(code),
             // One panic is a death; a second one while unwinding would abort the tests.
             Fault::Panic | Fault::Torn => Fault::Error(IO_ERROR),
         })

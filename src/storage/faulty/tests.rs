@@ -136,6 +136,23 @@ fn a_torn_write_leaves_its_first_half() {
 }
 
 #[test]
+fn a_lost_answer_is_an_error_of_something_that_was_done() {
+    for operation in [1, 4, 6, 8, 9, 12, 13, 14, 17, 18] {
+        let (storage, memory) = faulty();
+        storage.fail_at(operation, Fault::Lost(FULL), true);
+        assert_eq!(use_all(&storage).unwrap_err().os_code(), Some(FULL), "{operation}");
+        let later = storage.open_dir(Path::new("r")).unwrap_err();
+        assert_eq!(later.os_code(), Some(FULL), "nothing is done from then on");
+        let (counting, done) = faulty();
+        counting.fail_at(operation + 1, Fault::Error(FULL), false);
+        drop(use_all(&counting));
+        let names = |storage: &MemoryStorage| storage.open_dir(Path::new("r"))?.list();
+        assert_eq!(names(&memory).unwrap(), names(&done).unwrap(), "{operation}");
+        assert_eq!(memory.read(Path::new("r/f")).ok(), done.read(Path::new("r/f")).ok());
+    }
+}
+
+#[test]
 fn a_panic_comes_once_and_then_errors() {
     let (storage, memory) = faulty();
     let dir = storage.create_dir_all(Path::new("r")).unwrap();

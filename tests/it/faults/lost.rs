@@ -1,0 +1,135 @@
+//! Operations that were done and reported as failed, as a network file system does that loses an
+//! answer: a request sent twice then says that the name exists, or that there is none.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use tch_checkpoint::layout::{CheckpointName, SaveId};
+use tch_checkpoint::retain::{pin, unpin};
+use tch_checkpoint::storage::{Fault, FaultyStorage, MemoryStorage, Storage};
+use tch_checkpoint::{ProcessGroup, Result, sweep};
+
+use super::matrix::{Kind, Scenario};
+use super::{links, saves, tensors};
+use crate::harness::*;
+use crate::tier;
+
+/// What a repeated request reports, and of which operations.
+const ANSWERS: [(Errno, &[&str]); 3] = [
+    (Errno::EXIST, &["create_dir", "create_link", "rename"]),
+    (Errno::NOENT, &["rename", "remove_file", "remove_dir"]),
+    (
+        Errno::STALE,
+        &[
+            "create_dir_all",
+            "create_dir",
+            "create_file",
+            "create_link",
+            "rename",
+            "remove_file",
+            "remove_dir",
+            "sync",
+            "write_at",
+            "finish",
+        ],
+    ),
+];
+
+fn loses_answers(scenario: Scenario) {
+    let worlds: &[u32] = if tier::is_full() { &[1, 2, 4] } else { &[2] };
+    let mut faults = 0;
+    for &ranks in worlds {
+        for (errno, operations) in ANSWERS {
+            for persistent in [false, true] {
+                let fault = Fault::Lost(errno.raw_os_error());
+                faults += scenario.fails(ranks, Kind { fault, persistent, operations });
+            }
+        }
+    }
+    tier::figure(&format!("lost answers, {}", scenario.name), faults);
+}
+
+#[test]
+fn lost_answers_of_saves_of_directories() {
+    saves::ALL[..3].iter().copied().for_each(loses_answers);
+}
+
+#[test]
+fn lost_answers_of_saves_of_single_files() {
+    saves::ALL[3..5].iter().copied().for_each(loses_answers);
+}
+
+#[test]
+fn lost_answers_of_saves_beside_training() {
+    saves::ALL[5..].iter().copied().for_each(loses_answers);
+}
+
+#[test]
+fn lost_answers_of_retention_and_links() {
+    loses_answers(links::KEEP);
+}
+
+/// The directory of an attempt has a random name: if it exists, it is this attempt's.
+#[test]
+fn a_directory_that_was_made_twice_is_used() {
+    let memory = MemoryStorage::new();
+    let faulty = FaultyStorage::new(Arc::new(memory.clone()));
+    let save = |step| save_state(&ProcessGroup::solo(), &faulty, "runs/a", &tensors(), step);
+    save(1).unwrap();
+    faulty.reset();
+    save(2).unwrap();
+    let log = faulty.log();
+    let made = log.iter().position(|line| line.starts_with("create_dir runs/.")).unwrap();
+    faulty.reset();
+    faulty.fail_at(made as u64 + 1, Fault::Lost(Errno::EXIST.raw_os_error()), false);
+    save(3).unwrap();
+    assert_eq!(entries(&memory, "runs"), ["a"]);
+    assert_good(&memory, "runs/a");
+}
+
+/// Does something at once or at the second try, with a fault at each operation of the first: when
+/// it says that it is done, an fsync that did not fail has followed what it did to `entry`.
+fn is_durable_once_done(does: &str, act: impl Fn(&FaultyStorage, SaveId) -> Result<()>) {
+    let lost = [Errno::NOENT, Errno::STALE].map(|e| Fault::Lost(e.raw_os_error()));
+    let mut durable = 0;
+    for fault in lost.into_iter().chain([Fault::Error(Errno::IO.raw_os_error())]) {
+        for operation in 1.. {
+            let memory = MemoryStorage::new();
+            let id = saved(memory.clone(), 1, "runs/a", &tensors(), 1).save_id;
+            pin(memory.open_dir(Path::new("runs")).unwrap().as_ref(), &name_a(), &pace()).unwrap();
+            let faulty = FaultyStorage::new(Arc::new(memory));
+            faulty.fail_at(operation, fault, false);
+            act(&faulty, id).or_else(|_| act(&faulty, id)).unwrap();
+            let log = faulty.log();
+            if log.len() < operation as usize {
+                break;
+            }
+            let failed = operation as usize - 1;
+            let done = log.iter().rposition(|line| line.starts_with(does)).unwrap();
+            let synced = (done..log.len()).any(|i| log[i] == "sync runs" && i != failed);
+            assert!(synced, "{fault:?} at {}: not durable: {log:#?}", log[failed]);
+            durable += 1;
+        }
+    }
+    assert!(durable > 6, "{durable} operations");
+}
+
+fn name_a() -> CheckpointName {
+    CheckpointName::new("a").unwrap()
+}
+
+#[test]
+fn what_was_removed_is_durably_gone_also_at_the_second_try() {
+    is_durable_once_done("rename runs/a", |storage, save_id| {
+        let parent = storage.open_dir(Path::new("runs"))?;
+        sweep::remove(parent.as_ref(), &name_a(), &save_id, &pace())
+    });
+}
+
+#[test]
+fn a_pin_is_durably_gone_also_at_the_second_try() {
+    is_durable_once_done("remove_file runs/.a.pin", |storage, _| {
+        unpin(storage.open_dir(Path::new("runs"))?.as_ref(), &name_a())
+    });
+}
