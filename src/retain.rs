@@ -175,7 +175,8 @@ pub fn pin(parent: &dyn Directory, name: &CheckpointName, pace: &Pace) -> Result
 /// [`ErrorKind::Storage`].
 pub fn unpin(parent: &dyn Directory, name: &CheckpointName) -> Result<()> {
     match parent.remove_file(&layout::pin_file(name)) {
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        // Whoever removed it may have died before its fsync.
+        Err(e) if e.kind() == ErrorKind::NotFound => parent.sync(),
         removed => removed.and_then(|()| parent.sync()),
     }
 }

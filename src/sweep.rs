@@ -116,7 +116,8 @@ pub(crate) fn remove_if(
 ) -> Result<()> {
     let lock = lock_parent(parent, pace.patience)?;
     let trash = match existing(parent, name.as_str())? {
-        Existing::Absent => return Ok(()),
+        // Whoever removed it may have died before its fsync.
+        Existing::Absent => return parent.sync(),
         Existing::Checkpoint(found) if found == *save_id => {
             may()?;
             to_trash(parent, name.as_str())?
@@ -142,7 +143,11 @@ fn to_trash(parent: &dyn Directory, name: &str) -> Result<Option<String>> {
     }
     let trash = layout::trash_dir(&SaveId::random()?);
     match parent.rename(name, &trash, Rename::NoReplace) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        // A network file system that lost the answer asks again, and finds it done.
+        Err(e) if e.kind() == ErrorKind::NotFound => match parent.open_dir(&trash) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => drop(opened?),
+        },
         renamed => renamed?,
     }
     parent.sync()?;
