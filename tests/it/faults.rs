@@ -1,5 +1,11 @@
 //! Every storage operation of a save failed in turn, on each rank; and the same for a load.
 
+mod links;
+mod lost;
+mod matrix;
+mod reads;
+mod saves;
+
 use std::sync::Arc;
 
 use tch_checkpoint::group::Channel;
