@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{self, FoundFile};
-use crate::layout::{self, CheckpointName, DataFileName, Debris};
+use crate::layout::{self, CheckpointName, DataFileName, Debris, SaveId};
 use crate::manifest::{Form, Manifest};
 use crate::memory::zeroed;
 use crate::shard::ShardReader;
@@ -217,9 +217,20 @@ fn candidates(entries: &[DirEntry]) -> Vec<(CheckpointName, &str)> {
 
 /// Whether a directory has data or sums files as this library names them.
 pub(crate) fn holds_our_files(dir: &dyn Directory) -> Result<bool> {
-    let ours =
-        |name: &str| DataFileName::parse(name).is_some() || layout::parse_sums_file(name).is_some();
-    Ok(dir.list()?.iter().any(|entry| ours(&entry.name)))
+    Ok(dir.list()?.iter().any(|entry| save_of_file(&entry.name).is_some()))
+}
+
+/// Whether it has such files, and all are those of one save.
+pub(crate) fn holds_files_of(dir: &dyn Directory, save_id: SaveId) -> Result<bool> {
+    let entries = dir.list()?;
+    let mut saves = entries.iter().filter_map(|entry| save_of_file(&entry.name)).peekable();
+    Ok(saves.peek().is_some() && saves.all(|found| found == save_id))
+}
+
+/// The save that wrote a data or sums file, by its name.
+fn save_of_file(name: &str) -> Option<SaveId> {
+    let data = DataFileName::parse(name).map(|data| data.save_id);
+    data.or_else(|| layout::parse_sums_file(name))
 }
 
 /// Reads and parses `manifest.bin` of an open checkpoint.

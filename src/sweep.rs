@@ -271,8 +271,15 @@ fn put_away_attempt(
 pub(crate) fn holds_another_save(dir: &dyn Directory, save_id: SaveId) -> bool {
     match catalog::read_manifest(dir) {
         Ok(manifest) => manifest.save_id() != save_id,
-        // No manifest: an attempt that never came so far. Unreadable: better kept.
-        Err(e) => e.kind() != ErrorKind::NotFound,
+        Err(e) => match e.kind() {
+            // An attempt that never came so far.
+            ErrorKind::NotFound => false,
+            // One that a full disk ended at its manifest must give its space back, or there never
+            // is enough for the next.
+            ErrorKind::Corrupt => !catalog::holds_files_of(dir, save_id).unwrap_or(false),
+            // Unreadable: better kept.
+            _ => true,
+        },
     }
 }
 

@@ -8,7 +8,7 @@ use tch_checkpoint::group::Channel;
 use tch_checkpoint::layout::Debris;
 use tch_checkpoint::single::save_single_file;
 use tch_checkpoint::storage::{MemoryStorage, Storage};
-use tch_checkpoint::{ErrorKind, OnExisting, ProcessGroup, Result, SaveOptions};
+use tch_checkpoint::{Error, ErrorKind, OnExisting, ProcessGroup, Result, SaveOptions, save};
 
 use super::matrix::{After, Scenario, able, poor};
 use super::tensors;
@@ -27,8 +27,18 @@ fn older_file(memory: &MemoryStorage, ranks: u32) {
 }
 
 fn save_file(group: &ProcessGroup, storage: &dyn Storage, at: &str, step: u64) -> Result<()> {
+    save_file_as(group, storage, at, step, OnExisting::Replace)
+}
+
+fn save_file_as(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    at: &str,
+    step: u64,
+    on_existing: OnExisting,
+) -> Result<()> {
     let state = state(&tensors(), group, step);
-    let options = SaveOptions { step, on_existing: OnExisting::Replace, ..SaveOptions::default() };
+    let options = SaveOptions { step, on_existing, ..SaveOptions::default() };
     save_single_file(group, storage, &path(at), &state, &options).map(drop)
 }
 
@@ -70,7 +80,7 @@ fn check_replaced(after: &After<'_>, at: &str) {
 
 fn check_verdict(after: &After<'_>, is_there: bool) {
     let what = after.what;
-    match after.verdict.map(tch_checkpoint::Error::kind) {
+    match after.verdict.map(Error::kind) {
         None | Some(ErrorKind::DurabilityUncertain) => {
             assert!(is_there, "{what}: {:?}, but not there", after.verdict);
         }
@@ -95,6 +105,37 @@ fn holds_hidden(storage: &MemoryStorage, step: u64) -> bool {
     })
 }
 
+/// What a failed save took is given back before another one begins, which may need that space.
+fn check_space(after: &After<'_>, older: &str) {
+    let is_known = |error: &Error| {
+        !matches!(error.kind(), ErrorKind::DurabilityUncertain | ErrorKind::OutcomeUnknown)
+    };
+    if after.verdict.is_some_and(is_known) {
+        // It is refused, but not before it has swept.
+        let refused = match older.ends_with(".safetensors") {
+            true => save_file_as(&solo(), after.memory, older, 3, OnExisting::Refuse),
+            false => save_as(&solo(), after.memory, older, OnExisting::Refuse),
+        };
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::AlreadyExists);
+        let left = entries(after.memory, "runs");
+        assert_eq!(format!("runs/{}", left.join(" ")), older, "{}: keeps space", after.what);
+    }
+}
+
+fn solo() -> ProcessGroup {
+    ProcessGroup::solo()
+}
+
+fn save_as(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    at: &str,
+    on_existing: OnExisting,
+) -> Result<()> {
+    let options = SaveOptions { step: 3, on_existing, ..SaveOptions::default() };
+    save(group, storage, &path(at), &state(&tensors(), group, 3), &options).map(drop)
+}
+
 /// The next save, in which nothing fails, leaves what is named and nothing else.
 fn check_next(after: &After<'_>, at: &'static str, left: &[&str]) {
     let storage = after.memory.clone();
@@ -117,6 +158,7 @@ const NEW: Scenario = Scenario {
     },
     check: |after| {
         check_new(after, "runs/a", "runs/b");
+        check_space(after, "runs/a");
         check_next(after, "runs/b", &["a", "b"]);
     },
 };
@@ -129,6 +171,7 @@ const OVER: Scenario = Scenario {
     },
     check: |after| {
         check_replaced(after, "runs/a");
+        check_space(after, "runs/a");
         check_next(after, "runs/a", &["a"]);
     },
     ..NEW
@@ -146,6 +189,7 @@ const NEW_SINGLE: Scenario = Scenario {
     },
     check: |after| {
         check_new(after, FILE, NEW_FILE);
+        check_space(after, FILE);
         check_next(after, NEW_FILE, &["a.safetensors", "b.safetensors"]);
     },
     ..NEW
@@ -159,6 +203,7 @@ const OVER_SINGLE: Scenario = Scenario {
     },
     check: |after| {
         check_replaced(after, FILE);
+        check_space(after, FILE);
         check_next(after, FILE, &["a.safetensors"]);
     },
     ..NEW_SINGLE
