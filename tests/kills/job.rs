@@ -12,16 +12,18 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 /// Nothing here may take longer.
 const HANG: Duration = Duration::from_secs(60);
 
-/// The command, away from what the environment of the tests says.
-pub fn command() -> Command {
+fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tch-checkpoint"));
-    command.env("NO_COLOR", "1").env_remove("TCH_CHECKPOINT_SABOTAGE").stdin(Stdio::null());
+    command.env("NO_COLOR", "1").stdin(Stdio::null());
     command
 }
 
-/// Runs the command to its end. A deadline is that of the command itself.
+/// Runs the command to its end, as it is: a defect that the tests are to find is one of jobs, not
+/// of those who look. The deadline is that of the command itself.
 pub fn run(dir: &Path, arguments: &[&str]) -> Output {
-    command().args(arguments).arg("--dir").arg(dir).output().unwrap()
+    let mut command = command();
+    command.env_remove("TCH_CHECKPOINT_SABOTAGE").args(arguments).arg("--dir").arg(dir);
+    command.output().unwrap()
 }
 
 /// One save that was called durable.

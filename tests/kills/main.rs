@@ -17,5 +17,6 @@ mod one_rank;
 mod oracle;
 mod random;
 mod refused;
+#[allow(clippy::print_stderr, reason = "figures, and what was skipped")]
 #[path = "../tier/mod.rs"]
 mod tier;

@@ -16,6 +16,8 @@ use crate::tier;
 const ERRNOS: [Errno; 7] =
     [Errno::IO, Errno::NOSPC, Errno::DQUOT, Errno::INTR, Errno::STALE, Errno::ACCESS, Errno::ROFS];
 
+type Act = fn(&ProcessGroup, &Arc<dyn Storage>, arm: &dyn Fn()) -> Result<()>;
+
 /// Something that ranks do together while the storage of one of them fails.
 #[derive(Clone, Copy)]
 pub struct Scenario {
@@ -25,7 +27,7 @@ pub struct Scenario {
     /// What is there before.
     pub before: fn(&MemoryStorage, ranks: u32),
     /// What each rank does; faults begin when it calls the last argument.
-    pub act: fn(&ProcessGroup, &Arc<dyn Storage>, &dyn Fn()) -> Result<()>,
+    pub act: Act,
     /// Whether the verdict is true of the disk, and what comes next works.
     pub check: fn(&After<'_>),
 }
@@ -36,6 +38,8 @@ pub struct After<'a> {
     pub ranks: u32,
     /// Of all ranks.
     pub verdict: Option<&'a Error>,
+    /// The operation that failed, and its path.
+    pub hit: &'a str,
     /// What was done to it, for messages.
     pub what: &'a str,
 }
@@ -119,7 +123,8 @@ impl Scenario {
             let what =
                 format!("{}, {ranks} ranks, rank {rank}, {fault:?} at {hit}{lasting}", self.name);
             let verdict = one_verdict(&verdicts, rank, &what);
-            (self.check)(&After { memory: &memory, ranks, verdict: verdict.as_ref(), what: &what });
+            let (memory, verdict, what) = (&memory, verdict.as_ref(), &what);
+            (self.check)(&After { memory, ranks, verdict, hit, what });
         }
         panic!("{}: a fault fires at every operation", self.name);
     }

@@ -80,6 +80,9 @@ fn check_replaced(after: &After<'_>, at: &str) {
 
 fn check_verdict(after: &After<'_>, is_there: bool) {
     let what = after.what;
+    let mut writes = ["create_file", "reserve", "write_at", "finish"].iter();
+    let is_written = writes.any(|write| after.hit.starts_with(write));
+    assert!(!is_written || after.verdict.is_some(), "{what}: a file that is not whole");
     match after.verdict.map(Error::kind) {
         None | Some(ErrorKind::DurabilityUncertain) => {
             assert!(is_there, "{what}: {:?}, but not there", after.verdict);
