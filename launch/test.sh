@@ -54,7 +54,9 @@ run cargo clippy --quiet --no-default-features --all-targets -- -D warnings
 run cargo clippy --quiet --no-default-features --features cli --all-targets -- -D warnings
 run cargo clippy --quiet --all-targets -- -D warnings
 run cargo clippy --quiet --features "$all" --all-targets -- -D warnings
-run cargo test --no-default-features
+run cargo test --no-default-features --features cli,sabotage
+# Optimised, since it goes through a hundred thousand schedules.
+run cargo test --release --no-default-features --features sabotage --test sim
 run cargo test --features "$all"
 python3 -c 'import torch.distributed.run' 2>/dev/null ||
   skip "the digits example under the real torchrun: python3 has no torch"
