@@ -11,7 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const DOCS: [&str; 3] = ["docs/features.md", "docs/nnhandler.md", "docs/coming-from.md"];
+const DOCS: [&str; 4] =
+    ["docs/features.md", "docs/nnhandler.md", "docs/coming-from.md", "docs/reliability.md"];
 
 fn read(path: impl AsRef<Path>) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
