@@ -3,6 +3,8 @@
 mod gate;
 mod handshake;
 mod join;
+#[cfg(test)]
+mod tests;
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -148,11 +150,14 @@ fn link(
         let (inbox, seen) = (Arc::clone(inbox), Arc::clone(&drained));
         let (reader, farewells) = (stream.try_clone()?, Arc::clone(&writer));
         std::thread::Builder::new().name(format!("tch-rank-{peer}")).spawn(move || {
-            let why = match read_frames(peer, reader, &inbox, &farewells, &seen) {
-                Ok(()) => "its connection closed".to_owned(),
-                Err(error) => format!("its connection failed: {error}"),
-            };
-            inbox.lose(peer, why);
+            match read_frames(peer, &reader, &inbox, &farewells, &seen) {
+                Ok(()) => inbox.lose(peer, "its connection closed"),
+                Err(error) => {
+                    inbox.lose(peer, format!("its connection failed: {error}"));
+                    // It may be well, and wait for an answer to what could not be taken.
+                    drop(reader.shutdown(Shutdown::Both));
+                }
+            }
             seen.set();
         })?;
         Ok(TcpLink { stream, writer, drained })
@@ -168,7 +173,7 @@ fn set_up_error(peer: Rank, error: &io::Error) -> Error {
 
 fn read_frames(
     peer: Rank,
-    stream: TcpStream,
+    stream: &TcpStream,
     inbox: &Inbox,
     farewells: &Mutex<TcpStream>,
     drained: &Drained,
