@@ -113,8 +113,10 @@ impl Checkpointer {
         self.wait()?;
         if let Resume::Path(path) = which {
             let loaded = self.load_from(&wanted_by_all(&self.group, path)?, parts)?;
-            let looked = self.look(Asked::again(which, loaded.0.save_id))?;
-            return Ok(Some(self.take_up(&loaded, looked)));
+            let looked = self.look(Asked::again(which, loaded.0.save_id));
+            // The parts are those of what was loaded; the run is not.
+            self.poisoned |= looked.is_err();
+            return Ok(Some(self.take_up(&loaded, looked?)));
         }
         let fall_back = self.falls_back(which);
         let (mut damaged, mut passed_over) = (Vec::new(), Vec::new());

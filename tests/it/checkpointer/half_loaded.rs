@@ -5,15 +5,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tch_checkpoint::checkpointer::{Checkpointer, Parts, Resume};
+use tch_checkpoint::group::Channel;
 use tch_checkpoint::state::{
     LoadTargets, PerRank, Shared, StateDict, Stateful, TensorSink, Values,
 };
-use tch_checkpoint::storage::{MemoryStorage, Storage};
+use tch_checkpoint::storage::{Fault, FaultyStorage, MemoryStorage, Storage};
 use tch_checkpoint::tensor::{Dtype, TensorSpec};
 use tch_checkpoint::{Error, ErrorKind, ProcessGroup, Result};
 
 use super::toy::{Toy, Weights, at, config, steps_of};
 use crate::harness::{name, on_ranks};
+
+const EIO: i32 = 5;
 
 /// Where a load of a rank breaks.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -136,6 +139,44 @@ fn a_load_that_fails_before_anything_changes_keeps_nothing() {
             assert_eq!(toy, Toy::after(2, group.rank().get()));
             toy.with(|parts| checkpointer.save(&at(2), parts)).unwrap();
         });
+    }
+}
+
+/// What `Resume::Path` loads is looked up among the others when it is in place: if that fails, the
+/// run has not taken up what its parts hold.
+#[test]
+fn a_load_by_path_that_fails_at_any_operation_changes_nothing_or_keeps_from_saving() {
+    for ranks in [1, 2] {
+        let mut touched = 0;
+        for operation in 1.. {
+            let memory: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+            let faulty = FaultyStorage::new(memory);
+            let ended = on_ranks(ranks, move |group| {
+                let storage: Arc<dyn Storage> = Arc::new(faulty.clone());
+                let (mut checkpointer, mut toy) = trained(&group, &storage);
+                group.phase_all(Channel::Training, "trained", || Ok(()), |_| Ok(())).unwrap();
+                if group.is_coordinator() {
+                    faulty.reset();
+                    faulty.fail_at(operation, Fault::Error(EIO), false);
+                }
+                group.phase_all(Channel::Training, "armed", || Ok(()), |_| Ok(())).unwrap();
+                let which = Resume::Path("/runs/run/checkpoint_step_00000001".into());
+                let loaded = toy.with(|parts| checkpointer.load(&which, parts));
+                let is_changed = toy != Toy::after(2, group.rank().get());
+                if loaded.is_ok() {
+                    return None;
+                }
+                let saved = toy.with(|parts| checkpointer.save(&at(2), parts));
+                let is_refused = saved.is_err_and(|error| error.kind() == ErrorKind::Poisoned);
+                assert!(is_refused || !is_changed, "operation {operation}: not its own state");
+                Some(is_changed)
+            });
+            if ended.iter().all(Option::is_none) {
+                break;
+            }
+            touched += ended.iter().filter(|changed| **changed == Some(true)).count();
+        }
+        assert!(touched > 0, "nothing failed after the parts were in place");
     }
 }
 
