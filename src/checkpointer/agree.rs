@@ -95,7 +95,7 @@ impl Checkpointer {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Poisoned, "an earlier load failed half-way")
-            .with_help("load a checkpoint successfully before saving"))
+            .with_help("load a checkpoint that lacks nothing before saving"))
     }
 
     /// Metrics are given, but not the monitored one: then nothing is ever the best.

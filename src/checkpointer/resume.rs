@@ -61,7 +61,7 @@ impl Checkpointer {
 
     /// Loads one checkpoint into `parts`, verified before anything changes. If what comes after
     /// that fails, a copy to a device or a part that does not take its values, the parts are half
-    /// changed: then nothing is saved until a load succeeds
+    /// changed: then nothing is saved until a load succeeds that finds all it looks for
     /// ([`ErrorKind::Poisoned`](crate::ErrorKind::Poisoned)).
     ///
     /// # Collective
@@ -160,8 +160,11 @@ impl Checkpointer {
         let rules = LoadRules { strict: self.config.resume_strict, ..LoadRules::default() };
         let mut whole = Whole::new(parts, self.config.resume_data);
         let loaded = load_parts(&self.group, self.storage.as_ref(), wanted, &rules, &mut whole);
-        // A load that succeeds has changed all of what one before it left half changed.
-        self.poisoned = loaded.is_err() && (self.poisoned || whole.is_touched);
+        self.poisoned = match &loaded {
+            // What a lenient load did not find is still as the one before it left it.
+            Ok((loaded, _)) => self.poisoned && !loaded.report.missing.is_empty(),
+            Err(_) => self.poisoned || whole.is_touched,
+        };
         loaded
     }
 

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tch_checkpoint::checkpointer::{Checkpointer, Parts, Resume};
+use tch_checkpoint::checkpointer::{Checkpointer, CheckpointerConfig, Parts, Resume};
 use tch_checkpoint::group::Channel;
 use tch_checkpoint::state::{
     LoadTargets, PerRank, Shared, StateDict, Stateful, TensorSink, Values,
@@ -177,6 +177,34 @@ fn a_load_by_path_that_fails_at_any_operation_changes_nothing_or_keeps_from_savi
             touched += ended.iter().filter(|changed| **changed == Some(true)).count();
         }
         assert!(touched > 0, "nothing failed after the parts were in place");
+    }
+}
+
+/// A lenient load leaves alone what its checkpoint lacks: that stays as the one before left it.
+#[test]
+fn a_lenient_load_that_lacks_something_makes_nothing_whole() {
+    for ranks in [1, 2] {
+        let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+        on_ranks(ranks, move |group| {
+            let lenient = CheckpointerConfig { resume_strict: false, ..config(Path::new("/runs")) };
+            let mut run = Checkpointer::with_storage(&group, storage.clone(), lenient).unwrap();
+            let (mut toy, mut place) = (Toy::new(), 0_u64);
+            {
+                let mut part = PerRank(&mut place);
+                let mut parts = Parts::new().dataloader("train", &mut part);
+                run.save_as("without", &at(0), &mut parts).unwrap();
+            }
+            toy.with(|parts| run.save(&at(1), parts)).unwrap();
+            toy.step(2, group.rank().get());
+            load(&mut run, &mut toy, Break::Values).unwrap_err();
+            let without = Resume::Path("/runs/run/without".into());
+            let loaded = toy.with(|parts| run.load(&without, parts)).unwrap();
+            assert!(!loaded.report.missing.is_empty());
+            let refused = toy.with(|parts| run.save(&at(2), parts)).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Poisoned);
+            toy.with(|parts| run.load(&Resume::Latest, parts)).unwrap();
+            toy.with(|parts| run.save(&at(2), parts)).unwrap();
+        });
     }
 }
 
