@@ -12,10 +12,14 @@ fn short(len: u64) -> Error {
 
 /// An empty buffer with room for `len` bytes, or an error where memory is short.
 pub(crate) fn reserved(len: u64) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let room = usize::try_from(len).map_err(|_| short(len))?;
-    bytes.try_reserve_exact(room).map_err(|_| short(len))?;
-    Ok(bytes)
+    room_for(usize::try_from(len).map_err(|_| short(len))?)
+}
+
+/// An empty list with room for so many items, or an error where memory is short.
+pub(crate) fn room_for<T>(items: usize) -> Result<Vec<T>> {
+    let (mut list, bytes) = (Vec::new(), items.saturating_mul(size_of::<T>()));
+    list.try_reserve_exact(items).map_err(|_| short(bytes as u64))?;
+    Ok(list)
 }
 
 /// A zeroed buffer, or an error where memory is short.

@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::load::{Atomicity, Destination, load};
 use crate::manifest::Manifest;
-use crate::memory::zeroed;
+use crate::memory::{room_for, zeroed};
 use crate::plan::load::{LoadRules, list};
 use crate::state::LoadTargets;
 use crate::storage::Storage;
@@ -80,8 +80,10 @@ pub fn read_floats(
     let (spec, bytes) = read_tensor(storage, wanted, name)?;
     let mut floats = Vec::new();
     cast(spec.dtype(), Dtype::F32, &bytes, &mut floats).map_err(|e| e.with_tensor(name))?;
-    let elements = floats.as_chunks::<4>().0.iter();
-    Ok((spec, elements.map(|element| f32::from_le_bytes(*element)).collect()))
+    let elements = floats.as_chunks::<4>().0;
+    let mut values = room_for(elements.len()).map_err(|e| e.with_tensor(name))?;
+    values.extend(elements.iter().map(|element| f32::from_le_bytes(*element)));
+    Ok((spec, values))
 }
 
 /// A tensor whose size is known once the checkpoint is.

@@ -4,6 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Mutex, PoisonError};
 
 /// From this size on an allocation counts as large.
 pub const LARGE: usize = 64 << 10;
@@ -95,6 +96,9 @@ pub struct Refusal {
 /// Runs `body` under a refusal, which counts on every thread of the process; how many allocations
 /// were refused.
 pub fn refusing<T>(refusal: &Refusal, tracing: bool, body: impl FnOnce() -> T) -> (T, u64) {
+    static ONE: Mutex<()> = Mutex::new(());
+    // Poisoned by a test that failed: the next one sets all anew.
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     SEEN.store(0, SeqCst);
     REFUSED.store(0, SeqCst);
     CHOSEN.store(refusal.number, SeqCst);

@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use tch_checkpoint::catalog::CheckpointPath;
+use tch_checkpoint::catalog::{CheckpointPath, Wanted};
+use tch_checkpoint::load::read_floats;
 use tch_checkpoint::save::{SaveOptions, save};
 use tch_checkpoint::state::{StateDict, TensorSource};
 use tch_checkpoint::storage::MemoryStorage;
@@ -126,6 +127,28 @@ fn no_room_for_block_sums_is_an_error_before_anything_is_written() {
         refusing(&refusal, false, || save(&solo, &storage, &path, &state, &options));
     let error = saved.unwrap_err();
     assert_eq!((refused, error.kind()), (1, ErrorKind::Storage), "{error}");
+}
+
+/// The elements as numbers are as large again as the tensor, cast and read.
+#[test]
+fn no_room_for_a_tensor_as_numbers_is_an_error() {
+    let elements = 70_001;
+    let spec = TensorSpec::new(Dtype::F16, vec![elements]).unwrap();
+    let mut state = StateDict::new();
+    let name = TensorName::new("halves").unwrap();
+    state.add(&Component::model(), name, spec, Arc::new(vec![0; 2 * elements as usize])).unwrap();
+    let (storage, path) = (MemoryStorage::new(), CheckpointPath::parse("runs/a").unwrap());
+    save(&ProcessGroup::solo(), &storage, &path, &state, &SaveOptions::default()).unwrap();
+    let wanted = Wanted::parse("runs/a").unwrap();
+    // The bytes of the cast, then the numbers.
+    for number in 1..=2 {
+        let bytes = 4 * elements as usize;
+        let refusal = Refusal { number, persistent: false, sizes: bytes..=bytes };
+        let (read, refused) =
+            refusing(&refusal, false, || read_floats(&storage, &wanted, "halves"));
+        let error = read.unwrap_err();
+        assert_eq!((refused, error.kind()), (1, ErrorKind::Storage), "{error}");
+    }
 }
 
 macro_rules! tests {
