@@ -149,3 +149,17 @@ fn what_does_not_exist_is_noticed() {
         "| feature | in the API | tests |\n|---|---|---|\n| a | `b` | c |\n\n| d | e | f |";
     assert_eq!(api_cells(tables), ["`b`"]);
 }
+
+/// Every module of the crate has its layer in the map of the code.
+#[test]
+fn every_module_is_in_the_map() {
+    let (map, root) = (read("docs/architecture.md"), source("src/lib.rs"));
+    let rows: BTreeSet<&str> = prose(&map).filter(|l| l.starts_with('|')).flat_map(spans).collect();
+    let declared = |line: &'_ str| -> Option<String> {
+        let line = line.strip_prefix("pub ").unwrap_or(line);
+        Some(line.strip_prefix("mod ")?.strip_suffix(';')?.to_owned())
+    };
+    let absent: Vec<String> =
+        root.lines().filter_map(declared).filter(|module| !rows.contains(&**module)).collect();
+    assert!(absent.is_empty(), "docs/architecture.md has no layer for {absent:?}");
+}
