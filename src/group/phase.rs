@@ -61,7 +61,16 @@ where
     let vote = Arc::new(encode_vote(rank, name, own)?);
     star.vote(&turn, &vote);
     sabotage::pass(rank, name, "voted");
-    codec::decode::<Result<R>>(&star.verdict(&mut turn, &vote)?)?
+    let verdict = star.verdict(&mut turn, &vote)?;
+    codec::decode::<Result<R>>(&verdict)
+        .unwrap_or_else(|error| Err(unreadable(&turn, "verdict", Rank::COORDINATOR, &error)))
+}
+
+/// What cannot be read is no damage of a checkpoint.
+fn unreadable(turn: &Turn<'_>, what: &str, from: Rank, error: &Error) -> Error {
+    let text = format!("the {what} cannot be read: {}", error.message());
+    let error = Error::new(ErrorKind::Disagreement, text).at_rank(from);
+    turn.place(error).with_help("do all ranks run the same program?")
 }
 
 fn encode_vote<T: Serialize>(rank: Rank, name: &str, own: Result<T>) -> Result<Vec<u8>> {
@@ -117,11 +126,8 @@ fn count<T: DeserializeOwned>(
     };
     keep(own);
     for (rank, vote) in gathered.votes.iter().filter(|(_, vote)| turn.is_for(vote)) {
-        keep(codec::decode::<Result<T>>(&vote.body).unwrap_or_else(|error| {
-            let text = format!("the vote cannot be read: {}", error.message());
-            let error = Error::new(ErrorKind::Disagreement, text).at_rank(*rank);
-            Err(turn.place(error).with_help("do all ranks run the same program?"))
-        }));
+        let vote = codec::decode::<Result<T>>(&vote.body);
+        keep(vote.unwrap_or_else(|error| Err(unreadable(turn, "vote", *rank, &error))));
     }
     if failures.is_empty() || sabotage::is_on(Defect::VotesNotAwaited) {
         return Ok(values);

@@ -207,3 +207,26 @@ fn a_phase_inside_a_phase_is_refused_on_every_rank() {
     });
     assert_eq!(same_error(results).kind(), ErrorKind::InvalidInput);
 }
+
+/// `Corrupt` would mean that a checkpoint is damaged, and one rank alone would turn to another one.
+#[test]
+fn a_verdict_that_cannot_be_read_is_a_disagreement_and_no_damage() {
+    for transport in TRANSPORTS {
+        let ended = with_groups(transport, 2, &patient(), |group| {
+            let vote = || Ok(0u8);
+            match group.rank().is_coordinator() {
+                true => group.phase_all(Channel::Save, "plan", vote, |_| Ok(7u8)).map(drop),
+                false => {
+                    group.phase_all(Channel::Save, "plan", vote, |_| Ok(String::new())).map(drop)
+                }
+            }
+        });
+        let error = ended[1].as_ref().unwrap_err();
+        assert!(ended[0].is_ok());
+        assert_eq!(
+            (error.kind(), error.phase()),
+            (ErrorKind::Disagreement, Some("plan")),
+            "{error}"
+        );
+    }
+}
