@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Attempt;
+use super::{Attempt, nobody_elses};
 use crate::error::Result;
 use crate::sabotage::{self, Defect};
 use crate::storage::Directory;
@@ -21,7 +21,7 @@ impl Attempt {
         for (name, bytes) in files {
             let (folder, file) = name.rsplit_once('/').unwrap_or(("", name));
             let dir = self.folder(folder, &mut folders)?;
-            let out = dir.create_file(file)?;
+            let out = dir.create_file(file).map_err(nobody_elses)?;
             out.write_at(0, bytes)?;
             let finished = sabotage::unless(Defect::DataNotSynced, || out.finish());
             sabotage::heeded(Defect::FinishErrorsIgnored, finished)?;
@@ -44,7 +44,7 @@ impl Attempt {
             return Ok(dir.clone());
         }
         let (parent, last) = name.rsplit_once('/').unwrap_or(("", name));
-        let dir = self.folder(parent, made)?.create_dir(last)?;
+        let dir = self.folder(parent, made)?.create_dir(last).map_err(nobody_elses)?;
         made.insert(name.to_owned(), dir.clone());
         Ok(dir)
     }

@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crate::commit::check_written;
+use crate::commit::{check_written, nobody_elses};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, CheckpointName, SaveId};
 use crate::plan::OnExisting;
@@ -84,7 +84,7 @@ impl Attempt {
         refuse_taken(replaces, on_existing)
             .map_err(|e| e.with_path(parent.path().join(name.as_str())))?;
         let partial = layout::partial_dir(&name, &self.save_id);
-        let file = parent.create_file(&partial)?;
+        let file = parent.create_file(&partial).map_err(nobody_elses)?;
         // From here on it is ours to remove.
         let stage = Stage::Hidden;
         self.files.push(AttemptFile { name, file: Some(file), _owner: None, replaces, stage });

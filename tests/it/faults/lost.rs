@@ -7,8 +7,10 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use tch_checkpoint::layout::{CheckpointName, SaveId};
 use tch_checkpoint::retain::{pin, unpin};
+use tch_checkpoint::single::save_single_file;
+use tch_checkpoint::state::StateDict;
 use tch_checkpoint::storage::{Fault, FaultyStorage, MemoryStorage, Storage};
-use tch_checkpoint::{ProcessGroup, Result, sweep};
+use tch_checkpoint::{ErrorKind, ProcessGroup, Result, SaveOptions, save, sweep};
 
 use super::matrix::{Kind, Scenario};
 use super::{links, saves, tensors};
@@ -86,6 +88,46 @@ fn a_directory_that_was_made_twice_is_used() {
     save(3).unwrap();
     assert_eq!(entries(&memory, "runs"), ["a"]);
     assert_good(&memory, "runs/a");
+}
+
+/// What an attempt makes has a random name, or lies in what has one: that it is there already says
+/// nothing of the name that the caller chose, and is no mistake of the caller's.
+#[test]
+fn what_was_made_twice_is_no_name_that_is_taken() {
+    let in_directory: fn(&dyn Storage) -> Result<()> = |storage| {
+        save(&ProcessGroup::solo(), storage, &path("runs/a"), &with_code(), &options()).map(drop)
+    };
+    let in_file: fn(&dyn Storage) -> Result<()> = |storage| {
+        let (group, at) = (ProcessGroup::solo(), path("runs/a.safetensors"));
+        save_single_file(&group, storage, &at, &with_code(), &options()).map(drop)
+    };
+    let mut made = Vec::new();
+    for act in [in_directory, in_file] {
+        for operation in 1.. {
+            let faulty = FaultyStorage::new(Arc::new(MemoryStorage::new()));
+            faulty.fail_at(operation, Fault::Lost(Errno::EXIST.raw_os_error()), false);
+            let kind = act(&faulty).err().map(|e| e.kind());
+            let log = faulty.log();
+            let Some(hit) = log.get(operation as usize - 1) else { break };
+            if hit.starts_with("create_file") || hit.starts_with("create_dir ") {
+                assert!(matches!(kind, None | Some(ErrorKind::Storage)), "{hit}: {kind:?}");
+                made.push(hit.clone());
+            }
+        }
+    }
+    for what in ["/code", "/model.rs", "/manifest.bin", ".a.safetensors."] {
+        assert!(made.iter().any(|line| line.contains(what)), "{what}: {made:?}");
+    }
+}
+
+fn with_code() -> StateDict {
+    let mut state = state(&tensors(), &ProcessGroup::solo(), 1);
+    state.attach_file("code/model.rs", b"struct Model;".as_slice()).unwrap();
+    state
+}
+
+fn options() -> SaveOptions {
+    SaveOptions { step: 1, ..SaveOptions::default() }
 }
 
 /// Does something at once or at the second try, with a fault at each operation of the first: when
