@@ -128,7 +128,8 @@ pub(crate) fn remove_if(
         }
     };
     drop(lock);
-    trash.map_or(Ok(()), |trash| remove_tree(parent, &trash, pace))
+    // Where it is gone since the look, likewise.
+    trash.map_or_else(|| parent.sync(), |trash| remove_tree(parent, &trash, pace))
 }
 
 /// Renames an entry to trash, makes that durable, then unlinks it. A missing entry is fine.

@@ -3,18 +3,20 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use rustix::io::Errno;
-use tch_checkpoint::layout::{CheckpointName, SaveId};
+use tch_checkpoint::layout::{self, CheckpointName, SaveId};
 use tch_checkpoint::retain::{pin, unpin};
 use tch_checkpoint::single::save_single_file;
 use tch_checkpoint::state::StateDict;
-use tch_checkpoint::storage::{Fault, FaultyStorage, MemoryStorage, Storage};
+use tch_checkpoint::storage::{Fault, FaultyStorage, MemoryStorage, Rename, Storage};
 use tch_checkpoint::{ErrorKind, ProcessGroup, Result, SaveOptions, save, sweep};
 
 use super::matrix::{Kind, Scenario};
 use super::{links, saves, tensors};
 use crate::harness::*;
+use crate::hooked::Hooked;
 use crate::tier;
 
 /// What a repeated request reports, and of which operations.
@@ -178,4 +180,27 @@ fn a_pin_is_durably_gone_also_at_the_second_try() {
     is_durable_once_done("remove_file runs/.a.pin", |storage, _| {
         unpin(storage.open_dir(Path::new("runs"))?.as_ref(), &name_a())
     });
+}
+
+/// Without a lock, somebody else may take it away between the look and the rename.
+#[test]
+fn what_somebody_else_removes_meanwhile_is_durably_gone() {
+    let memory = MemoryStorage::new();
+    let id = saved(memory.clone(), 1, "runs/a", &tensors(), 1).save_id;
+    let (inner, synced) = (memory.clone(), Arc::new(AtomicBool::new(false)));
+    let has_synced = synced.clone();
+    let hooked = Hooked::new(&memory, move |call| {
+        match call.operation {
+            "rename" => {
+                let parent = inner.open_dir(Path::new("runs"))?;
+                parent.rename("a", &layout::trash_dir(&SaveId::random()?), Rename::NoReplace)?;
+            }
+            "sync" => synced.store(true, SeqCst),
+            _ => {}
+        }
+        Ok(())
+    });
+    let parent = hooked.open_dir(Path::new("runs")).unwrap();
+    sweep::remove(parent.as_ref(), &name_a(), &id, &pace()).unwrap();
+    assert!(has_synced.load(SeqCst), "a power cut could bring it back");
 }
