@@ -14,6 +14,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{self, FoundFile};
 use crate::layout::{self, CheckpointName, DataFileName, Debris, SaveId};
@@ -192,7 +194,7 @@ pub fn visit(
 ) -> Result<()> {
     for (name, entry) in candidates(&parent.list()?) {
         match open_entry(parent, &name, entry) {
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) if e.kind() == ErrorKind::NotFound || is_lost_found(entry, &e) => {}
             Err(e) if !matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Incompatible) => {
                 return Err(e);
             }
@@ -213,6 +215,13 @@ fn candidates(entries: &[DirEntry]) -> Vec<(CheckpointName, &str)> {
     };
     let directories = entries.iter().filter(|entry| entry.kind == EntryKind::Directory);
     directories.filter_map(|entry| Some((name_of(&entry.name)?, entry.name.as_str()))).collect()
+}
+
+/// Whether this is no checkpoint that may not be opened, but what a file system keeps for itself:
+/// a directory of checkpoints may be the top of one.
+pub(crate) fn is_lost_found(entry: &str, error: &Error) -> bool {
+    let denied = [Errno::ACCESS, Errno::PERM].map(|errno| Some(errno.raw_os_error()));
+    entry == layout::LOST_FOUND && denied.contains(&error.os_code())
 }
 
 /// Whether a directory has data or sums files as this library names them.

@@ -31,6 +31,9 @@ pub const SAFETENSORS: &str = ".safetensors";
 /// Folder of a checkpoint that holds model source.
 pub const CODE_DIR: &str = "code";
 
+/// What some file systems have in their top directory, for the superuser alone.
+pub(crate) const LOST_FOUND: &str = "lost+found";
+
 /// Longest name of a checkpoint, in bytes; leaves room for what an attempt adds to it.
 pub const CHECKPOINT_NAME_BYTES_MAX: usize = 200;
 /// Longest name of a file inside a checkpoint, in bytes.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::order::Order;
-use super::{candidates, holds_our_files, open_entry, open_parent};
+use super::{candidates, holds_our_files, is_lost_found, open_entry, open_parent};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::layout::{self, CheckpointName, Debris};
@@ -126,7 +126,9 @@ fn look(
     let mut seen: Option<CheckpointInfo> = None;
     for _ in 0..LOOKS_MAX {
         let found = match open_entry(parent, name, entry) {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.kind() == ErrorKind::NotFound || is_lost_found(entry, &e) => {
+                return Ok(None);
+            }
             Err(e) if e.kind() == ErrorKind::Corrupt && !is_ours(parent, entry)? => {
                 return Ok(None);
             }

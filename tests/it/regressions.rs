@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
-use tch_checkpoint::catalog;
+use tch_checkpoint::catalog::{self, Order};
 use tch_checkpoint::group::{Channel, Deadlines, ProcessGroup};
 use tch_checkpoint::load::{Atomicity, load};
 use tch_checkpoint::plan::load::LoadRules;
@@ -115,6 +115,34 @@ fn latest_does_not_pass_over_storage_errors() {
     });
     let found = catalog::find(&bad, &wanted("runs/latest")).map(|f| f.name.to_string());
     assert!(found.is_err());
+}
+
+/// the directory is the top of a file system: one entry is for the superuser alone.
+#[test]
+fn what_a_file_system_keeps_for_itself_hides_no_checkpoint() {
+    let memory = MemoryStorage::new();
+    memory.create_dir_all(Path::new("runs/lost+found")).unwrap();
+    memory.create_dir_all(Path::new("runs/other")).unwrap();
+    saved(memory.clone(), 1, "runs/e1", &small(), 1);
+    let closing = |entry: &'static str| {
+        Hooked::new(&memory, move |c| match c.operation {
+            "open_dir" if c.path.ends_with(entry) => {
+                Err(Error::io(&std::io::Error::from_raw_os_error(13), "opening", &c.path))
+            }
+            _ => Ok(()),
+        })
+    };
+    let listed = |storage| {
+        let listed = catalog::find_checkpoints(storage, Path::new("runs"), &Order::Latest);
+        listed.map(|list| list.len())
+    };
+    let top = closing("lost+found");
+    assert_eq!(catalog::find(&top, &wanted("runs/latest")).unwrap().manifest.step(), 1);
+    assert_eq!(listed(&top).unwrap(), 1);
+    // Anything else might be a checkpoint, and the newest.
+    let other = closing("other");
+    assert!(catalog::find(&other, &wanted("runs/latest")).is_err());
+    assert!(listed(&other).is_err());
 }
 
 /// the only checkpoint is damaged: "not found, the directory holds no checkpoint".

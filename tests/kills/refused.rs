@@ -192,6 +192,12 @@ fn a_directory_of_somebody_else_is_refused_with_a_word_about_permissions() {
         said(&nobody.run(&["latest"], &runs), "looking");
         std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
-    let loaded = nobody.run(&["stress", "load", "--step", "latest"], &runs);
-    assert!(loaded.status.success(), "{loaded:?}");
+    // What a file system has in its top directory is nobody's checkpoint.
+    let kept = runs.join("lost+found");
+    std::fs::create_dir(&kept).unwrap();
+    std::fs::set_permissions(&kept, std::fs::Permissions::from_mode(0o700)).unwrap();
+    for look in [&["stress", "load", "--step", "latest"][..], &["latest"], &["verify"]] {
+        let looked = nobody.run(look, &runs);
+        assert!(looked.status.success(), "{looked:?}");
+    }
 }

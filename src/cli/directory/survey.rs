@@ -110,6 +110,7 @@ enum Unlisted {
 fn look_into(parent: &dyn Directory, name: &str) -> Result<Unlisted> {
     let dir = match parent.open_dir(name) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Unlisted::Gone),
+        Err(e) if catalog::is_lost_found(name, &e) => return Ok(Unlisted::Foreign),
         opened => opened?,
     };
     let unread = match catalog::read_manifest(dir.as_ref()) {
