@@ -46,6 +46,12 @@ fn undurable(calls: &[Call], scene: &Scene) -> Vec<String> {
     }
     let said = calls.iter().rfind(|c| c.path == STDOUT).unwrap();
     check("name", parent(attempt), rename, said);
+    // Also if it was there: whoever made it may have died before.
+    let above = parent(parent(attempt));
+    let is_named = |c: &Call| c.name == "fsync" && c.path == above && c.succeeded();
+    if !calls.iter().any(|c| is_named(c) && c.ended.is_some_and(|ended| ended < rename.begun)) {
+        faults.push(format!("name of the directory: {above:?} not fsynced before {rename:?}"));
+    }
     let visible = rename.new_path.as_deref().unwrap();
     for late in calls.iter().filter(|c| parent(&c.path) == visible && c.changes) {
         if late.creates() || late.name.contains("write") {
