@@ -47,7 +47,18 @@ fn deleting_too_early_and_in_place() {
 
 #[test]
 fn sums_that_nobody_compares() {
-    found_by("S8", &["hostile::flips_in_the_data", "hostile::every_byte_of_a_manifest_flipped"]);
+    found_by(
+        "S8",
+        &[
+            "hostile::flips_in_the_data",
+            "hostile::every_byte_of_a_manifest_flipped",
+            "corruption::structure::every_zeroed_or_overwritten_page_is_found",
+            "corruption::single_file::random_bits_of_the_data_of_a_single_file_are_found_with_\
+             tensor_and_block",
+            "corruption::parts::a_load_of_a_part_finds_damage_in_what_it_reads_and_is_right_about_\
+             the_rest",
+        ],
+    );
 }
 
 #[test]
@@ -65,6 +76,8 @@ fn tensors_that_almost_fit() {
         &[
             "verdicts::what_almost_fits_is_refused_and_changes_nothing",
             "verdicts::every_mismatch_is_listed",
+            "mismatches::no_dtype_is_taken_for_another",
+            "mismatches::no_shape_is_broadcast_reshaped_or_cut",
         ],
     );
 }

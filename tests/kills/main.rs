@@ -17,6 +17,8 @@ mod one_rank;
 mod oracle;
 mod random;
 mod refused;
+#[cfg(feature = "sabotage")]
+mod sabotages;
 #[allow(clippy::print_stderr, reason = "figures, and what was skipped")]
 #[path = "../tier/mod.rs"]
 mod tier;

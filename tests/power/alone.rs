@@ -41,6 +41,12 @@ pub fn alone_with_device(test: &str, body: impl FnOnce(&Path)) {
     }
 }
 
+/// Whether tests can run so, with devices of their own; `false` only if the user has opted out.
+#[cfg(feature = "sabotage")]
+pub fn can_be_alone() -> bool {
+    tier::has(NEEDS) && tier::has(DEVICE_NEEDS)
+}
+
 fn inside(body: impl FnOnce(&Path)) {
     let dir = tempfile::tempdir().unwrap();
     // In memory: what is tested is the file system in the image, not the disk below.

@@ -18,6 +18,8 @@ mod judge;
 mod machine;
 mod replaced;
 mod replay;
+#[cfg(feature = "sabotage")]
+mod sabotages;
 #[path = "../tier/mod.rs"]
 mod tier;
 

@@ -34,6 +34,8 @@ mod history;
 mod machine;
 mod oracle;
 mod rng;
+#[cfg(feature = "sabotage")]
+mod sabotages;
 #[path = "../tier/mod.rs"]
 mod tier;
 

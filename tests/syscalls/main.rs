@@ -10,6 +10,8 @@ mod kills;
 mod looking;
 mod odd;
 mod order;
+#[cfg(feature = "sabotage")]
+mod sabotages;
 mod scene;
 mod scenes;
 #[allow(clippy::print_stderr, reason = "figures")]

@@ -1,0 +1,11 @@
+//! Defects of `src/sabotage/defect.rs` that random kills find.
+
+#[path = "../sabotages/mod.rs"]
+mod sabotaged;
+
+use sabotaged::found_by;
+
+#[test]
+fn deleting_too_early_and_in_place() {
+    found_by("S7", &["random::killed_at_random_with_ranks_as_threads"]);
+}
