@@ -78,6 +78,7 @@ fn files_that_are_cut_or_vanish_during_a_load_are_found() {
     let (mut found, mut number) = (0, 0);
     for atomicity in [Atomicity::Atomic, Atomicity::InPlace] {
         for (how, damage) in DAMAGES {
+            let found_before = found;
             for file in files.iter().map(std::fs::DirEntry::file_name) {
                 for operation in 1.. {
                     number += 1;
@@ -101,6 +102,7 @@ fn files_that_are_cut_or_vanish_during_a_load_are_found() {
                     }
                 }
             }
+            assert!(found > found_before + 5, "{how}, {atomicity:?}: {}", found - found_before);
         }
     }
     assert!(found > 30, "{found} of {number} loads met the damage");

@@ -92,6 +92,9 @@ fn replay(seed: u64) -> String {
 fn figures(count: u64, stats: &Stats, began: Instant) {
     let seconds = began.elapsed().as_secs_f64();
     let Stats { operations, messages, faults, cuts, lives } = stats;
+    if count >= 1000 {
+        assert!(*faults > count / 2 && *cuts > count / 10, "too little happens: {stats:?}");
+    }
     tier::figure("simulated schedules, 0 violations", count);
     tier::figure("schedules per second", (count as f64 / seconds) as u64);
     let events = format!(

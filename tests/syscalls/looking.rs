@@ -47,7 +47,9 @@ fn looking_changes_nothing() {
         let calls = look(dir.parent().unwrap(), arguments);
         let changes: Vec<_> = calls.iter().filter(|c| is_change(c)).map(Call::label).collect();
         assert_eq!(changes, [""; 0], "{arguments:?}");
-        looks += calls.iter().filter(|c| !c.changes).count();
+        let looked = calls.iter().filter(|c| !c.changes).count();
+        assert!(looked > 0, "{arguments:?}: nothing was seen");
+        looks += looked;
     }
     tier::figure("calls that only look, of commands that look", looks);
 }

@@ -70,6 +70,7 @@ fn files_that_exchanged_their_names_are_found() {
     let right = &all[0];
     let loader = Loader::new(right, 1);
     let mut tally = Tally::default();
+    assert_eq!(contents(right).len(), 5, "a manifest, and data and sums of two ranks");
     for (file, bytes) in contents(right) {
         for (other, replacement) in all[..2].iter().flat_map(contents) {
             if replacement != bytes {
@@ -93,6 +94,7 @@ fn an_index_of_another_save_is_found_and_equal_code_is_the_same_code() {
     let storage = MemoryStorage::new();
     let all = saves(&storage);
     let [right, again, ..] = &all;
+    assert_eq!(right.other_files().len(), 2, "the index and one text");
     for (file, other) in right.other_files().iter().zip(again.other_files()) {
         let is_index = file.ends_with(".json");
         right.put(file, &again.files[&other]);
@@ -108,6 +110,7 @@ fn deleted_files_are_found_by_name() {
     let subject = Recipe::new(Shape::Directory, 2, few_tensors()).saved();
     let dir = subject.storage.open_dir(Path::new(&subject.at)).unwrap();
     let loader = Loader::new(&subject, 2);
+    assert_eq!((contents(&subject).len(), subject.other_files().len()), (5, 2));
     for (file, _) in contents(&subject) {
         let name = Path::new(&file).file_name().unwrap().to_str().unwrap();
         dir.remove_file(name).unwrap();

@@ -79,6 +79,7 @@ fn damage_in_the_shard_of_one_rank_fails_all_of_them_alike() {
     let subject = Recipe::new(Shape::Directory, 3, many_tensors()).saved();
     let loader = Loader::new(&subject, 3);
     let manifest = &subject.found.manifest;
+    assert_eq!(manifest.tensor("rows").unwrap().pieces.len(), 3);
     for piece in &manifest.tensor("rows").unwrap().pieces {
         let file = &subject.data_files()[piece.file as usize];
         subject.flip(file, piece.begin * 8);

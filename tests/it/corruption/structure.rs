@@ -107,6 +107,7 @@ fn cut_and_grow(bench: &mut Bench) {
 #[test]
 fn other_files_cut_off_or_grown_are_found_by_verify_alone() {
     let bench = Bench::new(subject());
+    assert_eq!(bench.subject.other_files().len(), 1, "one text");
     for file in bench.subject.other_files() {
         let right = bench.subject.files[&file].clone();
         let changed = (0..right.len()).map(|len| right[..len].to_vec());

@@ -81,13 +81,14 @@ impl Tally {
     /// Reports the figure.
     ///
     /// # Panics
-    /// If a single case was not found by either, or was blamed on another place.
+    /// If a single case was not found by either, or was blamed on another place; or if there was none.
     pub fn all_found(&self, what: &str) {
         let Self { tried, by_verify, by_load, unexpected } = self;
         tier::figure(
             what,
             format!("{tried} tried, {by_verify} found by verify, {by_load} by a load"),
         );
+        assert!(*tried > 0, "{what}: nothing was tried");
         assert!(unexpected.is_empty(), "{what}: {unexpected:#?}");
         assert_eq!((by_verify, by_load), (tried, tried), "{what}");
     }
