@@ -285,7 +285,7 @@ fn a_lost_rank_ends_the_loop() {
 #[test]
 fn a_rank_that_stops_ends_the_loop_by_its_deadline() {
     let folder = Folder::new();
-    let running = Loop::start(&folder, &["--transport", "tcp", "--deadline-ms", "500"]);
+    let running = Loop::start(&folder, &["--transport", "tcp", "--deadline-ms", "2000"]);
     running.line();
     kill_process(Pid::from_raw(running.ranks()[1]).unwrap(), Signal::STOP).unwrap();
     let (code, stderr) = ended(running);

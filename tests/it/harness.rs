@@ -24,17 +24,25 @@ use tracing_subscriber::fmt::MakeWriter;
 /// A hang is a failure: no body of a test may take longer.
 const HANG: Duration = Duration::from_secs(60);
 
-/// Deadlines short enough for tests of lost and silent ranks.
-pub fn deadlines() -> Deadlines {
-    Deadlines { progress: Duration::from_secs(2), ..Deadlines::default() }
-}
+/// How long ranks wait for one that is silent: a busy machine must not look like that.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs `body` on `n` ranks, each a thread; the results in rank order.
 pub fn on_ranks<T: Send + 'static>(
     n: u32,
     body: impl Fn(ProcessGroup) -> T + Send + Sync + 'static,
 ) -> Vec<T> {
-    let groups = ProcessGroup::threads(WorldSize::new(n).unwrap(), deadlines());
+    on_ranks_within(PATIENCE, n, body)
+}
+
+/// The same, for tests of silent ranks: the others wait for them so long.
+pub fn on_ranks_within<T: Send + 'static>(
+    progress: Duration,
+    n: u32,
+    body: impl Fn(ProcessGroup) -> T + Send + Sync + 'static,
+) -> Vec<T> {
+    let deadlines = Deadlines { progress, ..Deadlines::default() };
+    let groups = ProcessGroup::threads(WorldSize::new(n).unwrap(), deadlines);
     let body = Arc::new(body);
     let (sender, results) = mpsc::channel();
     for (rank, group) in groups.into_iter().enumerate() {

@@ -43,10 +43,14 @@ impl TensorSource for Misbehaving {
     }
 }
 
+/// So long the others wait for rank 2, and so long it stalls.
+const PATIENCE: Duration = Duration::from_secs(2);
+const STALL: Duration = Duration::from_secs(5);
+
 fn save_with_bad_source(bad: fn() -> Result<()>) -> Vec<Result<Checkpoint>> {
     let storage = MemoryStorage::new();
     let shared = storage.clone();
-    let verdicts = on_ranks(3, move |group| {
+    let verdicts = on_ranks_within(PATIENCE, 3, move |group| {
         let mut state = StateDict::new();
         let rank = u64::from(group.rank().get());
         let spec = TensorSpec::new(Dtype::U8, vec![3, 8]).unwrap();
@@ -77,7 +81,7 @@ fn a_rank_that_panics_while_writing() {
 #[test]
 fn a_rank_that_stalls_is_named() {
     let verdicts = save_with_bad_source(|| {
-        std::thread::sleep(Duration::from_secs(5));
+        std::thread::sleep(STALL);
         Ok(())
     });
     let survivors: Vec<_> = verdicts[..2].iter().collect();

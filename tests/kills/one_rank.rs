@@ -14,7 +14,7 @@ const RANKS: u64 = 3;
 fn the_others_end_when_one_rank_is_killed_at_random() {
     let mut random = Random::seeded();
     let arguments =
-        ["--ranks", "3", "--transport", "tcp", "--deadline-ms", "2000", "--bytes", "300000"];
+        ["--ranks", "3", "--transport", "tcp", "--deadline-ms", "10000", "--bytes", "300000"];
     let arguments = [&arguments[..], &["--keep", "3"]].concat();
     let place = tempfile::tempdir().unwrap();
     let dir = place.path().join("runs");

@@ -21,8 +21,9 @@ use tch_checkpoint::{OnExisting, Rank, Result, WorldSize};
 
 use crate::tracer::{self, Act, Call, Run};
 
-/// Lack of progress after which ranks give up, in milliseconds.
-const DEADLINE_MS: &str = "2000";
+/// Lack of progress after which ranks give up, in milliseconds: no rank is silent here, and a busy
+/// machine must not look like one.
+const DEADLINE_MS: &str = "10000";
 /// Bytes of all ranks: a few blocks of sums.
 const BYTES: &str = "65536";
 

@@ -21,7 +21,7 @@ pub use call::{Call, STDOUT};
 use ptrace::{Register, Side, Stop};
 
 /// No program here may take longer; far more than any deadline inside it.
-const HANG: Duration = Duration::from_secs(30);
+const HANG: Duration = Duration::from_secs(90);
 
 /// What becomes of a call that is about to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
