@@ -25,6 +25,8 @@ const DIR: &str = "TCH_CHECKPOINT_TEST_REPLACED_IN";
 const FIRST: &str = "TCH_CHECKPOINT_TEST_REPLACED_FROM";
 const LAST: &str = "TCH_CHECKPOINT_TEST_REPLACED_TO";
 const RANKS: u32 = 2;
+/// Longest wait for two saves.
+const LATE: Duration = Duration::from_secs(30);
 
 fn save_rank(group: &ProcessGroup, path: &CheckpointPath, step: u64) -> Result<Checkpoint> {
     let (rank, own) = (u64::from(group.rank().get()), 200_000 + step % 1000);
@@ -96,10 +98,17 @@ fn cycle(machine: Machine, number: u64, next: u64) -> Machine {
             std::thread::sleep(pause);
             machine.neighbour();
         }),
-        _ => machine.cut(slowed(saver_from(&dir, next, u64::MAX)), 1, |machine, _| {
-            let until = Instant::now() + pause + Duration::from_millis(100);
+        _ => machine.cut(slowed(saver_from(&dir, next, u64::MAX)), 1, |machine, saver| {
+            let is_there = || assert!(machine.dir().join("current").exists(), "the name is empty");
+            // Two whole replacements, however long they take.
+            let (watched, late) = (saver.acks().len() + 2, Instant::now() + LATE);
+            while saver.acks().len() < watched {
+                assert!(Instant::now() < late, "no save is acknowledged");
+                is_there();
+            }
+            let until = Instant::now() + pause;
             while Instant::now() < until {
-                assert!(machine.dir().join("current").exists(), "the name is empty");
+                is_there();
             }
         }),
     }
