@@ -65,6 +65,7 @@ fn save_with_fate(group: &ProcessGroup, at: &str, fate: &str) -> Result<Checkpoi
 
 /// One rank of the tests below, which start it; ends with a code that says what it was told.
 #[test]
+#[ignore = "runs as a process of its own"]
 fn child() {
     let (Ok(fate), Ok(dir)) = (std::env::var(FATE), std::env::var(DIR)) else { return };
     let group = ProcessGroup::from_env().unwrap();
@@ -79,6 +80,7 @@ fn child() {
 
 /// Says which save id a process chooses, to the test below, which starts it.
 #[test]
+#[ignore = "runs as a process of its own"]
 fn child_that_saves() {
     let Ok(dir) = std::env::var(SAVES_IN) else { return };
     let saved = saved(LocalStorage::new(), 1, &format!("{dir}/a"), &usual_tensors(), 1);
@@ -91,7 +93,7 @@ fn processes_choose_save_ids_that_no_other_has() {
     let ids = [(); 2].map(|()| {
         let dir = tempfile::tempdir().unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "background_process::child_that_saves"]);
+        command.args(["--exact", "--ignored", "background_process::child_that_saves"]);
         command.env(SAVES_IN, dir.path()).stdout(Stdio::null());
         let mut child = Ranks(vec![command.spawn().unwrap()]);
         let until = Instant::now() + HUNG;
@@ -123,7 +125,7 @@ fn survivors(dir: &Path, doomed: usize, fate: &str) -> Vec<Option<i32>> {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let start = |rank: usize| {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "background_process::child", "--test-threads=1"]);
+        command.args(["--exact", "--ignored", "background_process::child", "--test-threads=1"]);
         command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
         command.env("WORLD_SIZE", "3").env("RANK", rank.to_string());
         command.env("TCH_CHECKPOINT_DEADLINE_MS", "5000").env(DIR, dir);
