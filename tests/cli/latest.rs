@@ -27,7 +27,11 @@ fn nothing_there_is_no_error() {
         for verb in [&["latest"][..], &["verify"], &["stress", "latest"], &["stress", "verify"]] {
             let ran = run(&[verb, &["--dir", dir]].concat());
             assert_code(&ran, 0);
-            assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("LATEST none\n", ""));
+            let there = std::path::Path::new(dir).exists();
+            let note =
+                if there { "" } else { &format!("note: `{dir}`: there is no such directory\n") };
+            assert_eq!(ran.stdout, format!("{note}LATEST none\n"));
+            assert_eq!(ran.stderr, "");
         }
     }
     assert_eq!(folder.entries(), [""; 0]);
@@ -143,6 +147,19 @@ fn a_damaged_newest_is_passed_over_but_said() {
 }
 
 /// The newest is right; `--all` alone looks further.
+#[test]
+fn a_load_of_the_newest_says_what_it_passes_over() {
+    let folder = Folder::new();
+    let older = latest_of(&folder.saved("1"));
+    folder.saved("2");
+    let manifest = folder.at("step-00000002/manifest.bin");
+    std::fs::OpenOptions::new().write(true).open(&manifest).unwrap().set_len(100).unwrap();
+    let ran = run(&["stress", "load", "--dir", folder.path()]);
+    assert_code(&ran, 0);
+    assert_eq!(last(&ran.stdout), older.replace("LATEST", "LOADED"));
+    assert!(ran.stderr.contains("damaged") && ran.stderr.contains(&manifest), "{}", ran.stderr);
+}
+
 #[test]
 fn a_damaged_older_one_is_found_by_all() {
     let folder = Folder::new();

@@ -290,7 +290,7 @@ fn a_rank_that_stops_ends_the_loop_by_its_deadline() {
     kill_process(Pid::from_raw(running.ranks()[1]).unwrap(), Signal::STOP).unwrap();
     let (code, stderr) = ended(running);
     assert_eq!(code, Some(5), "{stderr}");
-    for words in ["deadline passed", "rank 1", "is killed"] {
+    for words in ["deadline passed", "rank 1", "was killed"] {
         assert!(stderr.contains(words), "{words} is not in {stderr}");
     }
     assert_code(&run(&["verify", "--dir", folder.path()]), 0);
@@ -317,6 +317,19 @@ fn an_output_that_nobody_reads_ends_a_loop_after_the_save() {
         assert_code(&run(&["verify", "--all", "--dir", folder.path()]), 0);
         assert!(load(&folder, &[]).stdout.starts_with("LOADED 2 "));
     }
+}
+
+/// The variable that messages about deadlines name counts here too.
+#[test]
+fn a_deadline_may_come_from_the_variable() {
+    let folder = Folder::new();
+    let mut save = command(&["stress", "save", "--dir", folder.path(), "--step", "1"]);
+    save.args(["--bytes", "9"]).env("TCH_CHECKPOINT_DEADLINE_MS", "soon");
+    let child = save.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let output = output_of(child, "a deadline that is no number");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("deadline"));
+    assert_eq!(folder.entries(), [""; 0]);
 }
 
 #[test]

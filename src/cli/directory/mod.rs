@@ -64,8 +64,16 @@ pub(super) fn verify(out: &mut Output<'_>, dir: &Path, all: bool, json: bool) ->
 fn survey_of(dir: &Path) -> Result<Survey> {
     match open_if_there(&LocalStorage::new(), dir)? {
         Some(parent) => survey(parent.as_ref()),
-        None => Ok(Survey::default()),
+        None => {
+            let note = (dir.display().to_string(), "there is no such directory");
+            Ok(Survey { notes: vec![note], ..Survey::default() })
+        }
     }
+}
+
+/// What lies there as a checkpoint and is not whole: the entry, and why.
+pub(super) fn damaged(dir: &Path) -> Result<Vec<(String, String)>> {
+    Ok(survey_of(dir)?.damaged)
 }
 
 /// One checkpoint of the list; `None` if it has been removed or replaced meanwhile.

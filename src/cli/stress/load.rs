@@ -10,7 +10,7 @@ use clap::Args;
 use super::content::{Content, Share};
 use super::ranks::Ranks;
 use crate::catalog::{Wanted, Which};
-use crate::cli::{Output, Stop};
+use crate::cli::{Output, Stop, complain, directory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::layout::SaveId;
@@ -59,6 +59,12 @@ pub(super) fn run(out: &mut Output<'_>, arguments: &Load) -> Result<u8, Stop> {
         Step::Latest => Which::Latest,
         Step::Number(step) => Which::Step(step),
     };
+    if which == Which::Latest {
+        // What has no readable manifest is passed over, which whoever tries a storage must know.
+        for (_, fault) in directory::damaged(&arguments.dir)? {
+            complain(&format_args!("note: damaged: {fault}"));
+        }
+    }
     let wanted = Wanted::new(&arguments.dir, which);
     arguments.ranks.play(out, &|group, out| {
         let (step, save_id) = compare(group, &LocalStorage::new(), &wanted)?;

@@ -223,7 +223,7 @@ impl Running {
 
     fn give_up(&mut self) {
         if self.code.is_none() {
-            let text = "it goes on long after another rank has ended, and is killed";
+            let text = "it did not end long after another rank had, and was killed";
             complain(&Error::new(ErrorKind::Deadline, text).at_rank(self.rank));
             self.kill();
             self.code = Some(PEER_LOST);

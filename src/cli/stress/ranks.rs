@@ -36,7 +36,7 @@ pub(super) struct Ranks {
     #[arg(long, value_enum, default_value_t = Transport::Threads)]
     transport: Transport,
     /// Deadline for lack of progress, in milliseconds.
-    #[arg(long, default_value_t = 30_000)]
+    #[arg(long, env = "TCH_CHECKPOINT_DEADLINE_MS", default_value_t = 30_000)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=DEADLINE_MS_MAX))]
     deadline_ms: u64,
 }
