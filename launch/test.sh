@@ -57,7 +57,20 @@ run cargo clippy --quiet --features "$all" --all-targets -- -D warnings
 run cargo test --no-default-features --features cli,sabotage
 # Optimised, since it goes through a hundred thousand schedules.
 run cargo test --release --no-default-features --features sabotage --test sim
-run cargo test --features "$all"
+# What needs no libtorch has been tested without it, above.
+with_libtorch=()
+for path in tests/*.rs tests/*/main.rs; do
+  name=${path#tests/}
+  name=${name%/main.rs}
+  name=${name%.rs}
+  case $name in
+    it | kills | memory | power | sim | syscalls) ;;
+    *) with_libtorch+=(--test "$name") ;;
+  esac
+done
+run cargo build --features "$all" --bins --examples
+run cargo test --features "$all" --lib "${with_libtorch[@]}"
+run cargo test --features "$all" --doc
 python3 -c 'import torch.distributed.run' 2>/dev/null ||
   skip "the digits example under the real torchrun: python3 has no torch"
 RUSTDOCFLAGS='-D warnings' run cargo doc --quiet --no-deps --features "$all"

@@ -9,6 +9,8 @@
 mod allocator;
 mod cases;
 #[cfg(feature = "cli")]
+// The code of libtorch alone takes more addresses than these limits.
+#[cfg(not(feature = "torch"))]
 mod limits;
 mod peaks;
 mod refusals;
