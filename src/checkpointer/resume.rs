@@ -62,7 +62,7 @@ impl Checkpointer {
     /// Loads one checkpoint into `parts`, verified before anything changes. If what comes after
     /// that fails, a copy to a device or a part that does not take its values, the parts are half
     /// changed: then nothing is saved until a load succeeds that finds all it looks for
-    /// ([`ErrorKind::Poisoned`](crate::ErrorKind::Poisoned)).
+    /// ([`ErrorKind::Poisoned`]).
     ///
     /// # Collective
     /// Every rank, with the same `which`.
