@@ -118,8 +118,7 @@ impl Attempt {
         } else {
             Defect::DataNotSynced
         };
-        let finished = sabotage::unless(unsynced, || file.finish());
-        sabotage::heeded(Defect::FinishErrorsIgnored, finished)
+        sabotage::finished(unsynced, || file.finish())
     }
 
     /// Writes the manifest, and makes it and all entries of the attempt durable. It is read again:

@@ -55,11 +55,13 @@ pub(crate) fn unless(defect: Defect, promise: impl FnOnce() -> Result<()>) -> Re
     if is_on(defect) { Ok(()) } else { promise() }
 }
 
-/// What became of something, or, with that defect, success.
+/// What became of `finish`, the fsync and close of a file: not asked for with the defect `unsynced`,
+/// and success whatever it says with [`Defect::FinishErrorsIgnored`].
 ///
 /// # Errors
-/// Those of `outcome`.
+/// Those of `finish`.
 #[inline]
-pub(crate) fn heeded(defect: Defect, outcome: Result<()>) -> Result<()> {
-    if is_on(defect) { Ok(()) } else { outcome }
+pub(crate) fn finished(unsynced: Defect, finish: impl FnOnce() -> Result<()>) -> Result<()> {
+    let outcome = unless(unsynced, finish);
+    if is_on(Defect::FinishErrorsIgnored) { Ok(()) } else { outcome }
 }

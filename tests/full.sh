@@ -5,7 +5,7 @@
 #
 # Needs root, strace, loop devices, FUSE and nbdkit: `launch/setup.sh --tests` installs what can be.
 # TCH_CHECKPOINT_TEST_WITHOUT=NAME,... opts out of what cannot be had; that is said at the end.
-# Takes about an hour on two cores. Output of each test goes to target/full/<test>.log.
+# Takes about an hour on two cores, by the sum of its parts. Output of each test goes to target/full/<test>.log.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

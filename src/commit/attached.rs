@@ -23,8 +23,7 @@ impl Attempt {
             let dir = self.folder(folder, &mut folders)?;
             let out = dir.create_file(file).map_err(nobody_elses)?;
             out.write_at(0, bytes)?;
-            let finished = sabotage::unless(Defect::DataNotSynced, || out.finish());
-            sabotage::heeded(Defect::FinishErrorsIgnored, finished)?;
+            sabotage::finished(Defect::DataNotSynced, || out.finish())?;
             pace.progress.add(1 + bytes.len() as u64);
         }
         // Deepest first: what a folder lists is durable before the folder is.

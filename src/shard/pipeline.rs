@@ -269,8 +269,7 @@ impl<'a> OpenFile<'a> {
 
     fn finish(self) -> Result<()> {
         let Self { dir, name, file, end } = self;
-        let finished = sabotage::unless(Defect::DataNotSynced, || file.finish());
-        sabotage::heeded(Defect::FinishErrorsIgnored, finished)
+        sabotage::finished(Defect::DataNotSynced, || file.finish())
             .map_err(|e| at_file(e, dir, &name))?;
         tracing::debug!(file = name, bytes = end, "data file written");
         Ok(())

@@ -112,8 +112,7 @@ impl Attempt {
         for (made, header) in self.files.iter_mut().zip(headers) {
             let Some(file) = made.file.take() else { continue };
             file.write_at(0, header)?;
-            let finished = sabotage::unless(Defect::ManifestNotSynced, || file.finish());
-            sabotage::heeded(Defect::FinishErrorsIgnored, finished)?;
+            sabotage::finished(Defect::ManifestNotSynced, || file.finish())?;
             let partial = layout::partial_dir(&made.name, &self.save_id);
             check_written(self.parent.as_ref(), &partial, header)?;
             pace.progress.add(header.len() as u64);

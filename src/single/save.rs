@@ -282,8 +282,7 @@ pub(super) fn write(
             progress.add(bytes);
             sabotage::pass(group.rank(), "write", "part");
         })?;
-        let finished = sabotage::unless(Defect::DataNotSynced, || file.finish());
-        sabotage::heeded(Defect::FinishErrorsIgnored, finished)?;
+        sabotage::finished(Defect::DataNotSynced, || file.finish())?;
         receipt.push(sums.into());
     }
     Ok(receipt)
