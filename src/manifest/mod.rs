@@ -278,6 +278,12 @@ impl Manifest {
         &self.body.libtorch_version
     }
 
+    /// Bytes of a block over which one sum is taken, counted from the start of each piece.
+    #[must_use]
+    pub fn block_bytes(&self) -> u64 {
+        BLOCK_BYTES
+    }
+
     /// Bytes of all tensors, each counted once.
     #[must_use]
     pub fn tensor_bytes(&self) -> u64 {

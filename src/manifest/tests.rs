@@ -78,7 +78,7 @@ pub(crate) fn receipts(merged: &MergedPlan) -> Vec<Receipt> {
             sums_begin += piece_bytes.iter().map(|b| sums_of(*b) * SUM_BYTES).sum::<u64>();
         }
         let sums = |name: String| SumsReceipt { name, len: sums_begin, hash: [3; 16] };
-        Receipt { files, sums_file: plan.sums_file.clone().map(sums) }
+        Receipt { files, sums_file: plan.sums_file.clone().map(sums), ..Receipt::default() }
     };
     merged.plans.iter().map(receipt).collect()
 }

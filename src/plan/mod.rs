@@ -5,6 +5,8 @@ pub(crate) mod cover;
 pub mod load;
 pub mod save;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::layout::SaveId;
@@ -122,6 +124,26 @@ pub struct Receipt {
     pub files: Vec<FileReceipt>,
     /// The file with their block sums.
     pub sums_file: Option<SumsReceipt>,
+    /// Where the time went.
+    pub times: WriteTimes,
+}
+
+/// What one rank did for how long while it wrote its share. Parts run beside each other, so that
+/// their sum may exceed the time that passed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteTimes {
+    /// Copying out of the state into buffers.
+    pub stage: Duration,
+    /// Taking block sums.
+    pub hash: Duration,
+    /// Writing into files.
+    pub write: Duration,
+    /// Making files and directory durable.
+    pub fsync: Duration,
+    /// All of it, from the first file to the last fsync: the time that passed.
+    pub total: Duration,
+    /// Bytes written, of all files.
+    pub bytes: u64,
 }
 
 /// Proof of one written data file.

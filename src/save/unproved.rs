@@ -23,7 +23,7 @@ fn made_up(plan: &SavePlan) -> Receipt {
     let mut end = SUMS_HEADER_BYTES;
     let files = plan.files.iter().map(|file| made_up_file(file, &mut end)).collect();
     let sums = |name: &String| SumsReceipt { name: name.clone(), len: end, hash: [0; 16] };
-    Receipt { files, sums_file: plan.sums_file.as_ref().map(sums) }
+    Receipt { files, sums_file: plan.sums_file.as_ref().map(sums), ..Receipt::default() }
 }
 
 fn made_up_file(file: &PlannedFile, sums_end: &mut u64) -> FileReceipt {

@@ -6,7 +6,9 @@ use super::pipeline::{self, Pipe, Progress, Stop};
 use super::sums::SumsContent;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{BLOCK_BYTES, hash16};
-use crate::plan::{FileReceipt, PlannedFile, PlannedPiece, Receipt, SavePlan, SumsReceipt};
+use crate::plan::{
+    FileReceipt, PlannedFile, PlannedPiece, Receipt, SavePlan, SumsReceipt, WriteTimes,
+};
 use crate::rank::Rank;
 use crate::sabotage::{self, Defect};
 use crate::state::{StateDict, TensorEntry};
@@ -54,7 +56,7 @@ pub fn write_shards(
     let sums_file = write_sums(dir, sums_name, sums.bytes(), progress)?;
     sabotage::unless(Defect::DirectoriesNotSynced, || dir.sync())
         .map_err(|e| if e.path().is_some() { e } else { e.with_path(dir.path()) })?;
-    Ok(Receipt { files, sums_file: Some(sums_file) })
+    Ok(Receipt { files, sums_file: Some(sums_file), times: WriteTimes::default() })
 }
 
 fn refusal(message: impl Into<String>) -> Error {
