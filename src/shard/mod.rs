@@ -5,6 +5,7 @@
 //! whose sum does not match.
 
 mod header;
+pub(crate) mod image;
 mod pipeline;
 mod ranges;
 mod reader;

@@ -12,16 +12,12 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use super::at_file;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::reserved;
+use crate::memory::buffers::Buffer;
 use crate::sabotage::{self, Defect};
 use crate::storage::{Directory, WriteFile};
 
-const BUFFER_BYTES: usize = 8 << 20;
-/// Enough for the tensors of a simulation.
-const SIMULATED_BUFFER_BYTES: usize = 8 << 10;
 /// Together 32 MiB, whatever the size of the state.
 const BUFFERS: usize = 4;
-const PAGE: usize = 4096;
 
 /// Called with the number of bytes just written.
 pub(super) type Progress<'a> = &'a (dyn Fn(u64) + Sync);
@@ -41,41 +37,6 @@ impl From<Error> for Stop {
     }
 }
 
-/// Bytes on their way into a file; begins on a page, so that a storage may write it directly.
-struct Buffer {
-    memory: Vec<u8>,
-    start: usize,
-    filled: usize,
-    bytes: usize,
-}
-
-impl Buffer {
-    fn new(bytes: usize) -> Result<Self> {
-        // It grows within what is reserved: pages that no byte reaches cost nothing.
-        let memory = reserved((bytes + PAGE) as u64)?;
-        let start = memory.as_ptr().align_offset(PAGE).min(PAGE);
-        Ok(Self { memory, start, filled: 0, bytes })
-    }
-
-    fn room(&self) -> usize {
-        self.bytes - self.filled
-    }
-
-    /// The next `len` free bytes, from now on counted as filled. `len` is at most the room.
-    fn take(&mut self, len: usize) -> &mut [u8] {
-        let begin = self.start + self.filled;
-        self.filled += len;
-        if self.memory.len() < begin + len {
-            self.memory.resize(begin + len, 0);
-        }
-        &mut self.memory[begin..begin + len]
-    }
-
-    fn bytes(&self) -> &[u8] {
-        self.memory.get(self.start..self.start + self.filled).unwrap_or_default()
-    }
-}
-
 enum Job {
     Begin { name: String, len: u64 },
     Write(Buffer),
@@ -88,18 +49,12 @@ pub(super) struct Pipe {
     free: Receiver<Buffer>,
     current: Option<Buffer>,
     buffers: usize,
-    buffer_bytes: usize,
     buffers_max: usize,
 }
 
 impl Pipe {
-    fn new(
-        jobs: Sender<Job>,
-        free: Receiver<Buffer>,
-        buffer_bytes: usize,
-        buffers_max: usize,
-    ) -> Self {
-        Self { jobs, free, current: None, buffers: 0, buffer_bytes, buffers_max }
+    fn new(jobs: Sender<Job>, free: Receiver<Buffer>, buffers_max: usize) -> Self {
+        Self { jobs, free, current: None, buffers: 0, buffers_max }
     }
 
     /// Begins a file of `len` bytes.
@@ -121,17 +76,6 @@ impl Pipe {
         Ok(buffer.take(len))
     }
 
-    /// Appends `bytes` to the file.
-    pub(super) fn append(&mut self, mut bytes: &[u8]) -> Result<(), Stop> {
-        while !bytes.is_empty() {
-            let room = self.room(bytes.len() as u64)?;
-            let (head, rest) = bytes.split_at(room.len());
-            room.copy_from_slice(head);
-            bytes = rest;
-        }
-        Ok(())
-    }
-
     /// Ends the file: fsync and close.
     pub(super) fn finish(&mut self) -> Result<(), Stop> {
         self.flush()?;
@@ -148,7 +92,7 @@ impl Pipe {
         }
         if self.buffers < self.buffers_max {
             self.buffers += 1;
-            return Ok(Buffer::new(self.buffer_bytes)?);
+            return Ok(Buffer::new()?);
         }
         self.free.recv().map_err(|_| Stop::WriterGone)
     }
@@ -178,7 +122,7 @@ pub(super) fn run<T>(
             .name("shard-writer".to_owned())
             .spawn_scoped(scope, move || write_all(dir, progress, &todo, &give_back))
             .map_err(|e| Error::io(&e, "starting the writer thread", dir.path()))?;
-        let mut pipe = Pipe::new(jobs, free, BUFFER_BYTES, BUFFERS);
+        let mut pipe = Pipe::new(jobs, free, BUFFERS);
         let produced = produce(&mut pipe);
         drop(pipe);
         let written = writer.join().unwrap_or_else(|panic| Err(panicked(&*panic)));
@@ -193,7 +137,7 @@ fn one_after_the_other<T>(
     produce: impl FnOnce(&mut Pipe) -> Result<T, Stop>,
 ) -> Result<T> {
     let ((jobs, todo), (give_back, free)) = (unbounded(), unbounded());
-    let mut pipe = Pipe::new(jobs, free, SIMULATED_BUFFER_BYTES, usize::MAX);
+    let mut pipe = Pipe::new(jobs, free, usize::MAX);
     let produced = produce(&mut pipe);
     drop(pipe);
     ended(produced, write_all(dir, progress, &todo, &give_back))
@@ -234,8 +178,8 @@ fn write_all(
                 if let Some(file) = &mut open {
                     file.append(buffer.bytes())?;
                 }
-                progress(buffer.filled as u64);
-                buffer.filled = 0;
+                progress(buffer.bytes().len() as u64);
+                buffer.clear();
                 // Fails only when the producer has left and wants no more buffers.
                 let _ = give_back.send(buffer);
             }

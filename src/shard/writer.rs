@@ -2,10 +2,11 @@
 
 use super::at_file;
 use super::header::Header;
+use super::image::Image;
 use super::pipeline::{self, Pipe, Progress, Stop};
 use super::sums::SumsContent;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::{BLOCK_BYTES, hash16};
+use crate::manifest::hash16;
 use crate::plan::{
     FileReceipt, PlannedFile, PlannedPiece, Receipt, SavePlan, SumsReceipt, WriteTimes,
 };
@@ -13,10 +14,6 @@ use crate::rank::Rank;
 use crate::sabotage::{self, Defect};
 use crate::state::{StateDict, TensorEntry};
 use crate::storage::Directory;
-
-/// Copied and hashed together, while it is in the cache of the core.
-const BLOCK: usize = 64 * 1024;
-const _: () = assert!(BLOCK as u64 == BLOCK_BYTES);
 
 /// Writes the files that `plan` gives to this rank into `dir`, makes them durable, and returns
 /// the proof of what was written. Needs at most 32 MiB of buffers, plus headers and sums.
@@ -65,8 +62,7 @@ fn refusal(message: impl Into<String>) -> Error {
 
 /// A planned file, with its header and the sources of its pieces.
 struct PreparedFile<'a> {
-    name: &'a str,
-    header: Header,
+    image: Image,
     cuts: Vec<Cut<'a>>,
 }
 
@@ -77,7 +73,7 @@ impl<'a> PreparedFile<'a> {
             .iter()
             .map(|piece| Cut::new(piece, state).map_err(|e| e.with_tensor(piece.name.as_str())));
         let cuts = cuts.collect::<Result<_>>()?;
-        Ok(Self { name: &file.name, header, cuts })
+        Ok(Self { image: Image::new(file.name.clone(), header), cuts })
     }
 }
 
@@ -141,48 +137,27 @@ fn write_file(
     file: &PreparedFile<'_>,
     sums: &mut SumsContent,
 ) -> Result<FileReceipt, Stop> {
-    let (header, sums_begin) = (&file.header, sums.len());
-    pipe.begin(file.name, header.file_len())?;
-    pipe.append(header.bytes())?;
-    for cut in &file.cuts {
-        write_piece(pipe, cut, sums)?;
+    let (image, header, sums_begin) = (&file.image, file.image.header(), sums.len());
+    pipe.begin(image.name(), image.len())?;
+    let mut at = 0;
+    while at < image.len() {
+        let room = pipe.room(image.len() - at)?;
+        image.fill(&file.cuts, at, room)?;
+        // From the copy, not the source: what is hashed is what is written.
+        image.sum(at, room, sums);
+        at += room.len() as u64;
     }
     pipe.finish()?;
     let own_sums = usize::try_from(sums_begin).ok().and_then(|begin| sums.bytes().get(begin..));
     Ok(FileReceipt {
-        name: file.name.to_owned(),
-        len: header.file_len(),
+        name: image.name().to_owned(),
+        len: image.len(),
         data_start: header.data_start(),
         header_hash: header.hash(),
         piece_bytes: header.piece_bytes().to_vec(),
         sums_begin,
         sums_hash: hash16(own_sums.unwrap_or_default()),
     })
-}
-
-fn write_piece(pipe: &mut Pipe, cut: &Cut<'_>, sums: &mut SumsContent) -> Result<(), Stop> {
-    let mut host = cut.host_bytes()?;
-    let mut done = 0;
-    while done < cut.bytes {
-        let room = pipe.room(cut.bytes - done)?;
-        if let Some(rest) = host.as_mut().and_then(|bytes| bytes.split_off(..room.len())) {
-            copy_and_sum(rest, room, sums);
-        } else {
-            let read = cut.entry.source.read_into(cut.begin + done, room);
-            read.map_err(|e| e.with_tensor(cut.tensor))?;
-            sums.update(room);
-        }
-        done += room.len() as u64;
-    }
-    sums.end_piece();
-    Ok(())
-}
-
-fn copy_and_sum(from: &[u8], to: &mut [u8], sums: &mut SumsContent) {
-    for (from, to) in from.chunks(BLOCK).zip(to.chunks_mut(BLOCK)) {
-        to.copy_from_slice(from);
-        sums.update(to);
-    }
 }
 
 fn write_sums(

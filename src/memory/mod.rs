@@ -2,6 +2,8 @@
 //! refused: a process out of memory is to report an error, with its checkpoint untouched, and not
 //! to be ended by its allocator.
 
+pub(crate) mod buffers;
+
 use std::io;
 
 use crate::error::{Error, ErrorKind, Result};
