@@ -1,7 +1,7 @@
 //! The only module that knows bincode: bounded encoding and decoding of plain data.
 //!
 //! Fixed-width little-endian integers, lengths as u64 (bincode 1's layout, which other crates read
-//! too, should bincode have to go).
+//! too, should bincode have to go); compact: integers and lengths in as few bytes as they need.
 
 use std::fmt;
 
@@ -14,16 +14,32 @@ use crate::memory::{Growing, copied};
 /// Largest encoded value, and the most memory that decoding may claim: 1 GiB.
 pub(crate) const ENCODED_BYTES_MAX: usize = 1 << 30;
 
-fn config() -> impl bincode::config::Config {
+fn fixed() -> impl bincode::config::Config {
     bincode::config::legacy().with_limit::<ENCODED_BYTES_MAX>()
+}
+
+fn compact() -> impl bincode::config::Config {
+    bincode::config::standard().with_limit::<ENCODED_BYTES_MAX>()
 }
 
 /// # Errors
 /// [`ErrorKind::InvalidInput`] if the value is larger than [`ENCODED_BYTES_MAX`],
 /// [`ErrorKind::Storage`] if memory is short.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+    encode_with(value, fixed())
+}
+
+/// As [`encode`], in few bytes.
+///
+/// # Errors
+/// As [`encode`].
+pub(crate) fn encode_compact<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+    encode_with(value, compact())
+}
+
+fn encode_with<T: Serialize>(value: &T, config: impl bincode::config::Config) -> Result<Vec<u8>> {
     let mut out = Growing::new(ENCODED_BYTES_MAX);
-    match bincode::serde::encode_into_std_write(value, &mut out, config()) {
+    match bincode::serde::encode_into_std_write(value, &mut out, config) {
         Ok(_) => Ok(out.bytes),
         Err(e) => Err(out.failed().unwrap_or_else(|| {
             Error::new(ErrorKind::InvalidInput, format!("cannot be encoded: {e}"))
@@ -36,8 +52,23 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>> {
 /// # Errors
 /// [`ErrorKind::Corrupt`] for anything else.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    decode_with(bytes, fixed())
+}
+
+/// As [`decode`], of what [`encode_compact`] made.
+///
+/// # Errors
+/// As [`decode`].
+pub(crate) fn decode_compact<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    decode_with(bytes, compact())
+}
+
+fn decode_with<T: DeserializeOwned>(
+    bytes: &[u8],
+    config: impl bincode::config::Config,
+) -> Result<T> {
     let corrupt = |what: String| Error::new(ErrorKind::Corrupt, what);
-    let (value, used) = bincode::serde::borrow_decode_from_slice(bytes, config())
+    let (value, used) = bincode::serde::borrow_decode_from_slice(bytes, config)
         .map_err(|e| corrupt(format!("cannot be decoded: {e}")))?;
     if used != bytes.len() {
         return Err(corrupt(format!("{} bytes left over after decoding", bytes.len() - used)));

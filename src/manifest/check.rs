@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::{
-    BodyV1, DATA_ALIGNMENT, DataFile, Form, HEADER_BYTES_MAX, Manifest, OtherFile, SUM_BYTES,
-    SUMS_HEADER_BYTES, TensorRecord, sums_of,
+    Body, DATA_ALIGNMENT, DataFile, Form, Format, HEADER_BYTES_MAX, Manifest, OtherFile, SUM_BYTES,
+    SUMS_HEADER_BYTES, TensorRecord,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, DataFileName};
@@ -31,20 +31,20 @@ impl Manifest {
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`].
-    pub(super) fn from_body(mut body: BodyV1) -> Result<Self> {
+    pub(super) fn from_body(format: Format, mut body: Body) -> Result<Self> {
         let world_size = check_world(&body)?;
         let total_bytes = check_files(&body)?;
         check_tensors(&body)?;
         check_aliases(&body)?;
         let file_pieces = pieces_by_file(&body)?;
         for (index, pieces) in file_pieces.iter().enumerate() {
-            fill_file(&mut body, index, pieces)?;
+            fill_file(format, &mut body, index, pieces)?;
         }
-        Ok(Self { body, form: Form::Directory, world_size, file_pieces, total_bytes })
+        Ok(Self { format, body, form: Form::Directory, world_size, file_pieces, total_bytes })
     }
 }
 
-pub(super) fn check_world(body: &BodyV1) -> Result<WorldSize> {
+pub(super) fn check_world(body: &Body) -> Result<WorldSize> {
     let world_size =
         WorldSize::new(body.world_size).map_err(|e| e.with_kind(ErrorKind::Corrupt))?;
     require(world_size.len() == body.rank_values.len(), || {
@@ -57,7 +57,7 @@ pub(super) fn check_world(body: &BodyV1) -> Result<WorldSize> {
 }
 
 /// Checks names and lengths of all files, and gives the sum of their lengths.
-fn check_files(body: &BodyV1) -> Result<u64> {
+fn check_files(body: &Body) -> Result<u64> {
     for file in &body.data_files {
         check_data_file(file, body.sums_files.len())?;
     }
@@ -113,7 +113,7 @@ fn check_data_file(file: &DataFile, sums_files: usize) -> Result<()> {
     require((file.sums_file as usize) < sums_files, || fault("its sums file is not listed"))
 }
 
-fn check_tensors(body: &BodyV1) -> Result<()> {
+fn check_tensors(body: &Body) -> Result<()> {
     require(body.tensors.is_sorted_by(|a, b| a.name < b.name), || {
         corrupt("tensor names are not unique and in order")
     })?;
@@ -147,7 +147,7 @@ fn check_tensor(tensor: &TensorRecord, files: &[DataFile]) -> Result<()> {
     check_cover(shape, &slices).map_err(corrupt)
 }
 
-pub(super) fn check_aliases(body: &BodyV1) -> Result<()> {
+pub(super) fn check_aliases(body: &Body) -> Result<()> {
     require(body.aliases.is_sorted_by(|a, b| a.0 < b.0), || {
         corrupt("aliases are not unique and in order")
     })?;
@@ -161,7 +161,7 @@ pub(super) fn check_aliases(body: &BodyV1) -> Result<()> {
 }
 
 /// The pieces of each file in file order. Indices of files have been checked.
-fn pieces_by_file(body: &BodyV1) -> Result<FilePieces> {
+fn pieces_by_file(body: &Body) -> Result<FilePieces> {
     let mut by_file: FilePieces = vec![Vec::new(); body.data_files.len()];
     for (index, tensor) in body.tensors.iter().enumerate() {
         for (place, piece) in tensor.pieces.iter().enumerate() {
@@ -178,7 +178,7 @@ fn pieces_by_file(body: &BodyV1) -> Result<FilePieces> {
 }
 
 /// Puts the pieces of each file into the order in which they lie there.
-pub(super) fn sort_by_place(body: &BodyV1, by_file: &mut FilePieces) {
+pub(super) fn sort_by_place(body: &Body, by_file: &mut FilePieces) {
     for pieces in by_file {
         pieces.sort_by_key(|&(tensor, place)| {
             let tensor = &body.tensors[tensor];
@@ -189,11 +189,16 @@ pub(super) fn sort_by_place(body: &BodyV1, by_file: &mut FilePieces) {
 }
 
 /// Checks that `pieces` fill the data of the file, and that its block sums are where they belong.
-fn fill_file(body: &mut BodyV1, index: usize, pieces: &[(usize, usize)]) -> Result<()> {
+fn fill_file(
+    format: Format,
+    body: &mut Body,
+    index: usize,
+    pieces: &[(usize, usize)],
+) -> Result<()> {
     require(!pieces.is_empty(), || {
         corrupt("a data file holds no piece").with_path(&body.data_files[index].name)
     })?;
-    let sums = fill_data(body, index, pieces)?;
+    let sums = fill_data(format, body, index, pieces)?;
     let file = &body.data_files[index];
     let sums_end = sums.checked_mul(SUM_BYTES).and_then(|len| file.sums_begin.checked_add(len));
     let sums_len = body.sums_files.get(file.sums_file as usize).map_or(0, |f| f.len);
@@ -207,7 +212,12 @@ fn fill_file(body: &mut BodyV1, index: usize, pieces: &[(usize, usize)]) -> Resu
 }
 
 /// Checks that `pieces` fill the data of the file without gap or overlap, and counts block sums.
-pub(super) fn fill_data(body: &mut BodyV1, index: usize, pieces: &[(usize, usize)]) -> Result<u64> {
+pub(super) fn fill_data(
+    format: Format,
+    body: &mut Body,
+    index: usize,
+    pieces: &[(usize, usize)],
+) -> Result<u64> {
     let file = &mut body.data_files[index];
     let fault = |message: &str, name: &str| corrupt(message).with_path(name);
     let (mut end, mut sums) = (file.data_start, 0);
@@ -221,7 +231,7 @@ pub(super) fn fill_data(body: &mut BodyV1, index: usize, pieces: &[(usize, usize
                 .with_offset(piece.begin)
         })?;
         piece.first_sum = sums;
-        sums += sums_of(bytes);
+        sums += format.sums_of(bytes);
         end += bytes;
     }
     require(end == file.len, || {

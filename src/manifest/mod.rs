@@ -4,6 +4,7 @@
 //! [`Manifest::parse`] from bytes that nobody vouches for, and both go through the same checks.
 
 mod check;
+mod format;
 mod info;
 mod parse;
 mod seal;
@@ -11,11 +12,13 @@ mod single;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::format::FORMAT_VERSION;
+use self::format::Format;
 pub use self::info::{
     ASIDE, AUTOMATIC, CheckpointInfo, CheckpointState, GENERATION, LINE, METRICS, PINNED,
 };
 pub(crate) use self::info::{count_of, floats_of, save_metrics};
-pub use self::parse::{FORMAT_VERSION, MANIFEST_BYTES_MAX};
+pub use self::parse::MANIFEST_BYTES_MAX;
 pub use self::seal::SealInfo;
 pub(crate) use self::single::{FileParts, SingleParts, place_in};
 use crate::layout::SaveId;
@@ -25,7 +28,10 @@ use crate::state::Values;
 use crate::tensor::{Component, TensorName, TensorSpec};
 
 /// Bytes of a block over which one sum is taken, counted from the start of each piece.
-pub const BLOCK_BYTES: u64 = 64 * 1024;
+///
+/// Small, so that a rank that loads a slice reads little beyond it. That of other files may differ:
+/// [`Manifest::block_bytes`].
+pub const BLOCK_BYTES: u64 = 16 * 1024;
 /// Bytes of one block sum: BLAKE3, truncated.
 pub const SUM_BYTES: u64 = 16;
 /// Bytes of a sums file before its first sum: magic, version, four zero bytes, save id.
@@ -116,15 +122,15 @@ impl TensorRecord {
     }
 }
 
-/// How many block sums a piece of so many bytes has.
+/// How many block sums a piece of so many bytes has in what is written today.
 #[must_use]
 pub const fn sums_of(piece_bytes: u64) -> u64 {
     piece_bytes.div_ceil(BLOCK_BYTES)
 }
 
-/// The content of a manifest as it is encoded, in format version 1.
+/// The content of a manifest, in the order in which it is encoded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct BodyV1 {
+struct Body {
     save_id: SaveId,
     step: u64,
     epoch: u64,
@@ -163,7 +169,8 @@ pub enum Form {
 /// names of files are harmless.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Manifest {
-    body: BodyV1,
+    format: Format,
+    body: Body,
     form: Form,
     world_size: WorldSize,
     /// Per data file its pieces in file order, as indices of tensor and piece.
@@ -281,7 +288,7 @@ impl Manifest {
     /// Bytes of a block over which one sum is taken, counted from the start of each piece.
     #[must_use]
     pub fn block_bytes(&self) -> u64 {
-        BLOCK_BYTES
+        self.format.block_bytes()
     }
 
     /// Bytes of all tensors, each counted once.

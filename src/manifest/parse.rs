@@ -1,13 +1,12 @@
 //! The manifest as bytes: magic, format version, length, body, checksum.
 
-use super::{BodyV1, Form, Manifest, single};
+use super::format::{Format, Width, unknown};
+use super::{Body, FORMAT_VERSION, Form, Manifest, single};
 use crate::codec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{probe, reserved};
 use crate::sabotage::{self, Defect};
 
-/// Version of the format that this library writes, and the newest that it reads.
-pub const FORMAT_VERSION: u32 = 1;
 /// Largest manifest in bytes: 1 GiB.
 pub const MANIFEST_BYTES_MAX: u64 = codec::ENCODED_BYTES_MAX as u64;
 
@@ -18,8 +17,6 @@ const MAGIC_PLAIN: &[u8; 8] = b"TCHPLAI\n";
 /// Magic, version, length of the body.
 const HEAD_BYTES: usize = 8 + 4 + 8;
 const CHECKSUM_BYTES: usize = 32;
-/// How many times as much memory as its bytes a parsed manifest takes, at most in practice.
-const DECODED_TIMES: u64 = 4;
 
 impl Manifest {
     /// Its bytes: the 8 bytes `TCHCKPT\n` (other forms have others), the version as `u32` and the length of the body as
@@ -28,12 +25,15 @@ impl Manifest {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if it would be larger than [`MANIFEST_BYTES_MAX`].
     pub fn encode(&self) -> Result<Vec<u8>> {
+        let format = self.format;
         let (magic, body) = match &self.form {
-            Form::Directory => (MAGIC, codec::encode(&self.body)?),
-            Form::Single { siblings } => (MAGIC_SINGLE, codec::encode(&(siblings, &self.body))?),
-            Form::Plain => (MAGIC_PLAIN, codec::encode(&self.body)?),
+            Form::Directory => (MAGIC, format.encode(&self.body, Width::Variable)?),
+            Form::Single { siblings } => {
+                (MAGIC_SINGLE, format.encode(&(siblings, &self.body), Width::Fixed)?)
+            }
+            Form::Plain => (MAGIC_PLAIN, format.encode(&self.body, Width::Variable)?),
         };
-        envelope_of(magic, FORMAT_VERSION, &body)
+        envelope_of(magic, format.version(), &body)
     }
 
     /// Reads a manifest. Nothing in `bytes` is trusted.
@@ -44,19 +44,22 @@ impl Manifest {
     /// [`ErrorKind::Storage`] if memory is short.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let (magic, version, body) = open_envelope(bytes)?;
-        if version != FORMAT_VERSION {
-            let message = format!("format version {version}, but this library knows version 1");
-            return Err(Error::new(ErrorKind::Incompatible, message)
-                .with_help("load it with the version of tch-checkpoint that saved it, or newer"));
+        if !(1..=FORMAT_VERSION).contains(&version) {
+            return Err(unknown(version));
         }
-        probe((body.len() as u64).saturating_mul(DECODED_TIMES))?;
-        match magic {
-            MAGIC => Self::from_body(codec::decode::<BodyV1>(body)?),
-            MAGIC_SINGLE => {
-                let (siblings, body) = codec::decode::<single::Body>(body)?;
-                Self::from_single(body, Form::Single { siblings })
-            }
-            _ => Self::from_single(codec::decode::<BodyV1>(body)?, Form::Plain),
+        let width = if magic == MAGIC_SINGLE { Width::Fixed } else { Width::Variable };
+        let times = Format::decoded_times(version, width);
+        probe((body.len() as u64).saturating_mul(times))?;
+        if magic == MAGIC_SINGLE {
+            let (format, (siblings, body)) =
+                Format::decode::<single::Content>(version, body, width)?;
+            return Self::from_single(format, body, Form::Single { siblings });
+        }
+        let (format, body) = Format::decode::<Body>(version, body, width)?;
+        if magic == MAGIC {
+            Self::from_body(format, body)
+        } else {
+            Self::from_single(format, body, Form::Plain)
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    BodyV1, DataFile, Manifest, OtherFile, Piece, SUM_BYTES, SUMS_HEADER_BYTES, TensorRecord,
+    Body, DataFile, Format, Manifest, OtherFile, Piece, SUM_BYTES, SUMS_HEADER_BYTES, TensorRecord,
     sums_of,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -47,7 +47,7 @@ impl Manifest {
             written.add_rank(merged, plan, receipt).map_err(|e| e.at_rank(rank))?;
         }
         let world_size = u32::try_from(merged.plans.len()).unwrap_or(u32::MAX);
-        let body = BodyV1 {
+        let body = Body {
             save_id: merged.save_id,
             step: merged.target.step,
             epoch: merged.target.epoch,
@@ -63,7 +63,7 @@ impl Manifest {
             values: merged.values.clone(),
             rank_values: merged.rank_values.clone(),
         };
-        Self::from_body(body).map_err(|e| e.with_kind(ErrorKind::InvalidInput))
+        Self::from_body(Format::NEWEST, body).map_err(|e| e.with_kind(ErrorKind::InvalidInput))
     }
 }
 

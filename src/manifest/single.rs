@@ -10,7 +10,7 @@ use super::check::{
     FilePieces, check_aliases, check_world, corrupt, fill_data, require, sort_by_place,
 };
 use super::{
-    BodyV1, DATA_ALIGNMENT, DataFile, Form, HEADER_BYTES_MAX, Manifest, Piece, SealInfo,
+    Body, DATA_ALIGNMENT, DataFile, Form, Format, HEADER_BYTES_MAX, Manifest, Piece, SealInfo,
     TensorRecord,
 };
 use crate::error::{ErrorKind, Result};
@@ -22,7 +22,7 @@ use crate::state::Values;
 use crate::tensor::{Component, TensorName, TensorSpec};
 
 /// What is encoded: the components in files beside this one, and the rest.
-pub(super) type Body = (Vec<Component>, BodyV1);
+pub(super) type Content = (Vec<Component>, Body);
 
 /// What the manifest of one file is made of.
 pub(crate) struct SingleParts<'a> {
@@ -61,7 +61,7 @@ impl Manifest {
         } else {
             (Values::new(), vec![Values::new(); merged.plans.len()])
         };
-        let body = BodyV1 {
+        let body = Body {
             step: merged.target.step,
             epoch: merged.target.epoch,
             world_size: u32::try_from(merged.plans.len()).unwrap_or(u32::MAX),
@@ -75,7 +75,8 @@ impl Manifest {
             ..empty_body(merged.save_id, vec![data_file(ITSELF, merged.save_id, &parts.file)])
         };
         let form = Form::Single { siblings: parts.siblings.to_vec() };
-        Self::from_single(body, form).map_err(|e| e.with_kind(ErrorKind::InvalidInput))
+        Self::from_single(Format::NEWEST, body, form)
+            .map_err(|e| e.with_kind(ErrorKind::InvalidInput))
     }
 
     /// A manifest for files that have none: names, and the tensors of each with their positions.
@@ -94,8 +95,8 @@ impl Manifest {
             TensorRecord { name, component: Component::model(), spec, pieces }
         };
         let tensors = tensors.into_iter().map(record).collect();
-        let body = BodyV1 { tensors, ..empty_body(save_id, files) };
-        Self::from_single(body, Form::Plain)
+        let body = Body { tensors, ..empty_body(save_id, files) };
+        Self::from_single(Format::NEWEST, body, Form::Plain)
     }
 
     /// Gives the file that holds this manifest the name under which it was found.
@@ -112,8 +113,9 @@ impl Manifest {
     /// # Errors
     /// [`ErrorKind::Corrupt`] if a tensor is in two of them.
     pub(crate) fn join(self, siblings: Vec<Manifest>) -> Result<Self> {
-        let mut body = self.body;
+        let (format, mut body) = (self.format, self.body);
         for sibling in siblings {
+            require(sibling.format == format, || corrupt("files of different formats"))?;
             let shift = u32::try_from(body.data_files.len()).unwrap_or(u32::MAX);
             let (files, tensors) = (sibling.body.data_files, sibling.body.tensors);
             body.data_files.extend(files);
@@ -127,11 +129,11 @@ impl Manifest {
         }
         body.tensors.sort_by(|a, b| a.name.cmp(&b.name));
         body.aliases.sort();
-        Self::from_single(body, Form::Single { siblings: Vec::new() })
+        Self::from_single(format, body, Form::Single { siblings: Vec::new() })
     }
 
     /// Checks every rule and derives what is not stored.
-    pub(super) fn from_single(mut body: BodyV1, form: Form) -> Result<Self> {
+    pub(super) fn from_single(format: Format, mut body: Body, form: Form) -> Result<Self> {
         let world_size = check_world(&body)?;
         let total_bytes = check_files(&body, &form)?;
         require(body.tensors.is_sorted_by(|a, b| a.name < b.name), || {
@@ -144,14 +146,14 @@ impl Manifest {
         check_aliases(&body)?;
         let file_pieces = pieces_by_file(&body);
         for (index, pieces) in file_pieces.iter().enumerate() {
-            fill_data(&mut body, index, pieces)?;
+            fill_data(format, &mut body, index, pieces)?;
         }
-        Ok(Self { body, form, world_size, file_pieces, total_bytes })
+        Ok(Self { format, body, form, world_size, file_pieces, total_bytes })
     }
 }
 
-fn empty_body(save_id: SaveId, data_files: Vec<DataFile>) -> BodyV1 {
-    BodyV1 {
+fn empty_body(save_id: SaveId, data_files: Vec<DataFile>) -> Body {
+    Body {
         save_id,
         step: 0,
         epoch: 0,
@@ -184,7 +186,7 @@ fn data_file(name: &str, save_id: SaveId, parts: &FileParts) -> DataFile {
     }
 }
 
-fn check_files(body: &BodyV1, form: &Form) -> Result<u64> {
+fn check_files(body: &Body, form: &Form) -> Result<u64> {
     let alone = body.sums_files.is_empty() && body.other_files.is_empty();
     require(alone && !body.data_files.is_empty(), || corrupt("files that this form cannot have"))?;
     let alignment = if *form == Form::Plain { 1 } else { DATA_ALIGNMENT };
@@ -248,7 +250,7 @@ pub(crate) fn place_in(spec: &TensorSpec, slice: &Slice) -> Option<u64> {
 }
 
 /// Indices of files have been checked.
-fn pieces_by_file(body: &BodyV1) -> FilePieces {
+fn pieces_by_file(body: &Body) -> FilePieces {
     let mut by_file: FilePieces = vec![Vec::new(); body.data_files.len()];
     for (index, tensor) in body.tensors.iter().enumerate() {
         for (place, piece) in tensor.pieces.iter().enumerate() {

@@ -87,7 +87,7 @@ fn others() -> Vec<OtherFile> {
     vec![OtherFile { name: "code/model.rs".into(), len: 5, hash: [4; 16] }]
 }
 
-fn seal() -> Manifest {
+pub(super) fn seal() -> Manifest {
     let merged = merged();
     let info = SealInfo {
         created_unix_ms: 9,
@@ -126,11 +126,11 @@ fn block_sums_are_counted_from_each_piece() {
         for (tensor, piece) in manifest.pieces_of_file(index) {
             assert_eq!((piece.file as usize, piece.begin, piece.first_sum), (index, end, sums));
             end += tensor.piece_bytes(piece);
-            sums += tensor.piece_bytes(piece).div_ceil(65536);
+            sums += tensor.piece_bytes(piece).div_ceil(16384);
         }
         assert_eq!((end, sums), (file.len, file.sums_count));
     }
-    assert_eq!(manifest.data_files()[0].sums_count, 3, "160000 bytes in blocks of 65536");
+    assert_eq!(manifest.data_files()[0].sums_count, 10, "160000 bytes in blocks of 16384");
     assert_eq!(manifest.pieces_of_file(99).count(), 0);
 }
 
@@ -169,20 +169,20 @@ fn a_wrong_length_is_noticed_under_a_right_checksum() {
 
 #[test]
 fn a_newer_version_is_told_from_damage() {
-    let newer = parse::envelope(2, b"whatever").unwrap();
+    let newer = parse::envelope(3, b"whatever").unwrap();
     let error = Manifest::parse(&newer).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Incompatible);
-    assert!(error.to_string().contains("version 2"), "{error}");
+    assert!(error.to_string().contains("version 3"), "{error}");
     let error = Manifest::parse(b"PK\x03\x04 something else").unwrap_err();
     assert!(error.to_string().contains("not a checkpoint manifest"), "{error}");
 }
 
-fn reparse(body: &BodyV1) -> Result<Manifest> {
-    let body = crate::codec::encode(body)?;
+fn reparse(body: &Body) -> Result<Manifest> {
+    let body = crate::codec::encode_compact(&(BLOCK_BYTES, body))?;
     Manifest::parse(&parse::envelope(FORMAT_VERSION, &body)?)
 }
 
-type Change = fn(&mut BodyV1);
+type Change = fn(&mut Body);
 
 fn check_refused(table: &[(&str, Change)]) {
     for (what, change) in table {
@@ -284,21 +284,26 @@ fn bodies_with_bad_files_are_refused() {
 fn bytes_that_are_no_body_are_refused() {
     // A dtype, a slice and a shape that the constructors refuse, spliced into encoded bytes.
     let manifest = seal();
-    let body = crate::codec::encode(&manifest.body).unwrap();
+    let body = crate::codec::encode_compact(&(BLOCK_BYTES, &manifest.body)).unwrap();
     let at = |needle: &[u8]| body.windows(needle.len()).position(|w| w == needle).unwrap();
-    let shape = at(&[2u64, 30_001, 2].map(u64::to_le_bytes).concat());
-    let slice = at(&[2u64, 20_000, 0, 2, 10_000, 2].map(u64::to_le_bytes).concat());
-    for (place, bytes) in [
-        (shape - 4, 77u32.to_le_bytes().to_vec()),
-        (shape + 8, u64::MAX.to_le_bytes().to_vec()),
-        (shape, u64::MAX.to_le_bytes().to_vec()),
-        (slice + 8, u64::MAX.to_le_bytes().to_vec()),
-        (at(b"z.scalar"), vec![0xff]),
-        (at(b"z.scalar"), vec![b'\n']),
-        (at(b"optimizer-0"), b"OPTI".to_vec()),
+    // Numbers below 251 take one byte, those of two bytes follow 251, those of eight 253.
+    let [low, high] = 30_001u16.to_le_bytes();
+    let shape = at(&[2, 251, low, high, 2]);
+    let ([o, p], [l, m]) = (20_000u16.to_le_bytes(), 10_000u16.to_le_bytes());
+    let slice = at(&[2, 251, o, p, 0, 2, 251, l, m, 2]);
+    let huge = [&[253], &u64::MAX.to_le_bytes()[..]].concat();
+    for (place, len, bytes) in [
+        (shape - 1, 1, &[77][..]),
+        (shape + 1, 3, &huge),
+        (shape, 1, &huge),
+        (slice + 1, 3, &huge),
+        (at(b"z.scalar"), 1, &[0xff]),
+        (at(b"z.scalar"), 1, b"\n"),
+        (at(b"optimizer-0"), 4, b"OPTI"),
+        (0, 1, &[]),
     ] {
         let mut damaged = body.clone();
-        damaged[place..place + bytes.len()].copy_from_slice(&bytes);
+        damaged.splice(place..place + len, bytes.iter().copied());
         let sealed = parse::envelope(FORMAT_VERSION, &damaged).unwrap();
         let error = Manifest::parse(&sealed).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");

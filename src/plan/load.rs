@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::report::list;
 pub use self::report::{LoadReport, Mismatch};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::{BLOCK_BYTES, Manifest, Piece, TensorRecord};
+use crate::manifest::{Manifest, Piece, TensorRecord};
 use crate::sabotage::{self, Defect};
 use crate::slice::Slice;
 use crate::tensor::{Component, TensorName, TensorSpec};
@@ -159,7 +159,7 @@ pub fn plan_load(
     wanted: &[WantedBox],
     rules: &LoadRules,
 ) -> (LoadPlan, LoadReport) {
-    plan_with_gap(manifest, wanted, rules, BLOCK_BYTES)
+    plan_with_gap(manifest, wanted, rules, manifest.block_bytes())
 }
 
 /// Wanted runs of a piece that are less than `gap_bytes` apart are read in one range.

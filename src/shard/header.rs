@@ -126,7 +126,9 @@ fn metadata(
     }
     let offsets = file.pieces.iter().map(|p| (&p.name, Saved { saved_offsets: p.slice.offsets() }));
     let offsets: BTreeMap<_, _> = offsets.collect();
-    let shapes: BTreeMap<_, _> = file.pieces.iter().map(|p| (&p.name, p.spec.shape())).collect();
+    // Of a whole tensor the header itself says it.
+    let parts = file.pieces.iter().filter(|p| !p.slice.is_full(p.spec.shape()));
+    let shapes: BTreeMap<_, _> = parts.map(|p| (&p.name, p.spec.shape())).collect();
     let pairs = [
         ("format", "pt".to_owned()),
         ("DCP_VERSION", "1.0".to_owned()),

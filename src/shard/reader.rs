@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::sums::{block_count, sum, sums_header};
+use super::sums::{sum, sums_header};
 use super::{at_file, file_path};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{
@@ -40,6 +40,7 @@ pub struct ShardReader {
     files: Vec<DataFile>,
     pub(super) sums_files: Vec<OtherFile>,
     pub(super) form: Form,
+    block_bytes: u64,
     /// Block sums per data file, loaded when first needed.
     sums: Vec<Mutex<Option<Arc<Vec<u8>>>>>,
     open: Mutex<OpenFiles>,
@@ -78,6 +79,7 @@ impl ShardReader {
             files: files.to_vec(),
             sums_files: sums_files.to_vec(),
             form: Form::Directory,
+            block_bytes: BLOCK_BYTES,
             sums: files.iter().map(|_| Mutex::new(None)).collect(),
             open: Mutex::default(),
             bytes_read: AtomicU64::new(0),
@@ -89,7 +91,8 @@ impl ShardReader {
     #[must_use]
     pub fn of(dir: Arc<dyn Directory>, manifest: &Manifest) -> Self {
         let form = manifest.form().clone();
-        Self { form, ..Self::new(dir, manifest.data_files(), manifest.sums_files()) }
+        let block_bytes = manifest.block_bytes();
+        Self { form, block_bytes, ..Self::new(dir, manifest.data_files(), manifest.sums_files()) }
     }
 
     /// Calls `on_read` with the bytes of each finished read, from the thread that reads.
@@ -138,7 +141,7 @@ impl ShardReader {
             return check_range(piece, &range);
         }
         let source = self.source(piece, &range)?;
-        for chunk in chunks(piece, &range) {
+        for chunk in self.chunks(piece, &range) {
             let bytes = sized(scratch, chunk.end - chunk.start)?;
             source.read_blocks(chunk.start, bytes)?;
             let wanted = chunk.start.max(range.start)..chunk.end.min(range.end);
@@ -161,11 +164,12 @@ impl ShardReader {
         out: &mut [u8],
     ) -> Result<()> {
         let range = begin..begin.saturating_add(out.len() as u64);
-        let whole_end = range.end % BLOCK_BYTES == 0 || range.end == piece.bytes;
-        if !range.is_empty() && range.start % BLOCK_BYTES == 0 && whole_end {
+        let block = self.block_bytes;
+        let whole_end = range.end % block == 0 || range.end == piece.bytes;
+        if !range.is_empty() && range.start % block == 0 && whole_end {
             let source = self.source(piece, &range)?;
             let mut rest = out;
-            for chunk in chunks(piece, &range) {
+            for chunk in self.chunks(piece, &range) {
                 let (part, after) = rest.split_at_mut(to_usize(chunk.end - chunk.start)?);
                 source.read_blocks(chunk.start, part)?;
                 rest = after;
@@ -178,6 +182,22 @@ impl ShardReader {
             part.copy_from_slice(bytes);
             rest = after;
             Ok(())
+        })
+    }
+
+    /// The whole blocks that `range` of a piece touches, in parts of at most [`CHUNK_BYTES`].
+    pub(super) fn chunks(
+        &self,
+        piece: PieceAt,
+        range: &Range<u64>,
+    ) -> impl Iterator<Item = Range<u64>> + use<> {
+        let block = self.block_bytes;
+        let begin = range.start - range.start % block;
+        let end = range.end.div_ceil(block).saturating_mul(block).min(piece.bytes);
+        let count = end.saturating_sub(begin).div_ceil(CHUNK_BYTES);
+        (0..count).map(move |i| {
+            let start = begin + i * CHUNK_BYTES;
+            start..end.min(start + CHUNK_BYTES)
         })
     }
 
@@ -290,7 +310,7 @@ impl ShardReader {
         check_range(piece, range)?;
         let record = self.record(piece.file)?;
         let end = piece.begin.checked_add(piece.bytes);
-        let last_sum = piece.first_sum.checked_add(block_count(piece.bytes));
+        let last_sum = piece.first_sum.checked_add(piece.bytes.div_ceil(self.block_bytes));
         let has_none = self.form == Form::Plain;
         let sums_there =
             has_none || last_sum.is_some_and(|last| last <= sums.len() as u64 / SUM_BYTES);
@@ -324,9 +344,9 @@ impl Source<'_> {
         if self.reader.form == Form::Plain || sabotage::is_on(Defect::SumsNotCompared) {
             return Ok(Vec::new());
         }
-        let first = to_usize(self.piece.first_sum + begin / BLOCK_BYTES)?;
+        let first = to_usize(self.piece.first_sum + begin / self.reader.block_bytes)?;
         let sums = self.sums.as_chunks::<16>().0.get(first..).unwrap_or_default();
-        let blocks = out.chunks(to_usize(BLOCK_BYTES)?);
+        let blocks = out.chunks(to_usize(self.reader.block_bytes)?);
         let mut sums = sums.iter();
         let bad = blocks.enumerate().filter(|(_, block)| sums.next() != Some(&sum(block)));
         Ok(bad.map(|(number, block)| self.bad_block(begin, number as u64, block.len())).collect())
@@ -334,23 +354,9 @@ impl Source<'_> {
 
     fn bad_block(&self, begin: u64, number: u64, len: usize) -> Error {
         let message = format!("checksum mismatch in a block of {len} bytes");
-        let offset = self.piece.begin + begin + number * BLOCK_BYTES;
+        let offset = self.piece.begin + begin + number * self.reader.block_bytes;
         self.reader.corrupt(self.name, message).with_offset(offset)
     }
-}
-
-/// The whole blocks that `range` of a piece touches, in parts of at most [`CHUNK_BYTES`].
-pub(super) fn chunks(
-    piece: PieceAt,
-    range: &Range<u64>,
-) -> impl Iterator<Item = Range<u64>> + use<> {
-    let begin = range.start - range.start % BLOCK_BYTES;
-    let end = range.end.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES).min(piece.bytes);
-    let count = end.saturating_sub(begin).div_ceil(CHUNK_BYTES);
-    (0..count).map(move |i| {
-        let start = begin + i * CHUNK_BYTES;
-        start..end.min(start + CHUNK_BYTES)
-    })
 }
 
 fn check_range(piece: PieceAt, range: &Range<u64>) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Block sums: BLAKE3 over every 64 KiB of a piece, truncated to 16 bytes.
+//! Block sums: BLAKE3 over every 16 KiB of a piece, truncated to 16 bytes.
 //!
 //! A sums file is a magic, a version (u32, little-endian), four zero bytes and the save id, then
 //! the sums of the rank's data files in plan order, piece by piece.
@@ -12,7 +12,7 @@ const MAGIC: &[u8; 8] = b"TCHSUMS\n";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 32;
 
-const BLOCK: usize = 64 * 1024;
+const BLOCK: usize = 16 * 1024;
 const _: () = assert!(BLOCK as u64 == BLOCK_BYTES);
 const _: () = assert!(SUM_BYTES == 16 && SUMS_HEADER_BYTES == HEADER_BYTES as u64);
 
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// However a piece is cut up on its way, its sums are those of its 64 KiB blocks.
+        /// However a piece is cut up on its way, its sums are those of its blocks.
         #[test]
         fn sums_do_not_depend_on_the_cuts(
             len in 0usize..200_000,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::header::{DATA_ALIGNMENT, HEADER_JSON_MAX};
-use super::reader::{CHUNK_BYTES, PieceAt, ShardReader, chunks, sized};
+use super::reader::{CHUNK_BYTES, PieceAt, ShardReader, sized};
 use super::sums::truncated;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{DataFile, Form};
@@ -113,7 +113,7 @@ impl ShardReader {
                     continue;
                 }
             };
-            for chunk in chunks(*piece, &whole) {
+            for chunk in self.chunks(*piece, &whole) {
                 let bytes = sized(&mut scratch, chunk.end - chunk.start);
                 let bad = bytes.and_then(|bytes| source.bad_blocks(chunk.start, bytes));
                 found.extend(bad.unwrap_or_else(|error| vec![error]).into_iter().map(damage));

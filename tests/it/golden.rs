@@ -1,5 +1,5 @@
-//! Format version 1 as files in this repository: what was written once is read for ever, and the
-//! same content is written as the same bytes.
+//! Every version of the format as files in this repository: what was written once is read for ever,
+//! and the same content is written as the same bytes of the newest.
 //!
 //! With TCH_CHECKPOINT_WRITE_GOLDEN=DIR the test writes a new checkpoint `DIR/golden` instead;
 //! see `tests/fixtures/README.md`.
@@ -25,15 +25,41 @@ use crate::harness::{assert_good, name, on_ranks, path, wanted};
 
 const WRITE: &str = "TCH_CHECKPOINT_WRITE_GOLDEN";
 
-/// Every file of the checkpoint with its length and the start of its BLAKE3.
-const FILES: &str = include_str!("../fixtures/v1/files.txt");
-
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1/golden")
+/// The same checkpoint in one version of the format.
+struct Version {
+    folder: &'static str,
+    /// Every file of the checkpoint with its length and the start of its BLAKE3.
+    files: &'static str,
+    block_bytes: usize,
 }
 
-fn found() -> Found {
-    catalog::find(&LocalStorage::new(), &wanted(golden().to_str().unwrap())).unwrap()
+const VERSIONS: [Version; 2] = [
+    Version {
+        folder: "v1",
+        files: include_str!("../fixtures/v1/files.txt"),
+        block_bytes: 64 * 1024,
+    },
+    NEWEST,
+];
+const NEWEST: Version = Version {
+    folder: "v2",
+    files: include_str!("../fixtures/v2/files.txt"),
+    block_bytes: 16 * 1024,
+};
+
+impl Version {
+    fn golden(&self) -> PathBuf {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        fixtures.join(self.folder).join("golden")
+    }
+
+    fn at(&self) -> String {
+        self.golden().to_str().unwrap().to_owned()
+    }
+
+    fn found(&self) -> Found {
+        catalog::find(&LocalStorage::new(), &wanted(&self.at())).unwrap()
+    }
 }
 
 /// A tensor of the golden checkpoint: name, component, dtype, shape, and its bytes.
@@ -149,23 +175,30 @@ fn the_files_are_those_committed() {
     if let Some(dir) = std::env::var_os(WRITE) {
         return write(Path::new(&dir));
     }
-    assert_eq!(listing(&golden()), FILES);
+    for version in VERSIONS {
+        assert_eq!(listing(&version.golden()), version.files);
+    }
 }
 
 #[test]
 fn verifies() {
-    assert_good(&LocalStorage::new(), golden().to_str().unwrap());
+    for version in VERSIONS {
+        assert_good(&LocalStorage::new(), &version.at());
+    }
 }
 
 /// Content and values, asserted against what is written in this file, on any world size.
 #[test]
 fn loads_on_any_world_size() {
-    for ranks in 1..4 {
-        on_ranks(ranks, |group| load_and_compare(&group));
+    for version in VERSIONS {
+        for ranks in 1..4 {
+            let at = version.at();
+            on_ranks(ranks, move |group| load_and_compare(&group, &at));
+        }
     }
 }
 
-fn load_and_compare(group: &ProcessGroup) {
+fn load_and_compare(group: &ProcessGroup, at: &str) {
     let expected = tensors();
     let names = expected.iter().map(|t| t.0).chain(["head.weight"]);
     let of = |tensor: &str| {
@@ -180,7 +213,7 @@ fn load_and_compare(group: &ProcessGroup) {
         let sink = Box::new(bytes.as_mut_slice());
         targets.add(name(tensor), spec(*dtype, shape), sink).unwrap();
     }
-    let at = wanted(golden().to_str().unwrap());
+    let at = wanted(at);
     let rules = LoadRules { strict: true, ..LoadRules::default() };
     let storage = LocalStorage::new();
     let loaded = load(group, &storage, &at, &mut targets, &rules, Atomicity::Atomic).unwrap();
@@ -211,14 +244,18 @@ fn assert_manifest(manifest: &Manifest) {
 /// A manifest is encoded as it was.
 #[test]
 fn the_manifest_is_written_as_it_was() {
-    let bytes = std::fs::read(golden().join(MANIFEST)).unwrap();
-    assert!(Manifest::parse(&bytes).unwrap().encode().unwrap() == bytes);
+    for version in VERSIONS {
+        let bytes = std::fs::read(version.golden().join(MANIFEST)).unwrap();
+        let manifest = Manifest::parse(&bytes).unwrap();
+        assert!(manifest.encode().unwrap() == bytes);
+        assert_eq!(manifest.block_bytes(), version.block_bytes as u64);
+    }
 }
 
-/// Headers are regenerated from the manifest alone, byte for byte.
+/// Headers of the newest version are regenerated from the manifest alone, byte for byte.
 #[test]
 fn headers_are_written_as_they_were() {
-    let manifest = found().manifest;
+    let manifest = NEWEST.found().manifest;
     assert_eq!(manifest.data_files().len(), 4);
     for (index, file) in manifest.data_files().iter().enumerate() {
         let pieces = manifest.pieces_of_file(index).map(|(tensor, piece)| PlannedPiece {
@@ -234,7 +271,7 @@ fn headers_are_written_as_they_were() {
         };
         let rank = DataFileName::parse(&file.name).unwrap().rank;
         let header = Header::of(&planned, &manifest.save_id(), rank, manifest.step()).unwrap();
-        let bytes = std::fs::read(golden().join(&file.name)).unwrap();
+        let bytes = std::fs::read(NEWEST.golden().join(&file.name)).unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
         assert_eq!(text(header.bytes()), text(&bytes[..file.data_start as usize]), "{}", file.name);
         assert_eq!(header.hash(), file.header_hash, "{}", file.name);
@@ -245,23 +282,27 @@ fn headers_are_written_as_they_were() {
 /// Sums files are regenerated from the data, byte for byte.
 #[test]
 fn sums_are_written_as_they_were() {
-    let manifest = found().manifest;
+    VERSIONS.iter().for_each(assert_sums);
+}
+
+fn assert_sums(version: &Version) {
+    let manifest = version.found().manifest;
     for (number, sums_file) in manifest.sums_files().iter().enumerate() {
         let mut expected = b"TCHSUMS\n\x01\0\0\0\0\0\0\0".to_vec();
         expected.extend_from_slice(manifest.save_id().as_bytes());
         assert_eq!(expected.len() as u64, SUMS_HEADER_BYTES);
         for (index, file) in manifest.data_files().iter().enumerate() {
             if file.sums_file as usize == number {
-                let bytes = std::fs::read(golden().join(&file.name)).unwrap();
+                let bytes = std::fs::read(version.golden().join(&file.name)).unwrap();
                 for (tensor, piece) in manifest.pieces_of_file(index) {
                     let end = piece.begin + tensor.piece_bytes(piece);
                     let data = &bytes[piece.begin as usize..end as usize];
-                    expected.extend(data.chunks(65536).flat_map(sum));
+                    expected.extend(data.chunks(version.block_bytes).flat_map(sum));
                 }
             }
         }
-        assert_eq!(std::fs::read(golden().join(&sums_file.name)).unwrap(), expected);
+        assert_eq!(std::fs::read(version.golden().join(&sums_file.name)).unwrap(), expected);
     }
     assert_eq!(manifest.sums_files().len(), 2);
-    assert!(!golden().join(HF_INDEX).exists(), "a model with a split tensor has no index");
+    assert!(!version.golden().join(HF_INDEX).exists(), "a model with a split tensor has no index");
 }

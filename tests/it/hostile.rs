@@ -11,7 +11,7 @@ use tch_checkpoint::{Error, ErrorKind};
 
 use crate::harness::*;
 
-const BLOCK: u64 = 64 * 1024;
+const BLOCK: u64 = tch_checkpoint::manifest::BLOCK_BYTES;
 
 /// Split over both ranks, with blocks that are whole, short, and shared by no two tensors.
 fn tensors() -> Vec<TestTensor> {

@@ -105,7 +105,7 @@ fn each_refusal_is_an_error(name: &str) {
     crate::tier::figure(&format!("{name}, refusals, once and for good"), once + for_good);
 }
 
-/// 16 bytes for each 64 KiB: large when a state is.
+/// 16 bytes for each 16 KiB: large when a state is.
 #[test]
 fn no_room_for_block_sums_is_an_error_before_anything_is_written() {
     struct Unread;
@@ -115,7 +115,7 @@ fn no_room_for_block_sums_is_an_error_before_anything_is_written() {
         }
     }
     let blocks = 4801;
-    let spec = TensorSpec::new(Dtype::U8, vec![blocks << 16]).unwrap();
+    let spec = TensorSpec::new(Dtype::U8, vec![blocks << 14]).unwrap();
     let mut state = StateDict::new();
     let name = TensorName::new("large").unwrap();
     state.add(&Component::model(), name, spec, Arc::new(Unread)).unwrap();

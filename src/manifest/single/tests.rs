@@ -10,7 +10,7 @@ fn name(text: &str) -> TensorName {
 }
 
 /// Two tensors; the second one in two pieces of columns, cut up by rows.
-fn body() -> BodyV1 {
+fn body() -> Body {
     let parts = FileParts { len: 4136, data_start: 4096, header_hash: [1; 16], sums_hash: [2; 16] };
     let spec = |shape: &[u64]| TensorSpec::new(Dtype::F32, shape).unwrap();
     let piece = |begin, offsets: &[u64], lengths: &[u64]| Piece {
@@ -31,7 +31,7 @@ fn body() -> BodyV1 {
         piece(4124, &[1, 0], &[1, 1]),
         piece(4128, &[1, 1], &[1, 2]),
     ];
-    BodyV1 {
+    Body {
         tensors: vec![
             record("a", spec(&[4]), vec![piece(4096, &[0], &[4])]),
             record("b", spec(&[2, 3]), columns),
@@ -47,7 +47,7 @@ fn single() -> Form {
 
 #[test]
 fn what_is_encoded_is_parsed_back_and_derives_sums() {
-    let manifest = Manifest::from_single(body(), single()).unwrap();
+    let manifest = Manifest::from_single(Format::NEWEST, body(), single()).unwrap();
     assert_eq!(Manifest::parse(&manifest.encode().unwrap()).unwrap(), manifest);
     assert_eq!(manifest.data_files()[0].sums_count, 5);
     let sums: Vec<u64> = manifest.pieces_of_file(0).map(|(_, piece)| piece.first_sum).collect();
@@ -55,13 +55,13 @@ fn what_is_encoded_is_parsed_back_and_derives_sums() {
     // Hashes and positions do not change its length: headers are laid out before they are known.
     let mut other = body();
     other.data_files[0].header_hash = [0xFF; 16];
-    let other = Manifest::from_single(other, single()).unwrap();
+    let other = Manifest::from_single(Format::NEWEST, other, single()).unwrap();
     assert_eq!(other.encode().unwrap().len(), manifest.encode().unwrap().len());
 }
 
 #[test]
 fn bodies_that_break_a_rule_are_corrupt() {
-    type Change = fn(&mut BodyV1);
+    type Change = fn(&mut Body);
     let table: [(&str, Change); 18] = [
         ("no file", |b| b.data_files.clear()),
         ("other files", |b| {
@@ -92,7 +92,7 @@ fn bodies_that_break_a_rule_are_corrupt() {
     for (what, change) in table {
         let mut changed = body();
         change(&mut changed);
-        let error = Manifest::from_single(changed, single()).unwrap_err();
+        let error = Manifest::from_single(Format::NEWEST, changed, single()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
     }
 }
@@ -105,7 +105,8 @@ fn manifests_of_one_save_are_joined() {
     for (tensor, text) in other.tensors.iter_mut().zip(["c", "d"]) {
         tensor.name = name(text);
     }
-    let [one, two] = [body(), other].map(|b| Manifest::from_single(b, single()).unwrap());
+    let [one, two] =
+        [body(), other].map(|b| Manifest::from_single(Format::NEWEST, b, single()).unwrap());
     let joined = one.clone().join(vec![two]).unwrap();
     assert_eq!(joined.tensors().len(), 4);
     assert_eq!(joined.tensor("d").unwrap().pieces[0].file, 1);

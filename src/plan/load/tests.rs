@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::layout::SaveId;
-use crate::manifest::SealInfo;
 use crate::manifest::tests::receipts;
+use crate::manifest::{BLOCK_BYTES, SealInfo};
 use crate::plan::cover::tests::cut;
 use crate::plan::save::merge_plans;
 use crate::plan::{LocalPlan, OnExisting, SaveTarget, WriteItem};
@@ -138,7 +138,7 @@ fn aliases_lead_to_their_tensor() {
 
 #[test]
 fn gaps_of_a_block_are_not_read() {
-    for (columns, items) in [(65_545, 1), (65_546, 3)] {
+    for (columns, items) in [(BLOCK_BYTES + 9, 1), (BLOCK_BYTES + 10, 3)] {
         let shape = [3, columns];
         let manifest = manifest(&[whole("model", "w", Dtype::U8, &shape)]);
         let slice = Slice::new(vec![0, 0], vec![3, 10]).unwrap();

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::error::{Error, ErrorKind};
+use crate::manifest::BLOCK_BYTES;
 
 struct Saved {
     plan: SavePlan,
@@ -82,11 +83,11 @@ fn verify_names_every_bad_block_and_its_piece() {
     let mut state = StateDict::new();
     let pieces = vec![
         whole(&mut state, "a", Dtype::U8, &[100]),
-        whole(&mut state, "b", Dtype::U8, &[100 * 65536 + 5]),
+        whole(&mut state, "b", Dtype::U8, &[100 * BLOCK_BYTES + 5]),
     ];
     let saved = saved((state, plan_of(vec![planned_file("f", pieces)])));
     let at = saved.pieces[0][1];
-    let bad = [0, 3 * 65536 + 9, 64 * 65536, 100 * 65536 + 4];
+    let bad = [0, 3 * BLOCK_BYTES + 9, 64 * BLOCK_BYTES, 100 * BLOCK_BYTES + 4];
     for offset in bad {
         let position = usize::try_from(at.begin + offset).unwrap();
         saved.change("f", |bytes| bytes[position] ^= 1);
@@ -94,16 +95,17 @@ fn verify_names_every_bad_block_and_its_piece() {
     saved.change("f", |bytes| bytes[9] ^= 1);
     let found = saved.reader().verify_file(0, &saved.pieces[0], &mut |_| {});
     let places: Vec<_> = found.iter().map(|d| (d.piece, d.error.offset().unwrap())).collect();
-    let block = |offset: u64| (Some(1), at.begin + offset / 65536 * 65536);
+    let block = |offset: u64| (Some(1), at.begin + offset / BLOCK_BYTES * BLOCK_BYTES);
     assert_eq!(places, [(None, 0), block(bad[0]), block(bad[1]), block(bad[2]), block(bad[3])]);
     // Blocks that are not touched do not hurt.
-    let good = 65536..3 * 65536;
-    let mut out = vec![0; 2 * 65536];
+    let good = BLOCK_BYTES..3 * BLOCK_BYTES;
+    let block_len = usize::try_from(BLOCK_BYTES).unwrap();
+    let mut out = vec![0; 2 * block_len];
     saved.reader().read_into(at, good.start, &mut Vec::new(), &mut out).unwrap();
     let want = expected(&saved.state, &saved.plan.files[0].pieces[1]);
-    assert_eq!(out, want[65536..3 * 65536]);
+    assert_eq!(out, want[block_len..3 * block_len]);
     let error = saved.reader().read_into(at, good.start, &mut Vec::new(), &mut [0; 200_000]);
-    assert_eq!(error.unwrap_err().offset(), Some(at.begin + 3 * 65536));
+    assert_eq!(error.unwrap_err().offset(), Some(at.begin + 3 * BLOCK_BYTES));
 }
 
 #[test]

@@ -41,6 +41,7 @@ fn stock_readers_open_our_files_and_see_where_pieces_belong() {
     assert_eq!(sharding.as_object().unwrap().len(), stock.len());
     let shapes: Value = serde_json::from_str(&texts["tch_checkpoint.shapes"]).unwrap();
     assert_eq!(shapes["t.F8_E5M2"], json!([2, 3]));
+    assert!(shapes.get("scalar \"x\"").is_none(), "a whole tensor's own shape says it");
     assert_eq!(receipt.files[0].data_start % 4096, 0);
     assert_eq!(receipt.files[0].len, file.len() as u64);
 }
@@ -86,8 +87,8 @@ fn impossible_pieces_have_no_header() {
 #[test]
 fn a_header_too_long_for_stock_readers_is_refused() {
     let piece = |i: usize| {
-        let spec = TensorSpec::new(Dtype::U8, vec![]).unwrap();
-        let slice = Slice::full(&[]);
+        let spec = TensorSpec::new(Dtype::U8, vec![2]).unwrap();
+        let slice = Slice::full(&[1]);
         // Every quote is escaped, and escaped again inside the metadata.
         let text = format!("{i:05}{}", "\"".repeat(4000));
         PlannedPiece { name: name(&text), spec, held: slice.clone(), slice }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::error::{Error, ErrorKind};
-use crate::manifest::SUMS_HEADER_BYTES;
+use crate::manifest::{BLOCK_BYTES, SUMS_HEADER_BYTES};
 use crate::state::TensorSource;
 
 /// Every piece whole, by both ways of reading.
@@ -99,7 +99,7 @@ proptest! {
         let mut out = vec![0; want.len()];
         reader.read_into(at, begin, &mut Vec::new(), &mut out).unwrap();
         prop_assert_eq!(out.as_slice(), want);
-        let data = (end.next_multiple_of(65536).min(at.bytes)).saturating_sub(begin / 65536 * 65536);
+        let data = (end.next_multiple_of(BLOCK_BYTES).min(at.bytes)).saturating_sub(begin / BLOCK_BYTES * BLOCK_BYTES);
         let sums = SUMS_HEADER_BYTES + 16 * files[0].sums_count;
         prop_assert_eq!(reader.bytes_read(), if begin == end { 0 } else { data + sums });
     }

@@ -14,7 +14,7 @@ use tch_checkpoint::{Error, ProcessGroup, Result, SaveOptions, save, verify};
 use crate::harness::*;
 
 /// Bytes of a block of which one sum is taken.
-pub const BLOCK: u64 = 65_536;
+pub const BLOCK: u64 = tch_checkpoint::manifest::BLOCK_BYTES;
 
 /// How a subject lies on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
