@@ -131,12 +131,13 @@ impl Attempt {
     }
 
     /// The commit: manifest, fsync, rename, fsync. On success the checkpoint is durable under its
-    /// name; whatever it replaced is already out of sight.
-    pub(crate) fn publish(&mut self, manifest: &Manifest, pace: &Pace) -> Result<()> {
+    /// name; whatever it replaced is already out of sight. When all but the rename was done.
+    pub(crate) fn publish(&mut self, manifest: &Manifest, pace: &Pace) -> Result<Instant> {
         let is_late = sabotage::is_on(Defect::ManifestAfterRename);
         if !is_late {
             self.record(manifest)?;
         }
+        let recorded = clock::now();
         let lock = lock_parent(self.parent.as_ref(), pace.patience)?;
         match existing(self.parent.as_ref(), self.name.as_str())? {
             now if now == self.replaces => {}
@@ -167,7 +168,7 @@ impl Attempt {
             )
         })?;
         self.stage = Stage::Durable;
-        Ok(())
+        Ok(recorded)
     }
 
     fn superseded(&self) -> Error {

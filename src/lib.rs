@@ -26,6 +26,7 @@ pub mod layout;
 mod lineage;
 pub mod manifest;
 pub mod plan;
+pub mod report;
 pub mod select;
 // Effects
 pub mod catalog;
@@ -43,6 +44,7 @@ mod space;
 mod stage;
 pub mod storage;
 pub mod sweep;
+mod trace;
 // The two paths
 pub mod audit;
 pub mod export;
@@ -89,5 +91,6 @@ pub use handler::{Dataset, InitOptions, LoadOptions, Loader, Model, NNHandler, T
 pub use load::{Atomicity, Destination, load, load_partial, read_tensor};
 pub use plan::OnExisting;
 pub use rank::{LocalRank, Rank, WorldSize};
+pub use report::{LoadTimes, SaveReport};
 pub use save::{Checkpoint, SaveOptions, save};
 pub use select::Selection;

@@ -22,22 +22,28 @@ use crate::layout::SaveId;
 use crate::manifest::{Form, Manifest};
 use crate::plan::load::{LoadPlan, LoadReport, LoadRules, WantedBox, plan_load};
 use crate::rank::Rank;
+use crate::report::LoadTimes;
 use crate::shard::ShardReader;
 use crate::state::{LoadTargets, Values};
 use crate::storage::{Directory, Storage};
 use crate::tensor::TensorName;
+use crate::trace::Operation;
 
+mod clock;
+mod missing;
 mod one;
 mod partial;
 mod place;
 
+use clock::Clock;
+use missing::explain_missing;
 pub use one::{read_floats, read_tensor};
 pub use partial::{Filled, PartialLoaded, PartialOptions, PartialReport, load_partial};
 use place::Reading;
 pub(crate) use place::read_boxes;
 
 /// How often a load starts again because its checkpoint was replaced under it.
-const RESTARTS_MAX: usize = 3;
+const RESTARTS_MAX: u32 = 3;
 
 /// When the destination may change.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -113,7 +119,7 @@ pub struct Loaded {
     pub save_id: SaveId,
     /// What it consists of, values included.
     pub manifest: Arc<Manifest>,
-    /// Names on one side only; always empty in a strict load.
+    /// Names on one side only, always empty in a strict load; and what the load took.
     pub report: LoadReport,
     /// Bytes read from data files on this rank.
     pub bytes_read: u64,
@@ -152,15 +158,18 @@ pub fn load(
     rules: &LoadRules,
     atomicity: Atomicity,
 ) -> Result<Loaded> {
-    let mut restarts = 0;
+    let operation = Operation::load(group, wanted);
+    let _inside = operation.enter();
+    let mut clock = Clock::of(&operation);
     loop {
         // The verdict is the same on every rank, so all of them start again, or none.
-        match load_once(group, storage, wanted, destination, rules, atomicity) {
-            Err(e) if is_restartable(&e) && restarts < RESTARTS_MAX => {
-                restarts += 1;
+        match load_once(group, storage, wanted, destination, rules, atomicity, &mut clock) {
+            Err(e) if is_restartable(&e) && clock.restarts < RESTARTS_MAX => {
+                clock.restarts += 1;
+                let restarts = clock.restarts;
                 tracing::info!(restarts, "the checkpoint was replaced while loading; again");
             }
-            done => return done,
+            done => return done.inspect(|loaded| operation.end(loaded.bytes_read)),
         }
     }
 }
@@ -178,17 +187,16 @@ fn load_once(
     destination: &mut dyn Destination,
     rules: &LoadRules,
     atomicity: Atomicity,
+    clock: &mut Clock<'_>,
 ) -> Result<Loaded> {
-    let resolved = group.phase_all(
-        Channel::Save,
-        "manifest",
-        || Ok(Asked { wanted: wanted.clone(), rules: rules.clone(), atomicity }),
-        |asked| resolve(group, storage, &asked),
-    )?;
+    let ask = || Ok(Asked { wanted: wanted.clone(), rules: rules.clone(), atomicity });
+    let resolve = |asked: Vec<Asked>| resolve(group, storage, &asked);
+    let resolved = clock.manifest(|| group.phase_all(Channel::Save, "manifest", ask, resolve))?;
 
     let mut session = None;
     let planned = || {
-        let opened = Session::open(group, storage, &resolved, destination, rules)?;
+        let open = || Session::open(group, storage, &resolved, destination, rules);
+        let opened = clock.plan(open)?;
         let unexpected = opened.report.unexpected.clone();
         session = Some(opened);
         Ok(unexpected)
@@ -203,18 +211,19 @@ fn load_once(
 
     let gone = |e| explain_missing(group, storage, &resolved, session.manifest.save_id(), e);
     let reading = session.reading(group.progress());
-    match atomicity {
+    let verdict = clock.verdict();
+    let times = match atomicity {
         Atomicity::InPlace => {
             let read = || {
-                reading.direct(destination).map_err(gone)?;
-                session.give_values(group, destination)
+                clock.read(&session, || reading.direct(destination).map_err(gone))?;
+                clock.place(|| session.give_values(group, destination))
             };
-            group.phase_all(Channel::Save, "place", read, |_| Ok(()))?;
+            group.phase_all(Channel::Save, "place", read, verdict)?
         }
         Atomicity::Atomic => {
             let mut staged = None;
             let read = || {
-                staged = Some(reading.staged().map_err(gone)?);
+                staged = Some(clock.read(&session, || reading.staged().map_err(gone))?);
                 Ok(())
             };
             group.phase_all(Channel::Save, "read", read, |_| Ok(()))?;
@@ -222,10 +231,10 @@ fn load_once(
                 reading.place(staged.take().unwrap_or_default(), destination)?;
                 session.give_values(group, destination)
             };
-            group.phase_all(Channel::Save, "place", place, |_| Ok(()))?;
+            group.phase_all(Channel::Save, "place", || clock.place(place), verdict)?
         }
-    }
-    Ok(session.finish(&resolved))
+    };
+    Ok(session.finish(&resolved, times))
 }
 
 /// What a rank asks for in phase "manifest"; the same on every rank or the load is refused.
@@ -317,13 +326,13 @@ impl Session {
         destination.take_values(&self.manifest, self.rank_values(group))
     }
 
-    fn finish(self, resolved: &Resolved) -> Loaded {
+    fn finish(self, resolved: &Resolved, times: LoadTimes) -> Loaded {
         Loaded {
             path: resolved.directory.join(&resolved.entry),
             save_id: self.manifest.save_id(),
             bytes_read: self.reader.bytes_read(),
             manifest: self.manifest,
-            report: self.report,
+            report: LoadReport { times, ..self.report },
         }
     }
 }
@@ -352,44 +361,4 @@ fn open_reader(
 
 fn open_entry(storage: &dyn Storage, resolved: &Resolved) -> Result<Arc<dyn Directory>> {
     storage.open_dir(&resolved.directory)?.open_dir(&resolved.entry)
-}
-
-/// A file that a parsed manifest names and that is gone was replaced meanwhile, if another save is
-/// under the name now; else it is lost.
-fn explain_missing(
-    group: &ProcessGroup,
-    storage: &dyn Storage,
-    resolved: &Resolved,
-    save_id: SaveId,
-    error: Error,
-) -> Error {
-    let is_file = resolved.is_file;
-    // A file that was replaced is there, with other bytes.
-    let may_be_replaced = is_file && error.kind() == ErrorKind::Corrupt;
-    if error.kind() != ErrorKind::NotFound && !may_be_replaced {
-        return error;
-    }
-    let now = if is_file {
-        files::reread(storage, &resolved.directory, &resolved.entry)
-    } else {
-        open_entry(storage, resolved).and_then(|dir| catalog::read_manifest(dir.as_ref()))
-    };
-    match now {
-        Ok(manifest) if may_be_replaced && manifest.save_id() == save_id => error,
-        Err(_) if may_be_replaced => error,
-        Ok(manifest) if manifest.save_id() == save_id => error
-            .with_kind(ErrorKind::Corrupt)
-            .with_help("a file of this checkpoint is gone; load another one"),
-        Err(e) if e.kind() == ErrorKind::NotFound && !group.is_coordinator() => {
-            let place = std::path::absolute(&resolved.directory);
-            error.with_kind(ErrorKind::NotShared).with_help(format!(
-                "the coordinator sees this checkpoint, this rank does not: is `{}` on a file \
-                 system that all ranks share?",
-                place.unwrap_or_else(|_| resolved.directory.clone()).display()
-            ))
-        }
-        _ => error.with_kind(ErrorKind::Superseded).with_help(
-            "the checkpoint was replaced or removed while it was being loaded; load again",
-        ),
-    }
 }

@@ -14,9 +14,11 @@
 
 mod background;
 mod gate;
+mod timing;
 #[cfg(feature = "sabotage")]
 mod unproved;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +33,7 @@ use crate::layout::{self, CheckpointName, SaveId};
 use crate::manifest::{Manifest, OtherFile, SealInfo, hash16};
 use crate::plan::save::{MergedPlan, local_plan, merge_plans};
 use crate::plan::{LocalPlan, OnExisting, Receipt, SavePlan, SaveTarget};
+use crate::report::{CommitTimes, RankSave, SaveBytes, SaveReport};
 use crate::sabotage;
 use crate::shard::write_shards;
 use crate::space::{Margin, Need};
@@ -39,6 +42,7 @@ use crate::storage::{Directory, Storage};
 use crate::sweep::{Pace, RETRY_INTERVAL, log_failure};
 
 pub use background::{AfterCommit, PendingSave, save_async, save_async_overlapped};
+pub(crate) use timing::Timing;
 
 /// How a save is to be done. The same on every rank.
 #[derive(Debug, Clone, Default)]
@@ -80,6 +84,8 @@ pub struct Checkpoint {
     pub save_id: SaveId,
     /// Bytes of all tensors, each counted once.
     pub tensor_bytes: u64,
+    /// What the save took, the same on every rank.
+    pub report: SaveReport,
 }
 
 /// What each rank learns in phase "plan".
@@ -134,13 +140,17 @@ pub fn save(
     state: &StateDict,
     options: &SaveOptions,
 ) -> Result<Checkpoint> {
+    let mut timing = Timing::begin(group, path, options.step);
+    let _inside = timing.enter();
     if options.audit {
         audit(group, state).map_err(help_uncommitted)?;
     }
     let local = || Ok(local_plan(target(path, options), state));
-    let planned = plan(group, storage, path, options, local)?;
-    commit(group, Channel::Save, path, &Extras::of(state, options), planned, |assignment| {
-        write(group, storage, path, assignment, state, options.step)
+    let planned = timing.plan(|| plan(group, storage, path, options, local))?;
+    let extras = Extras::of(state, options);
+    commit(group, Channel::Save, timing, path, &extras, planned, |assignment, timing| {
+        let write = || write(group, storage, path, assignment, state, options.step);
+        timing.write(write, |receipt| &mut receipt.times)
     })
 }
 
@@ -174,32 +184,47 @@ fn plan(
 fn commit(
     group: &ProcessGroup,
     channel: Channel,
+    timing: Timing,
     path: &CheckpointPath,
     extras: &Extras,
     planned: Planned,
-    write: impl FnOnce(&Assignment) -> Result<Receipt>,
+    write: impl FnOnce(&Assignment, &Timing) -> Result<Receipt>,
 ) -> Result<Checkpoint> {
     let Planned { assignment, mut coordinator } = planned;
-    let verdict = group.phase_all(
-        channel,
-        "commit",
-        || write(&assignment),
-        |receipts| match &mut coordinator {
-            Some((attempt, merged)) => publish(group, attempt, merged, receipts, extras),
-            None => Err(Error::new(ErrorKind::Disagreement, "commit without a plan")),
-        },
-    );
+    let voted = OnceCell::new();
+    let vote = || {
+        let receipt = write(&assignment, &timing)?;
+        let vote = Vote { own: timing.vote(receipt.times), receipt };
+        voted.get_or_init(|| timing.commit());
+        Ok(vote)
+    };
+    let verdict = group.phase_all(channel, "commit", vote, |votes| match &mut coordinator {
+        Some((attempt, merged)) => {
+            let publish = || publish(group, &timing, attempt, merged, votes, extras);
+            voted.get_or_init(|| timing.commit()).run(publish)
+        }
+        None => Err(Error::new(ErrorKind::Disagreement, "commit without a plan")),
+    });
+    let ended = verdict.is_ok().then(|| voted.into_inner()).flatten();
+    ended.map(|commit| commit.end(None));
 
     close(group, coordinator);
-    match verdict {
-        Ok(tensor_bytes) => Ok(Checkpoint {
-            path: path.directory().join(assignment.name.as_str()),
-            name: assignment.name,
-            save_id: assignment.plan.save_id,
-            tensor_bytes,
-        }),
-        Err(error) => Err(verdict_error(error, path, &assignment)),
-    }
+    let report = verdict.map_err(|error| verdict_error(error, path, &assignment))?;
+    timing.end(&report);
+    Ok(Checkpoint {
+        path: path.directory().join(assignment.name.as_str()),
+        name: assignment.name,
+        save_id: assignment.plan.save_id,
+        tensor_bytes: report.tensor_bytes,
+        report,
+    })
+}
+
+/// What each rank brings to phase "commit".
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Vote {
+    receipt: Receipt,
+    own: RankSave,
 }
 
 /// Phase "plan", coordinator: the directory of checkpoints, swept, with space for this one, and
@@ -271,13 +296,18 @@ fn open_attempt(
 /// Phase "commit", coordinator: believe nothing, then publish.
 fn publish(
     group: &ProcessGroup,
+    timing: &Timing,
     attempt: &mut Attempt,
     merged: &MergedPlan,
-    receipts: Vec<Receipt>,
+    votes: Vec<Vote>,
     extras: &Extras,
-) -> Result<u64> {
-    let pace = Pace::of(group);
+) -> Result<SaveReport> {
+    let (pace, mut steps) = (Pace::of(group), timing.steps());
+    let (receipts, ranks): (Vec<Receipt>, Vec<RankSave>) =
+        votes.into_iter().map(|vote| (vote.receipt, vote.own)).unzip();
     attempt.check_visible(&receipts, &pace)?;
+    let checks = steps.end("checks");
+    let files = receipts.iter().map(Receipt::file_bytes).sum();
     let mut others = Vec::new();
     if let Some(index) = crate::hf_index::index_of(merged) {
         attempt.write_file(layout::HF_INDEX, &index)?;
@@ -294,8 +324,12 @@ fn publish(
     #[cfg(feature = "sabotage")]
     let receipts = unproved::complete(merged, receipts);
     let manifest = Manifest::seal(merged, receipts, others, info)?;
-    attempt.publish(&manifest, &pace)?;
-    Ok(manifest.tensor_bytes())
+    let seal = steps.end("seal");
+    let recorded = attempt.publish(&manifest, &pace)?;
+    let publish = steps.end_at("publish", recorded);
+    let commit = CommitTimes { checks, seal, publish, rename: steps.end("rename") };
+    let bytes = SaveBytes { tensors: manifest.tensor_bytes(), files };
+    Ok(timing.report(&ranks, bytes, commit))
 }
 
 /// After the verdict, coordinator: what is left of the attempt, or of what it replaced.

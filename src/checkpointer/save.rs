@@ -50,6 +50,7 @@ pub enum Reason {
 /// What became of a save.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
+#[expect(clippy::large_enum_variant, reason = "one per save")]
 pub enum Outcome {
     /// Committed: it survives a power cut.
     Saved(Checkpoint),

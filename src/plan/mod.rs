@@ -5,12 +5,11 @@ pub(crate) mod cover;
 pub mod load;
 pub mod save;
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 
 use crate::layout::SaveId;
 use crate::manifest::OtherFile;
+pub use crate::report::WriteTimes;
 use crate::slice::Slice;
 use crate::state::Values;
 use crate::tensor::{Component, TensorName, TensorSpec};
@@ -128,22 +127,13 @@ pub struct Receipt {
     pub times: WriteTimes,
 }
 
-/// What one rank did for how long while it wrote its share. Parts run beside each other, so that
-/// their sum may exceed the time that passed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WriteTimes {
-    /// Copying out of the state into buffers.
-    pub stage: Duration,
-    /// Taking block sums.
-    pub hash: Duration,
-    /// Writing into files.
-    pub write: Duration,
-    /// Making files and directory durable.
-    pub fsync: Duration,
-    /// All of it, from the first file to the last fsync: the time that passed.
-    pub total: Duration,
-    /// Bytes written, of all files.
-    pub bytes: u64,
+impl Receipt {
+    /// Bytes of all its files.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        let sums = self.sums_file.as_ref().map_or(0, |sums| sums.len);
+        self.files.iter().map(|file| file.len).sum::<u64>() + sums
+    }
 }
 
 /// Proof of one written data file.

@@ -9,20 +9,23 @@ use parking_lot::Mutex;
 
 use super::gate::{Gate, Opens};
 use super::{
-    Assignment, Checkpoint, Extras, Planned, SaveOptions, commit, help_uncommitted, plan, target,
-    write,
+    Assignment, Checkpoint, Extras, Planned, SaveOptions, Timing, commit, help_uncommitted, plan,
+    target, write,
 };
 use crate::audit::audit;
 use crate::catalog::CheckpointPath;
+use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup, Seat, guarded, panic_text};
 use crate::layout::{CheckpointName, SaveId};
 use crate::plan::Receipt;
 use crate::plan::save::local_plan;
+use crate::report::SaveReport;
 use crate::sabotage::{self, Defect};
 use crate::stage::{Copying, Staging};
 use crate::state::StateDict;
 use crate::storage::Storage;
+use crate::trace::Held;
 
 /// What the coordinator does after the commit, before the save counts as done: retention. On the
 /// other ranks it is dropped. It runs no phase, and a panic in it is logged: whatever it does, the
@@ -41,12 +44,14 @@ pub struct PendingSave {
     name: CheckpointName,
     save_id: SaveId,
     gate: Arc<Gate>,
+    held: Arc<Held>,
     /// Present until it is waited for.
     verdict: Option<Verdict>,
     /// Given back, with its handle of the group, after the thread has dropped its own.
     _seat: Seat,
 }
 
+#[expect(clippy::large_enum_variant, reason = "one per save")]
 enum Verdict {
     Coming(JoinHandle<Result<Checkpoint>>),
     Here(Result<Checkpoint>),
@@ -66,7 +71,9 @@ impl PendingSave {
     /// well. Ends at once but for [`save_async_overlapped`]. Not collective; an error that is met
     /// meanwhile comes from [`PendingSave::wait`].
     pub fn wait_copied(&self) {
+        let begun = clock::now();
         self.gate.pass();
+        self.held.add("copying", begun);
     }
 
     /// Waits for the verdict, which is the same on every rank.
@@ -106,8 +113,13 @@ impl PendingSave {
             }),
         };
         if sabotage::is_on(Defect::LaxBackground) {
-            let (path, name) = (self.path.clone(), self.name.clone());
-            return Some(Ok(Checkpoint { path, name, save_id: self.save_id, tensor_bytes: 0 }));
+            return Some(Ok(Checkpoint {
+                path: self.path.clone(),
+                name: self.name.clone(),
+                save_id: self.save_id,
+                tensor_bytes: 0,
+                report: SaveReport::default(),
+            }));
         }
         Some(verdict)
     }
@@ -207,6 +219,8 @@ fn start(
     after: AfterCommit,
     copying: Copying,
 ) -> Result<PendingSave> {
+    let mut timing = Timing::begin(group, path, options.step);
+    let inside = timing.enter();
     let seat = group.take_background();
     if options.audit {
         audit(group, state).map_err(help_uncommitted)?;
@@ -216,33 +230,35 @@ fn start(
         Some(error) => Err(error),
         None => Ok(local_plan(target(path, options), state)),
     };
-    let planned = plan(group, storage.as_ref(), path, options, local)?;
+    let planned = timing.plan(|| plan(group, storage.as_ref(), path, options, local))?;
     // An error here was this rank's vote, so that phase "plan" has failed.
     let seat = seat?;
     // From here on what a rank meets goes to the vote.
     let share = &planned.assignment.plan;
-    let staging = guarded(group.rank(), "commit", || {
-        Staging::begin(share, state, copying, &group.progress())
-    });
+    let stage = || Staging::begin(share, state, copying, &group.progress());
+    let staging = guarded(group.rank(), "commit", || timing.stage(stage));
     let gate = Arc::new(Gate::default());
     if copying == Copying::Now {
         gate.open();
     }
     let Assignment { name, plan } = &planned.assignment;
     let (name, save_id) = (name.clone(), plan.save_id);
+    let held = timing.go_beside();
+    drop(inside);
     let job = Job {
         group: group.clone(),
         storage: Arc::clone(storage),
         path: path.clone(),
         step: options.step,
         extras: Extras::of(state, options),
+        timing,
         planned,
         staging,
         gate: Arc::clone(&gate),
         after,
     };
     let path = path.directory().join(name.as_str());
-    Ok(PendingSave { path, name, save_id, gate, verdict: Some(spawn(job)), _seat: seat })
+    Ok(PendingSave { path, name, save_id, gate, held, verdict: Some(spawn(job)), _seat: seat })
 }
 
 /// Runs `job` in a thread, or, where there is none to be had, now: the other ranks wait for it.
@@ -260,7 +276,7 @@ fn spawn(job: Job) -> Verdict {
             tracing::warn!(%error, "no thread for a save beside training, which waits for it");
             let job = shared.lock().take();
             let missing = || Err(Error::new(ErrorKind::Panic, "nothing to save"));
-            Verdict::Here(job.map_or_else(missing, Job::run))
+            Verdict::Here(job.map_or_else(missing, Job::run_here))
         }
     }
 }
@@ -272,6 +288,7 @@ struct Job {
     path: CheckpointPath,
     step: u64,
     extras: Extras,
+    timing: Timing,
     planned: Planned,
     staging: Result<Staging>,
     gate: Arc<Gate>,
@@ -279,18 +296,29 @@ struct Job {
 }
 
 impl Job {
+    /// While the caller waits.
+    fn run_here(mut self) -> Result<Checkpoint> {
+        self.timing.hold_on();
+        self.run()
+    }
+
     fn run(self) -> Result<Checkpoint> {
-        let Self { group, storage, path, step, extras, planned, staging, gate, after } = self;
+        let Self { group, storage, path, step, extras, timing, planned, staging, gate, after } =
+            self;
+        let _inside = timing.enter();
         let opens = Opens(Arc::clone(&gate));
-        let write_share = |assignment: &Assignment| -> Result<Receipt> {
-            let (state, watch) = staging?.finish(&group.progress())?;
+        let write_share = |assignment: &Assignment, timing: &Timing| -> Result<Receipt> {
+            let staging = staging?;
+            let (state, watch) = timing.stage(|| staging.finish(&group.progress()))?;
             gate.set_watch(watch);
             drop(opens);
-            let receipt = write(&group, storage.as_ref(), &path, assignment, &state, step)?;
+            let write = || write(&group, storage.as_ref(), &path, assignment, &state, step);
+            let receipt = timing.write(write, |receipt| &mut receipt.times)?;
             gate.check()?;
             Ok(receipt)
         };
-        let saved = commit(&group, Channel::Background, &path, &extras, planned, write_share)?;
+        let channel = Channel::Background;
+        let saved = commit(&group, channel, timing, &path, &extras, planned, write_share)?;
         if group.is_coordinator() {
             let done = guarded(group.rank(), "after", || {
                 after(&saved);

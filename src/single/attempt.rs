@@ -5,7 +5,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
+use crate::clock;
 use crate::commit::{check_written, nobody_elses};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, CheckpointName, SaveId};
@@ -107,8 +109,9 @@ impl Attempt {
     }
 
     /// The commit: each header, fsync, then rename and fsync. The first file is the last to be
-    /// renamed, once the others are durable: it is the one that names them.
-    pub(super) fn publish(&mut self, headers: &[Vec<u8>], pace: &Pace) -> Result<()> {
+    /// renamed, once the others are durable: it is the one that names them. When all but the
+    /// renames was done.
+    pub(super) fn publish(&mut self, headers: &[Vec<u8>], pace: &Pace) -> Result<Instant> {
         for (made, header) in self.files.iter_mut().zip(headers) {
             let Some(file) = made.file.take() else { continue };
             file.write_at(0, header)?;
@@ -118,6 +121,7 @@ impl Attempt {
             pace.progress.add(header.len() as u64);
         }
         self.sync_parent()?;
+        let recorded = clock::now();
         let lock = lock_parent(self.parent.as_ref(), pace.patience)?;
         for index in 0..self.files.len() {
             self.check_unchanged(index)?;
@@ -139,7 +143,7 @@ impl Attempt {
             )
         })?;
         self.files.iter_mut().for_each(|file| file.stage = Stage::Durable);
-        Ok(())
+        Ok(recorded)
     }
 
     fn sync_parent(&self) -> Result<()> {

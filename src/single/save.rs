@@ -1,5 +1,8 @@
 //! Saving into files, from top to bottom as the protocol; see [`crate::save`] for its rules.
 
+use std::cell::OnceCell;
+use std::time::Duration;
+
 use crate::audit::audit;
 use crate::catalog::CheckpointPath;
 use crate::clock;
@@ -9,11 +12,12 @@ use crate::group::{Channel, ProcessGroup};
 use crate::layout::{self, CheckpointName, SaveId};
 use crate::manifest::{SUM_BYTES, SealInfo, sums_of};
 use crate::memory::reserved;
-use crate::plan::OnExisting;
 use crate::plan::save::{MergedPlan, local_plan, merge_plans};
+use crate::plan::{LocalPlan, OnExisting, WriteTimes};
 use crate::rank::Rank;
+use crate::report::{CommitTimes, RankSave, SaveBytes, SaveReport};
 use crate::sabotage::{self, Defect};
-use crate::save::{Checkpoint, SaveOptions, help_uncommitted, target, unix_ms};
+use crate::save::{Checkpoint, SaveOptions, Timing, help_uncommitted, target, unix_ms};
 use crate::shard::{RangePiece, write_ranges};
 use crate::single::attempt::Attempt;
 use crate::single::plan::{Content, FileLayout};
@@ -100,34 +104,21 @@ fn save_files(
     options: &SaveOptions,
     spread: Spread,
 ) -> Result<Checkpoint> {
+    let mut timing = Timing::begin(group, path, options.step);
+    let _inside = timing.enter();
     if options.audit {
         audit(group, state).map_err(help_uncommitted)?;
     }
     let mut coordinator: Option<Coordinator> = None;
-    let assignment = group.phase(
-        Channel::Save,
-        "plan",
-        || Ok(local_plan(target(path, options), state)),
-        |plans| {
-            let mut merged = merge_plans(SaveId::random()?, &plans)?;
-            // There is no directory to put them in: what is attached travels among the values.
-            for (name, bytes) in state.attached_files() {
-                merged.values.set(name.as_str(), bytes.to_vec());
-            }
-            let info = SealInfo {
-                created_unix_ms: unix_ms(),
-                library_version: env!("CARGO_PKG_VERSION").to_owned(),
-                libtorch_version: options.libtorch_version.clone(),
-            };
-            let files = spread(&merged);
-            let pace = Pace::of(group);
-            let margin = options.margin();
-            let begun = Coordinator::begin(storage, path, merged, info, files, margin, &pace)?;
-            let answers = begun.assignments();
-            coordinator = Some(begun);
-            Ok(answers)
-        },
-    );
+    let local = || Ok(local_plan(target(path, options), state));
+    let begin = |plans: Vec<LocalPlan>| {
+        let merged = merge_plans(SaveId::random()?, &plans)?;
+        let begun = make_files(group, storage, path, state, options, merged, spread)?;
+        let answers = begun.assignments();
+        coordinator = Some(begun);
+        Ok(answers)
+    };
+    let assignment = timing.plan(|| group.phase(Channel::Save, "plan", local, begin));
     let close = |coordinator: Option<Coordinator>| {
         if let Some(coordinator) = coordinator {
             coordinator.close(&Pace::of(group));
@@ -140,19 +131,51 @@ fn save_files(
             return Err(help_uncommitted(error));
         }
     };
-    let verdict = group.phase_all(
-        Channel::Save,
-        "commit",
-        || write(group, storage, path, &assignment, state),
-        |receipts| match &mut coordinator {
-            Some(coordinator) => coordinator.commit(&receipts, &Pace::of(group)),
-            None => Err(Error::new(ErrorKind::Disagreement, "commit without a plan")),
-        },
-    );
+    let voted = OnceCell::new();
+    let vote = || {
+        let write = || write(group, storage, path, &assignment, state);
+        let (receipt, times) = timing.write(write, |(_, times)| times)?;
+        voted.get_or_init(|| timing.commit());
+        Ok((receipt, timing.vote(times)))
+    };
+    let verdict = group.phase_all(Channel::Save, "commit", vote, |votes| match &mut coordinator {
+        Some(coordinator) => {
+            let (receipts, ranks): (Vec<Receipt>, Vec<RankSave>) = votes.into_iter().unzip();
+            let commit = || coordinator.commit(&receipts, &ranks, &timing, &Pace::of(group));
+            voted.get_or_init(|| timing.commit()).run(commit)
+        }
+        None => Err(Error::new(ErrorKind::Disagreement, "commit without a plan")),
+    });
+    let ended = verdict.is_ok().then(|| voted.into_inner()).flatten();
+    ended.map(|commit| commit.end(None));
     close(coordinator);
-    let (name, tensor_bytes) = verdict.map_err(|e| verdict_error(e, path, &assignment))?;
+    let (name, report) = verdict.map_err(|e| verdict_error(e, path, &assignment))?;
+    timing.end(&report);
     let (path, save_id) = (path.directory().join(name.as_str()), assignment.save_id);
-    Ok(Checkpoint { path, name, save_id, tensor_bytes })
+    Ok(Checkpoint { path, name, save_id, tensor_bytes: report.tensor_bytes, report })
+}
+
+/// Phase "plan", coordinator: the files, hidden.
+fn make_files(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    path: &CheckpointPath,
+    state: &StateDict,
+    options: &SaveOptions,
+    mut merged: MergedPlan,
+    spread: Spread,
+) -> Result<Coordinator> {
+    // There is no directory to put them in: what is attached travels among the values.
+    for (name, bytes) in state.attached_files() {
+        merged.values.set(name.as_str(), bytes.to_vec());
+    }
+    let info = SealInfo {
+        created_unix_ms: unix_ms(),
+        library_version: env!("CARGO_PKG_VERSION").to_owned(),
+        libtorch_version: options.libtorch_version.clone(),
+    };
+    let (files, pace) = (spread(&merged), Pace::of(group));
+    Coordinator::begin(storage, path, merged, info, files, options.margin(), &pace)
 }
 
 /// What the coordinator knows between the phases.
@@ -215,11 +238,14 @@ impl Coordinator {
     pub(super) fn commit(
         &mut self,
         receipts: &[Receipt],
+        ranks: &[RankSave],
+        timing: &Timing,
         pace: &Pace,
-    ) -> Result<(CheckpointName, u64)> {
+    ) -> Result<(CheckpointName, SaveReport)> {
+        let mut steps = timing.steps();
         let siblings = siblings(self.files.iter().map(|(only, _)| only));
         let names = self.attempt.names();
-        let (mut headers, mut bytes) = (Vec::new(), 0);
+        let (mut headers, mut bytes) = (Vec::new(), SaveBytes { tensors: 0, files: 0 });
         for (index, ((only, layout), name)) in self.files.iter().zip(&names).enumerate() {
             let sums = sums_in_file_order(layout, index, receipts)?;
             let partial = layout::partial_dir(name, &self.merged.save_id);
@@ -227,12 +253,17 @@ impl Coordinator {
             check_seams(file.as_ref(), &layout.pieces, &sums, pace)?;
             let content = content(&self.merged, &self.info, &siblings, only.as_ref());
             headers.push(layout.header(content, &sums)?);
-            bytes += layout.len - layout.data_start;
+            bytes.tensors += layout.len - layout.data_start;
+            bytes.files += layout.len;
         }
-        self.attempt.publish(&headers, pace)?;
+        let checks = steps.end("checks");
+        let recorded = self.attempt.publish(&headers, pace)?;
+        let publish = steps.end_at("publish", recorded);
+        let times =
+            CommitTimes { checks, publish, rename: steps.end("rename"), seal: Duration::ZERO };
         let name = names.into_iter().next();
         let name = name.ok_or_else(|| Error::new(ErrorKind::Disagreement, "no file was made"))?;
-        Ok((name, bytes))
+        Ok((name, timing.report(ranks, bytes, times)))
     }
 }
 
@@ -269,9 +300,9 @@ pub(super) fn write(
     path: &CheckpointPath,
     assignment: &Assignment,
     state: &StateDict,
-) -> Result<Receipt> {
+) -> Result<(Receipt, WriteTimes)> {
     let progress = group.progress();
-    let mut receipt = Receipt::new();
+    let (mut receipt, mut times) = (Receipt::new(), WriteTimes::default());
     for share in &assignment.shares {
         if share.pieces.is_empty() {
             receipt.push(Vec::new().into());
@@ -282,10 +313,13 @@ pub(super) fn write(
             progress.add(bytes);
             sabotage::pass(group.rank(), "write", "part");
         })?;
+        let written = clock::now();
         sabotage::finished(Defect::DataNotSynced, || file.finish())?;
+        times.fsync += clock::now().saturating_duration_since(written);
+        times.bytes += share.pieces.iter().map(|placed| placed.piece.size_bytes()).sum::<u64>();
         receipt.push(sums.into());
     }
-    Ok(receipt)
+    Ok((receipt, times))
 }
 
 /// The file was made on the coordinator's host; a network file system may need a moment.

@@ -9,7 +9,7 @@ use crate::layout::SaveId;
 use crate::manifest::{Form, Manifest, SealInfo, TensorRecord, place_in};
 use crate::plan::save::MergedPlan;
 use crate::plan::{OnExisting, PlannedFile, PlannedPiece, SavePlan, SaveTarget};
-use crate::save::Checkpoint;
+use crate::save::{Checkpoint, Timing};
 use crate::shard::{PieceAt, ShardReader};
 use crate::single::save::{Coordinator, Receipt, by_component, write};
 use crate::slice::Slice;
@@ -35,6 +35,7 @@ pub fn save_multi_from_single(
     path: &CheckpointPath,
     components: Option<&[Component]>,
 ) -> Result<Checkpoint> {
+    let group = ProcessGroup::solo();
     let found = crate::catalog::find(storage, &Wanted::from(path.clone()))?;
     let (manifest, [_]) = (&found.manifest, found.manifest.data_files()) else {
         return Err(no_single(&found));
@@ -42,6 +43,8 @@ pub fn save_multi_from_single(
     if *manifest.form() == Form::Directory {
         return Err(no_single(&found));
     }
+    let mut timing = Timing::begin(&group, path, manifest.step());
+    let _inside = timing.enter();
     let merged = merged(manifest)?;
     let files = match components {
         None => by_component(&merged),
@@ -53,23 +56,26 @@ pub fn save_multi_from_single(
         libtorch_version: manifest.libtorch_version().to_owned(),
     };
     let state = state_of(&found)?;
-    let (group, save_id) = (ProcessGroup::solo(), merged.save_id);
-    let (pace, ranks) = (Pace::of(&group), merged.plans.len());
-    let mut coordinator =
-        Coordinator::begin(storage, path, merged, info, files, Margin::default(), &pace)?;
+    let (save_id, pace, ranks) = (merged.save_id, Pace::of(&group), merged.plans.len());
+    let begin = || Coordinator::begin(storage, path, merged, info, files, Margin::default(), &pace);
+    let mut coordinator = timing.plan(begin)?;
     let assigned = coordinator.assignments().into_iter().next();
     let committed = assigned
         .ok_or_else(|| Error::new(ErrorKind::Disagreement, "nobody writes"))
-        .and_then(|assignment| write(&group, storage, path, &assignment, &state))
-        .and_then(|receipt| {
+        .and_then(|assignment| {
+            let write = || write(&group, storage, path, &assignment, &state);
+            timing.write(write, |(_, times)| times)
+        })
+        .and_then(|(receipt, times)| {
             let mut receipts = vec![receipt];
             receipts.resize(ranks, Receipt::new());
-            coordinator.commit(&receipts, &pace)
+            coordinator.commit(&receipts, &[timing.vote(times)], &timing, &pace)
         });
     coordinator.close(&pace);
-    let (name, tensor_bytes) = committed?;
+    let (name, report) = committed?;
+    timing.end(&report);
     let path = path.directory().join(name.as_str());
-    Ok(Checkpoint { path, name, save_id, tensor_bytes })
+    Ok(Checkpoint { path, name, save_id, tensor_bytes: report.tensor_bytes, report })
 }
 
 fn no_single(found: &Found) -> Error {

@@ -2,15 +2,18 @@
 
 use std::fmt::{Display, Write as _};
 
+use serde::{Deserialize, Serialize};
+
 use super::LoadRules;
 use crate::error::{Error, ErrorKind, Result};
+use crate::report::LoadTimes;
 use crate::tensor::{TensorName, TensorSpec};
 
 /// How many offenders of one sort an error lists.
 const LISTED_MAX: usize = 20;
 
 /// A tensor that is not what the destination expects.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mismatch {
     /// The name under which it is wanted.
     pub name: TensorName,
@@ -26,8 +29,8 @@ impl Display for Mismatch {
     }
 }
 
-/// Everything that does not fit, each list by name.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Everything that does not fit, each list by name; and, once loaded, what that took.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadReport {
     /// Wanted, but not in the checkpoint.
     pub missing: Vec<TensorName>,
@@ -35,6 +38,8 @@ pub struct LoadReport {
     pub unexpected: Vec<TensorName>,
     /// Of another dtype or global shape.
     pub mismatched: Vec<Mismatch>,
+    /// What the load took, by all ranks; zero before it has ended.
+    pub times: LoadTimes,
 }
 
 impl LoadReport {
@@ -50,6 +55,13 @@ impl LoadReport {
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.missing.is_empty() && self.unexpected.is_empty() && self.mismatched.is_empty()
+    }
+
+    /// One JSON object in one line: the names, and under `times` what [`LoadTimes`] has, times in
+    /// seconds. Deserialising it gives this report again.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
     }
 
     /// Decides whether a load may go on under `rules`.
