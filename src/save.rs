@@ -258,11 +258,14 @@ fn write(
 ) -> Result<Receipt> {
     let dir = open_attempt(group, storage, path, assignment)?;
     let progress = group.progress();
-    write_shards(dir.as_ref(), &assignment.plan, group.rank(), step, state, &|bytes| {
-        progress.add(bytes);
-        sabotage::pass(group.rank(), "write", "part");
-    })
-    .map_err(nobody_elses)
+    let written =
+        write_shards(dir.as_ref(), &assignment.plan, group.rank(), step, state, &|bytes| {
+            progress.add(bytes);
+            sabotage::pass(group.rank(), "write", "part");
+        });
+    let mut receipt = written.map_err(nobody_elses)?;
+    receipt.times.bytes = receipt.file_bytes();
+    Ok(receipt)
 }
 
 /// The attempt was made on the coordinator's host; a network file system may need a moment.

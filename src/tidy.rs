@@ -40,7 +40,7 @@ impl Tidy {
     /// A failure is a warning: what is committed stays so, and the next save tries again.
     pub(crate) fn after(&self, committed: &Checkpoint) {
         if self.group.is_coordinator() {
-            tracing::info!(path = %committed.path.display(), "saved");
+            tracing::info!(path = %committed.path.display(), "saved {}", committed.report);
             log_failure("tidying up after a save", || self.pass(committed));
         }
     }

@@ -31,7 +31,8 @@ pub struct Resumed {
     /// where they stand), newest first, at most 100. From
     /// the next save on they count as older than what is saved then.
     pub abandoned: Vec<String>,
-    /// Names on one side only; always empty unless the configuration is lenient.
+    /// Names on one side only, always empty unless the configuration is lenient; and what the load
+    /// took.
     pub report: LoadReport,
 }
 
@@ -198,7 +199,8 @@ impl Checkpointer {
         };
         if self.group.is_coordinator() {
             let Counters { step, epoch } = self.before;
-            tracing::info!(path = %loaded.path.display(), step, epoch, "resumed");
+            let times = &loaded.report.times;
+            tracing::info!(path = %loaded.path.display(), step, epoch, "resumed {times}");
         }
         Resumed {
             path: loaded.path.clone(),

@@ -14,6 +14,9 @@ use crate::rank::Rank;
 /// What every trace begins with.
 pub(crate) const BEGIN: &str = "[\n";
 
+/// What stands before every event but the first.
+const NEXT: &str = ",\n";
+
 /// Stands for the rank in the name of a trace.
 const RANK: &str = "%r";
 
@@ -62,8 +65,9 @@ pub(crate) struct Event<'a> {
 }
 
 impl Event<'_> {
-    /// Its line. Begin and end are rounded alike, so that events stay inside one another.
-    pub(crate) fn line(&self) -> String {
+    /// What it appends to a trace. Begin and end are rounded alike, so that events stay inside one
+    /// another.
+    pub(crate) fn appended(&self) -> String {
         let begin = micros(self.begin);
         let mut args = Map::new();
         args.insert("path".to_owned(), self.path.into());
@@ -78,7 +82,7 @@ impl Event<'_> {
         if self.failed {
             args.insert("failed".to_owned(), Value::Bool(true));
         }
-        line(&json!({
+        let event = json!({
             "name": self.name,
             "cat": self.of,
             "ph": "X",
@@ -87,23 +91,20 @@ impl Event<'_> {
             "pid": self.rank.get(),
             "tid": self.row.number(),
             "args": args,
-        }))
+        });
+        format!("{NEXT}{event}")
     }
 }
 
-/// The lines that name a rank and its rows.
-pub(crate) fn names(rank: Rank) -> String {
-    let name = |what: &str, row: u32, name: String| {
+/// A new trace: the names of a rank and its rows.
+pub(crate) fn begin(rank: Rank) -> String {
+    let named = |what: &str, row: u32, name: String| {
         let pid = rank.get();
-        line(&json!({"name": what, "ph": "M", "pid": pid, "tid": row, "args": {"name": name}}))
+        json!({"name": what, "ph": "M", "pid": pid, "tid": row, "args": {"name": name}}).to_string()
     };
-    let row = |row: Row| name("thread_name", row.number(), row.name().to_owned());
-    let process = name("process_name", 0, format!("rank {rank}"));
-    process + &row(Row::Caller) + &row(Row::Beside)
-}
-
-fn line(event: &Value) -> String {
-    format!("{event},\n")
+    let row = |row: Row| named("thread_name", row.number(), row.name().to_owned());
+    let process = named("process_name", 0, format!("rank {rank}"));
+    BEGIN.to_owned() + &[process, row(Row::Caller), row(Row::Beside)].join(NEXT)
 }
 
 fn micros(time: Duration) -> u64 {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{RankTime, SlowestRank, by_rank, bytes_per_second, listed, one_line, seconds, to_json};
 
@@ -67,6 +68,10 @@ impl LoadTimes {
     /// `bytes_per_second`, which is [`Self::bandwidth`]. Deserialising it gives these times again.
     #[must_use]
     pub fn to_json(&self) -> String {
+        self.to_value().to_string()
+    }
+
+    pub(crate) fn to_value(&self) -> Value {
         to_json(self, self.bandwidth())
     }
 

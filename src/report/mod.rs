@@ -11,6 +11,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::rank::Rank;
 
@@ -83,13 +84,13 @@ fn bytes_per_second(bytes: u64, time: Duration) -> Option<f64> {
     rate.is_finite().then_some(rate)
 }
 
-/// The fields of `report`, and its bandwidth, as one JSON object.
-fn to_json<T: Serialize>(report: &T, bytes_per_second: Option<f64>) -> String {
+/// The fields of `report`, and its bandwidth.
+fn to_json<T: Serialize>(report: &T, bytes_per_second: Option<f64>) -> Value {
     let mut json = serde_json::to_value(report).unwrap_or_default();
     if let Some(fields) = json.as_object_mut() {
         fields.insert("bytes_per_second".to_owned(), bytes_per_second.into());
     }
-    json.to_string()
+    json
 }
 
 /// `1.49 GB in 0.81 s (1.8 GB/s), slowest rank 3`

@@ -113,7 +113,7 @@ impl SaveReport {
     /// `bytes_per_second`, which is [`Self::bandwidth`]. Deserialising it gives this report again.
     #[must_use]
     pub fn to_json(&self) -> String {
-        to_json(self, self.bandwidth())
+        to_json(self, self.bandwidth()).to_string()
     }
 
     /// What all ranks together did, and how long the coordinator took for its part of it.

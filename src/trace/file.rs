@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use crate::clock;
 use crate::rank::Rank;
-use crate::report::chrome::{BEGIN, Event, file_of, names};
+use crate::report::chrome::{BEGIN, Event, begin, file_of};
 
 /// Names the file.
 const VARIABLE: &str = "TCH_CHECKPOINT_TRACE";
@@ -45,14 +45,14 @@ impl TraceFiles {
         }
     }
 
-    /// Appends a line, in one write, so that whenever the process ends the file can be read.
+    /// Appends an event, in one write, so that whenever the process ends the file can be read.
     pub(super) fn write(&self, event: &Event<'_>) {
         let mut open = self.open.lock();
         let path = || file_of(&self.pattern, event.rank);
         let file = open
             .entry(event.rank)
             .or_insert_with(|| warned(open_trace(&path(), event.rank), &path()));
-        let written = file.as_mut().map(|file| file.write_all(event.line().as_bytes()));
+        let written = file.as_mut().map(|file| file.write_all(event.appended().as_bytes()));
         if let Some(Err(error)) = written {
             *file = warned(Err(error), &path());
         }
@@ -67,14 +67,18 @@ fn warned(opened: Result<File>, path: &Path) -> Option<File> {
 }
 
 /// Begins a trace, or goes on with that of an earlier process of the job. What is no trace stays as
-/// it is.
+/// it is; a pipe, whose reader could hold up a save, is none.
 fn open_trace(path: &Path, rank: Rank) -> Result<File> {
     let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+    let refused = |why| Err(Error::new(ErrorKind::AlreadyExists, why));
+    if !file.metadata()?.is_file() {
+        return refused("it is no regular file");
+    }
     let mut first = [0; 1];
     match file.read(&mut first)? {
-        0 => file.write_all((BEGIN.to_owned() + &names(rank)).as_bytes())?,
+        0 => file.write_all(begin(rank).as_bytes())?,
         _ if BEGIN.as_bytes().starts_with(&first) => {}
-        _ => return Err(Error::new(ErrorKind::AlreadyExists, "the file is there, and no trace")),
+        _ => return refused("the file is there, and no trace"),
     }
     Ok(file)
 }

@@ -29,6 +29,7 @@ mod overlap;
 mod partial;
 mod power_cuts;
 mod replaced;
+mod reports;
 mod reshard;
 mod retention;
 mod retention_faults;
@@ -42,6 +43,7 @@ mod stock;
 #[allow(clippy::print_stderr, reason = "figures of tests")]
 #[path = "../tier/mod.rs"]
 mod tier;
+mod traces;
 mod unknown_formats;
 mod verdicts;
 

@@ -8,6 +8,7 @@ use crate::handler::{Model, NNHandler};
 use crate::layout::SaveId;
 use crate::lineage::{Lineage, is_placed, top_of};
 use crate::load::Loaded;
+use crate::plan::load::LoadReport;
 use crate::tidy::Pointed;
 
 /// A run that is loaded from a checkpoint goes on with its line, in its directory; everywhere else
@@ -19,6 +20,8 @@ pub(in crate::handler) struct Line {
     own: Option<(PathBuf, Lineage)>,
     /// How far the links are known to be right.
     pointed: Pointed,
+    /// How the last load went.
+    loaded: Option<LoadReport>,
 }
 
 /// The checkpoint that was loaded last.
@@ -36,7 +39,8 @@ impl Line {
             save_id: loaded.save_id,
             lineage: Lineage::of(&loaded.manifest),
         });
-        *self = Self { origin, ..Self::default() };
+        let loaded = Some(loaded.report.clone());
+        *self = Self { origin, loaded, ..Self::default() };
     }
 
     /// What a checkpoint in `directory` follows, if that is known.
@@ -60,6 +64,13 @@ impl Line {
 }
 
 impl<M: Model> NNHandler<M> {
+    /// What the last load of a checkpoint into this handler left out, and what it took; the times
+    /// are the same on every rank. `None` if nothing was loaded.
+    #[must_use]
+    pub fn load_report(&self) -> Option<&LoadReport> {
+        self.line.loaded.as_ref()
+    }
+
     /// Coordinator, before training: looks into the directory to which it will save by itself.
     /// `None` if there is none, or if it has looked before.
     pub(in crate::handler) fn look_for_line(&self) -> Result<Option<Lineage>> {

@@ -57,11 +57,15 @@ impl LoadReport {
         self.missing.is_empty() && self.unexpected.is_empty() && self.mismatched.is_empty()
     }
 
-    /// One JSON object in one line: the names, and under `times` what [`LoadTimes`] has, times in
-    /// seconds. Deserialising it gives this report again.
+    /// One JSON object in one line: the names, and under `times` that of [`LoadTimes::to_json`].
+    /// Deserialising it gives this report again.
     #[must_use]
     pub fn to_json(&self) -> String {
-        serde_json::to_string(self).unwrap_or_default()
+        let mut json = serde_json::to_value(self).unwrap_or_default();
+        if let Some(fields) = json.as_object_mut() {
+            fields.insert("times".to_owned(), self.times.to_value());
+        }
+        json.to_string()
     }
 
     /// Decides whether a load may go on under `rules`.
