@@ -88,6 +88,9 @@ fn a_lenient_load_ignores_names_of_one_side_and_leaves_ranks_equal() {
         let variables = handler.vars().variables();
         assert!(variables["fine"].equal(&ramp(&[2], 3.0)));
         assert!(variables["added"].int64_value(&[]) > 0, "the initial value stays");
+        let report = handler.load_report().unwrap();
+        assert!(report.missing.iter().any(|name| name.as_str().contains("added")), "{report:?}");
+        assert_eq!((report.times.world_size, report.times.ranks.len()), (3, 3));
         handler.state_hash().unwrap()
     });
     assert!(hashes.iter().all(|hash| *hash == hashes[0]), "ranks differ in what was missing");
