@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 
 use crate::error::{Error, ErrorKind, Result, printable};
 
+mod bench;
 mod code;
 mod directory;
 mod format;
@@ -69,6 +70,10 @@ enum Verb {
     /// Save and load generated content, to try a storage out.
     #[command(subcommand)]
     Stress(stress::Stress),
+    /// Measure how fast checkpoints are on a storage, beside what the storage can do at best.
+    ///
+    /// With --dir alone: a table for a user's question. With a verb: one figure, for programs.
+    Bench(bench::Bench),
 }
 
 /// Runs the command with the arguments of this process.
@@ -89,6 +94,7 @@ pub fn main() -> ExitCode {
         Verb::Latest(look) => directory::latest(&mut out, &look.dir, look.json),
         Verb::Code { path, file } => code::code(&mut out, &path, file.as_deref()),
         Verb::Stress(stress) => stress::run(&mut out, &stress),
+        Verb::Bench(bench) => bench::run(&mut out, &bench),
     };
     let done = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(panicked().into()));
     match done {

@@ -4,7 +4,7 @@
 mod content;
 mod load;
 mod processes;
-mod ranks;
+pub(super) mod ranks;
 mod save;
 
 use clap::Subcommand;

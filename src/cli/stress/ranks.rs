@@ -20,7 +20,7 @@ const JOIN_MIN: Duration = Duration::from_secs(10);
 
 /// What the ranks are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Transport {
+pub(in crate::cli) enum Transport {
     /// Threads of this process, which talk through memory.
     Threads,
     /// Processes of their own, which talk over TCP on this host; they end when this one does.
@@ -28,7 +28,7 @@ pub(super) enum Transport {
 }
 
 #[derive(Args)]
-pub(super) struct Ranks {
+pub(in crate::cli) struct Ranks {
     /// How many ranks; at most 1024 threads, or 128 processes.
     #[arg(long, default_value_t = 1)]
     ranks: u32,
@@ -42,13 +42,13 @@ pub(super) struct Ranks {
 }
 
 /// What each rank does. The coordinator gets the output, and is on the thread that called.
-pub(super) type Part<'a> =
+pub(in crate::cli) type Part<'a> =
     &'a (dyn Fn(&ProcessGroup, Option<&mut Output<'_>>) -> Result<(), Stop> + Sync);
 
 impl Ranks {
     /// Plays all ranks to their end, or, in a process that is one of them, that one. The exit code,
     /// or why the coordinator, else another rank, ended early.
-    pub(super) fn play(&self, out: &mut Output<'_>, part: Part<'_>) -> Result<u8, Stop> {
+    pub(in crate::cli) fn play(&self, out: &mut Output<'_>, part: Part<'_>) -> Result<u8, Stop> {
         let world = self.world()?;
         if let Some(seat) = Seat::of_this_process()? {
             return seat.take(world, self.deadlines(), out, part);
@@ -63,7 +63,16 @@ impl Ranks {
         }
     }
 
-    fn world(&self) -> Result<WorldSize> {
+    /// Whether this process plays all ranks.
+    pub(in crate::cli) fn share_a_process(&self) -> bool {
+        self.transport == Transport::Threads
+    }
+
+    /// How many ranks there are.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for none, or more than can be played.
+    pub(in crate::cli) fn world(&self) -> Result<WorldSize> {
         let most = match self.transport {
             Transport::Threads => THREADS_MAX,
             Transport::Tcp => PROCESSES_MAX,
