@@ -1,6 +1,7 @@
 //! The command, run as a user runs it: exit codes, what it prints, and that nothing panics.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod bench;
 mod code;
 mod latest;
 mod stress;

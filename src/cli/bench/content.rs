@@ -18,7 +18,7 @@ fn word(seed: u64, index: u64) -> u64 {
 
 /// Fills `out` with the bytes of the stream that begin at `at`.
 pub(super) fn fill(seed: u64, at: u64, out: &mut [u8]) {
-    let skipped = (at % WORD as u64) as usize;
+    let skipped = usize::try_from(at % WORD as u64).unwrap_or_default();
     let first = out.len().min((WORD - skipped) % WORD);
     let (head, rest) = out.split_at_mut(first);
     head.copy_from_slice(&word(seed, at / WORD as u64).to_le_bytes()[skipped..skipped + first]);

@@ -173,7 +173,9 @@ impl Held {
         let mut at = 0;
         let part = |bytes: &'_ [u8]| -> (usize, usize) {
             let len = bytes.len() as u64;
-            let within = |place: u64| place.saturating_sub(at).min(len) as usize;
+            let within = |place: u64| {
+                usize::try_from(place.saturating_sub(at).min(len)).unwrap_or(bytes.len())
+            };
             let range = (within(begin), within(end));
             at += len;
             range

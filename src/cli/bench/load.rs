@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::disk::forget;
 use super::held::Held;
+use super::interrupt;
 use super::load_raw::Data;
 use super::measure::{everywhere, gathered, timed, together};
 use super::memory::{Peak, check_room};
@@ -56,6 +57,7 @@ pub(super) fn run(out: &mut Output<'_>, arguments: &Load) -> Result<u8, Stop> {
     let how = How { layout: *layout, rounds: (*rounds).into(), shared: ranks.share_a_process() };
     let atomicity = if arguments.atomic { Atomicity::Atomic } else { Atomicity::InPlace };
     ranks.play(out, &|group, out| {
+        interrupt::watch();
         let report = measure(group, &spec, &wanted, &how, arguments.cache, atomicity)?;
         out.map_or(Ok(()), |out| report.print(out, *json))
     })

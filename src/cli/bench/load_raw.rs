@@ -144,7 +144,7 @@ impl Data {
             let mut at = from;
             while at < end && left > 0 {
                 let Ok(mut block) = free.recv() else { return Ok(true) };
-                let count = (end - at).min(left).min(BLOCK as u64) as usize;
+                let count = usize::try_from((end - at).min(left)).unwrap_or(BLOCK).min(BLOCK);
                 let room = count.next_multiple_of(ALIGNMENT);
                 let into = block.bytes_mut().get_mut(..room).unwrap_or_default();
                 match rustix::io::pread(&file, into, at) {
@@ -208,7 +208,7 @@ mod tests {
     fn both_ways_read_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let bytes = |len: usize, step: usize| -> Vec<u8> {
-            (0..len).map(|i| (i * step % 253) as u8).collect()
+            (0..len).map(|i| u8::try_from(i * step % 253).unwrap()).collect()
         };
         let contents = [bytes(4096 + BLOCK + 5000, 3), bytes(4096 + 10_000, 5)];
         let region = |(name, content): (&str, &Vec<u8>)| {

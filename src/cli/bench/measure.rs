@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::Result;
+use super::interrupt;
+use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 
-/// Returns when every rank is here.
+/// Returns when every rank is here, and none was interrupted.
 ///
 /// # Collective
 /// Every rank.
@@ -16,7 +17,7 @@ use crate::group::{Channel, ProcessGroup};
 /// # Errors
 /// As [`ProcessGroup::phase`].
 pub(super) fn together(group: &ProcessGroup) -> Result<()> {
-    group.phase_all(Channel::Training, "together", || Ok(()), |_| Ok(()))
+    group.phase_all(Channel::Training, "together", interrupt::check, |_| Ok(()))
 }
 
 /// Does `work` on every rank at the same time; the time of the slowest. A failure is that of all.
@@ -60,9 +61,7 @@ pub(super) fn everywhere<T>(
         Ok(())
     };
     group.phase_all(Channel::Training, name, local, |_| Ok(()))?;
-    made.ok_or_else(|| {
-        crate::error::Error::new(crate::error::ErrorKind::Disagreement, "a phase without its work")
-    })
+    made.ok_or_else(|| Error::new(ErrorKind::Disagreement, "a phase without its work"))
 }
 
 /// What every rank has, in rank order, on every rank.

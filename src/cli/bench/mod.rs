@@ -4,6 +4,7 @@
 mod content;
 mod disk;
 mod held;
+mod interrupt;
 mod load;
 mod load_raw;
 mod measure;
@@ -19,7 +20,7 @@ mod workloads;
 
 use clap::{Args, Subcommand};
 
-use super::{Output, Stop};
+use super::{Output, Stop, complain};
 
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -47,6 +48,16 @@ enum Verb {
 }
 
 pub(super) fn run(out: &mut Output<'_>, bench: &Bench) -> Result<u8, Stop> {
+    match measured(out, bench) {
+        Err(Stop::Error(_)) if interrupt::is_noted() => {
+            complain(&"interrupted; nothing is left but what was there, or the checkpoint");
+            Ok(interrupt::EXIT_CODE)
+        }
+        done => done,
+    }
+}
+
+fn measured(out: &mut Output<'_>, bench: &Bench) -> Result<u8, Stop> {
     match &bench.verb {
         Some(Verb::Workload { name }) => {
             out.line(workloads::spec(name)?.to_json()?)?;

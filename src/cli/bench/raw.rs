@@ -206,7 +206,7 @@ mod tests {
     fn a_raw_file_holds_the_bytes_and_goes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".x.bench-raw-0");
-        let bytes: Vec<u8> = (0..BLOCK + 12_345).map(|i| (i % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..BLOCK + 12_345).map(|i| u8::try_from(i % 251).unwrap()).collect();
         let share = [&bytes[..7], &bytes[7..BLOCK - 1], &bytes[BLOCK - 1..]];
         let mut blocks = Blocks::new().unwrap();
         // What an interrupted run has left is taken away, once for each file system's way.

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::disk::{MARK, check_parent, clean, raw_file, settle};
 use super::held::{Held, Layout};
+use super::interrupt;
 use super::measure::{everywhere, gathered, timed, together};
 use super::memory::{Peak, check_room};
 use super::raw::{self, Blocks};
@@ -79,6 +80,7 @@ pub(super) fn run(out: &mut Output<'_>, arguments: &Save) -> Result<u8, Stop> {
     let path = CheckpointPath::parse(dir)?;
     let how = How { layout: *layout, rounds: (*rounds).into(), shared: ranks.share_a_process() };
     ranks.play(out, &|group, out| {
+        interrupt::watch();
         let saver = Saves { beside: arguments.beside, trains: arguments.trainer };
         let report = measure(group, &spec, &path, &how, &saver)?;
         out.map_or(Ok(()), |out| report.print(out, *json))

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::disk::check_directory;
 use super::held::Layout;
+use super::interrupt;
 use super::load::{self, Cache};
 use super::memory::available;
 use super::report::{Report, rate, time};
@@ -52,6 +53,7 @@ pub(super) fn run(out: &mut Output<'_>, arguments: &Table) -> Result<u8, Stop> {
     check_directory(dir)?;
     let states = states(arguments.bytes.unwrap_or_else(|| fitting(dir)))?;
     let bar = bar(states.len() as u64 * 4);
+    interrupt::watch();
     let folder = Folder::new(dir)?;
     let mut shown = table(&["state", "", "seconds", "GB/s", "raw seconds", "÷ raw"]);
     for (name, spec) in &states {
@@ -74,6 +76,7 @@ pub(super) fn run(out: &mut Output<'_>, arguments: &Table) -> Result<u8, Stop> {
     out.line("saves are durable (fsync of files and directories), loads are verified")?;
     out.line("stall: until training goes on; raw: a copy in memory by two threads")?;
     out.line("warm, cold: files in the page cache, or not; raw: a plain write or read")?;
+    out.line("÷ raw: of each round, then the median")?;
     Ok(0)
 }
 
