@@ -8,6 +8,7 @@
 
 // Words
 mod clock;
+mod dims;
 pub mod error;
 mod memory;
 mod nearest;

@@ -5,27 +5,28 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dims::Dims;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A box: per dimension an offset and a length. A scalar's slice has no dimensions.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "SliceParts")]
 pub struct Slice {
-    offsets: Vec<u64>,
-    lengths: Vec<u64>,
+    offsets: Dims,
+    lengths: Dims,
 }
 
-/// A box as decoded, before [`Slice::new`] has seen it.
+/// A box as decoded, before it is known to be one.
 #[derive(Deserialize)]
 struct SliceParts {
-    offsets: Vec<u64>,
-    lengths: Vec<u64>,
+    offsets: Dims,
+    lengths: Dims,
 }
 
 impl TryFrom<SliceParts> for Slice {
     type Error = Error;
     fn try_from(parts: SliceParts) -> Result<Self> {
-        Self::new(parts.offsets, parts.lengths)
+        Self::of_parts(parts.offsets, parts.lengths)
     }
 }
 
@@ -44,7 +45,11 @@ impl Slice {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if the dimensions differ or an end overflows.
     pub fn new(offsets: Vec<u64>, lengths: Vec<u64>) -> Result<Self> {
-        let ends = offsets.iter().zip(&lengths).all(|(o, l)| o.checked_add(*l).is_some());
+        Self::of_parts(offsets.into(), lengths.into())
+    }
+
+    fn of_parts(offsets: Dims, lengths: Dims) -> Result<Self> {
+        let ends = offsets.iter().zip(lengths.iter()).all(|(o, l)| o.checked_add(*l).is_some());
         if offsets.len() != lengths.len() || !ends {
             let message = format!("offsets {offsets:?} and lengths {lengths:?} make no box");
             return Err(Error::new(ErrorKind::InvalidInput, message));
@@ -55,7 +60,7 @@ impl Slice {
     /// The whole of a tensor of this shape.
     #[must_use]
     pub fn full(shape: &[u64]) -> Self {
-        Self { offsets: vec![0; shape.len()], lengths: shape.to_vec() }
+        Self { offsets: Dims::zeros(shape.len()), lengths: shape.into() }
     }
 
     /// First index per dimension.
@@ -98,12 +103,12 @@ impl Slice {
     /// Whether it is the whole of a tensor of this shape.
     #[must_use]
     pub fn is_full(&self, shape: &[u64]) -> bool {
-        self.lengths == shape && self.offsets.iter().all(|o| *o == 0)
+        *self.lengths == *shape && self.offsets.iter().all(|o| *o == 0)
     }
 
     /// Index range per dimension.
     pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.offsets.iter().zip(&self.lengths).map(|(o, l)| *o..*o + *l)
+        self.offsets.iter().zip(self.lengths.iter()).map(|(o, l)| *o..*o + *l)
     }
 
     /// The common box; `None` when nothing (no element) is shared. Two scalars share their one.
@@ -112,7 +117,7 @@ impl Slice {
         if self.dimensions() != other.dimensions() {
             return None;
         }
-        let mut common = Slice { offsets: Vec::new(), lengths: Vec::new() };
+        let mut common = Slice { offsets: Dims::default(), lengths: Dims::default() };
         for (a, b) in self.ranges().zip(other.ranges()) {
             let (begin, end) = (a.start.max(b.start), a.end.min(b.end));
             if begin >= end {
@@ -131,7 +136,7 @@ impl Slice {
             let (mut offsets, mut lengths) = (self.offsets.clone(), self.lengths.clone());
             *offsets.get_mut(dimension)? = index;
             *lengths.get_mut(dimension)? = 1;
-            Slice::new(offsets, lengths).ok()
+            Slice::of_parts(offsets, lengths).ok()
         })
     }
 

@@ -2,9 +2,12 @@
 
 use std::borrow::Borrow;
 use std::fmt;
+use std::sync::{Arc, LazyLock};
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Deserializer, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
 
+use crate::dims::Dims;
 use crate::error::{Error, ErrorKind, Result, printable};
 
 /// Most dimensions a tensor may have (PyTorch's own limit).
@@ -123,20 +126,20 @@ impl fmt::Display for Dtype {
 #[serde(try_from = "SpecParts")]
 pub struct TensorSpec {
     dtype: Dtype,
-    shape: Vec<u64>,
+    shape: Dims,
 }
 
 /// A spec as decoded, before [`TensorSpec::new`] has seen it.
 #[derive(Deserialize)]
 struct SpecParts {
     dtype: Dtype,
-    shape: Vec<u64>,
+    shape: Dims,
 }
 
 impl TryFrom<SpecParts> for TensorSpec {
     type Error = Error;
     fn try_from(parts: SpecParts) -> Result<Self> {
-        Self::new(parts.dtype, parts.shape)
+        Self::of_parts(parts.dtype, parts.shape)
     }
 }
 
@@ -145,7 +148,10 @@ impl TensorSpec {
     /// [`ErrorKind::InvalidInput`] for more than [`DIMENSIONS_MAX`] dimensions, or a size that
     /// overflows (every product of non-zero dimensions counts, so `[0, u64::MAX]` is refused).
     pub fn new(dtype: Dtype, shape: impl Into<Vec<u64>>) -> Result<Self> {
-        let shape = shape.into();
+        Self::of_parts(dtype, shape.into().into())
+    }
+
+    fn of_parts(dtype: Dtype, shape: Dims) -> Result<Self> {
         if shape.len() > DIMENSIONS_MAX {
             let message =
                 format!("{} dimensions, at most {DIMENSIONS_MAX} are allowed", shape.len());
@@ -195,16 +201,18 @@ impl fmt::Display for TensorSpec {
 
 /// Name of a tensor, unique over all components of a checkpoint, for example
 /// `optimizer.conv1.weight.exp_avg`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct TensorName(String);
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TensorName(Arc<str>);
 
 impl TensorName {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for an empty name, one over [`NAME_BYTES_MAX`] bytes, one with
     /// control characters, or `__metadata__`, which safetensors reserves.
     pub fn new(name: impl Into<String>) -> Result<Self> {
-        let name = name.into();
+        Self::of(&name.into())
+    }
+
+    fn of(name: &str) -> Result<Self> {
         let fault = if name.is_empty() {
             "is empty"
         } else if name.len() > NAME_BYTES_MAX {
@@ -214,9 +222,9 @@ impl TensorName {
         } else if name == "__metadata__" {
             "is reserved by the safetensors format"
         } else {
-            return Ok(Self(name));
+            return Ok(Self(name.into()));
         };
-        let shown: String = printable(&name).chars().take(80).collect();
+        let shown: String = printable(name).chars().take(80).collect();
         Err(Error::new(ErrorKind::InvalidInput, format!("tensor name `{shown}` {fault}")))
     }
 
@@ -236,7 +244,7 @@ impl TryFrom<String> for TensorName {
 
 impl From<TensorName> for String {
     fn from(name: TensorName) -> Self {
-        name.0
+        name.as_str().to_owned()
     }
 }
 
@@ -254,41 +262,52 @@ impl fmt::Display for TensorName {
 
 /// A part of the state that gets files of its own: `model`, `optimizer`, `rng`, …
 /// Lower-case letters, digits and `_`, at most 32 bytes, so that it can be part of a file name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Component(String);
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Component(Arc<str>);
 
 impl Component {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for any other form.
     pub fn new(name: impl Into<String>) -> Result<Self> {
-        let name = name.into();
+        Self::of(&name.into())
+    }
+
+    fn of(name: &str) -> Result<Self> {
+        match name {
+            "model" => return Ok(Self::model()),
+            "optimizer" => return Ok(Self::optimizer()),
+            "ema" => return Ok(Self::ema()),
+            _ => {}
+        }
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
         // `sums` would make the names of data files and of sums files collide.
         if name.is_empty() || name.len() > 32 || name == "sums" || !name.chars().all(allowed) {
-            let shown: String = printable(&name).chars().take(40).collect();
+            let shown: String = printable(name).chars().take(40).collect();
             let message = format!("component `{shown}` is not 1 to 32 of [a-z0-9_], or is `sums`");
             return Err(Error::new(ErrorKind::InvalidInput, message));
         }
-        Ok(Self(name))
+        Ok(Self(name.into()))
     }
 
     /// The component of trainable parameters and buffers.
     #[must_use]
     pub fn model() -> Self {
-        Self("model".to_owned())
+        static WORD: LazyLock<Arc<str>> = LazyLock::new(|| "model".into());
+        Self(Arc::clone(&WORD))
     }
 
     /// The component of optimizer state.
     #[must_use]
     pub fn optimizer() -> Self {
-        Self("optimizer".to_owned())
+        static WORD: LazyLock<Arc<str>> = LazyLock::new(|| "optimizer".into());
+        Self(Arc::clone(&WORD))
     }
 
     /// The component of averaged parameters.
     #[must_use]
     pub fn ema() -> Self {
-        Self("ema".to_owned())
+        static WORD: LazyLock<Arc<str>> = LazyLock::new(|| "ema".into());
+        Self(Arc::clone(&WORD))
     }
 
     /// The name.
@@ -307,7 +326,7 @@ impl TryFrom<String> for Component {
 
 impl From<Component> for String {
     fn from(component: Component) -> Self {
-        component.0
+        component.as_str().to_owned()
     }
 }
 
@@ -316,6 +335,35 @@ impl fmt::Display for Component {
         f.write_str(&self.0)
     }
 }
+
+/// Text that clones share, encoded like any other text, and checked when it is decoded.
+macro_rules! encoded_as_text {
+    ($word:ident) => {
+        impl Serialize for $word {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $word {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Text;
+                impl Visitor<'_> for Text {
+                    type Value = $word;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("a text")
+                    }
+                    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<$word, E> {
+                        $word::of(text).map_err(E::custom)
+                    }
+                }
+                deserializer.deserialize_str(Text)
+            }
+        }
+    };
+}
+encoded_as_text!(TensorName);
+encoded_as_text!(Component);
 
 #[cfg(test)]
 mod tests {

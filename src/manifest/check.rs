@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use super::fill::{PiecePlace, Pieces, fill_data, pieces_by_file};
 use super::{
     Body, DATA_ALIGNMENT, DataFile, Form, Format, HEADER_BYTES_MAX, Manifest, OtherFile, SUM_BYTES,
     SUMS_HEADER_BYTES, TensorRecord,
@@ -14,9 +15,6 @@ use crate::tensor::TensorName;
 
 /// Longest version string, in bytes.
 const VERSION_BYTES_MAX: usize = 256;
-
-/// Per data file its pieces in file order, as indices of tensor and piece.
-pub(super) type FilePieces = Vec<Vec<(usize, usize)>>;
 
 pub(super) fn corrupt(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Corrupt, message)
@@ -36,7 +34,7 @@ impl Manifest {
         let total_bytes = check_files(&body)?;
         check_tensors(&body)?;
         check_aliases(&body)?;
-        let file_pieces = pieces_by_file(&body)?;
+        let file_pieces = pieces_by_file(&body, Pieces::OnePerTensor)?;
         for (index, pieces) in file_pieces.iter().enumerate() {
             fill_file(format, &mut body, index, pieces)?;
         }
@@ -160,41 +158,8 @@ pub(super) fn check_aliases(body: &Body) -> Result<()> {
     Ok(())
 }
 
-/// The pieces of each file in file order. Indices of files have been checked.
-fn pieces_by_file(body: &Body) -> Result<FilePieces> {
-    let mut by_file: FilePieces = vec![Vec::new(); body.data_files.len()];
-    for (index, tensor) in body.tensors.iter().enumerate() {
-        for (place, piece) in tensor.pieces.iter().enumerate() {
-            let Some(pieces) = by_file.get_mut(piece.file as usize) else { continue };
-            // A name occurs once in a safetensors file. Tensors come in order here.
-            require(pieces.last().is_none_or(|(last, _)| *last != index), || {
-                corrupt("two of its pieces are in one file").with_tensor(tensor.name.as_str())
-            })?;
-            pieces.push((index, place));
-        }
-    }
-    sort_by_place(body, &mut by_file);
-    Ok(by_file)
-}
-
-/// Puts the pieces of each file into the order in which they lie there.
-pub(super) fn sort_by_place(body: &Body, by_file: &mut FilePieces) {
-    for pieces in by_file {
-        pieces.sort_by_key(|&(tensor, place)| {
-            let tensor = &body.tensors[tensor];
-            let piece = &tensor.pieces[place];
-            (piece.begin, tensor.piece_bytes(piece))
-        });
-    }
-}
-
 /// Checks that `pieces` fill the data of the file, and that its block sums are where they belong.
-fn fill_file(
-    format: Format,
-    body: &mut Body,
-    index: usize,
-    pieces: &[(usize, usize)],
-) -> Result<()> {
+fn fill_file(format: Format, body: &mut Body, index: usize, pieces: &[PiecePlace]) -> Result<()> {
     require(!pieces.is_empty(), || {
         corrupt("a data file holds no piece").with_path(&body.data_files[index].name)
     })?;
@@ -209,34 +174,4 @@ fn fill_file(
             .with_path(&file.name)
             .with_offset(file.sums_begin)
     })
-}
-
-/// Checks that `pieces` fill the data of the file without gap or overlap, and counts block sums.
-pub(super) fn fill_data(
-    format: Format,
-    body: &mut Body,
-    index: usize,
-    pieces: &[(usize, usize)],
-) -> Result<u64> {
-    let file = &mut body.data_files[index];
-    let fault = |message: &str, name: &str| corrupt(message).with_path(name);
-    let (mut end, mut sums) = (file.data_start, 0);
-    for &(tensor, place) in pieces {
-        let tensor = &mut body.tensors[tensor];
-        let bytes = tensor.piece_bytes(&tensor.pieces[place]);
-        let piece = &mut tensor.pieces[place];
-        require(piece.begin == end, || {
-            fault("a gap or an overlap between pieces", &file.name)
-                .with_tensor(tensor.name.as_str())
-                .with_offset(piece.begin)
-        })?;
-        piece.first_sum = sums;
-        sums += format.sums_of(bytes);
-        end += bytes;
-    }
-    require(end == file.len, || {
-        fault(&format!("its pieces end at {end}, the file at {}", file.len), &file.name)
-    })?;
-    file.sums_count = sums;
-    Ok(sums)
 }

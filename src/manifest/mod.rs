@@ -4,6 +4,7 @@
 //! [`Manifest::parse`] from bytes that nobody vouches for, and both go through the same checks.
 
 mod check;
+mod fill;
 mod format;
 mod info;
 mod parse;
@@ -12,6 +13,7 @@ mod single;
 
 use serde::{Deserialize, Serialize};
 
+use self::fill::PiecePlace;
 pub use self::format::FORMAT_VERSION;
 use self::format::Format;
 pub use self::info::{
@@ -173,8 +175,8 @@ pub struct Manifest {
     body: Body,
     form: Form,
     world_size: WorldSize,
-    /// Per data file its pieces in file order, as indices of tensor and piece.
-    file_pieces: Vec<Vec<(usize, usize)>>,
+    /// Per data file its pieces in file order.
+    file_pieces: Vec<Vec<PiecePlace>>,
     total_bytes: u64,
 }
 
@@ -306,9 +308,9 @@ impl Manifest {
     /// The pieces in a data file, in file order; none for an index that is out of range.
     pub fn pieces_of_file(&self, file: usize) -> impl Iterator<Item = (&TensorRecord, &Piece)> {
         let places = self.file_pieces.get(file).map_or(&[][..], Vec::as_slice);
-        places.iter().filter_map(|&(tensor, piece)| {
-            let record = self.body.tensors.get(tensor)?;
-            Some((record, record.pieces.get(piece)?))
+        places.iter().filter_map(|place| {
+            let record = self.body.tensors.get(place.tensor as usize)?;
+            Some((record, record.pieces.get(place.piece as usize)?))
         })
     }
 }

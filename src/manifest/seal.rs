@@ -1,16 +1,14 @@
 //! From receipts to a manifest: only what was written, and all that was planned.
 
-use std::collections::BTreeMap;
-
 use super::{
     Body, DataFile, Format, Manifest, OtherFile, Piece, SUM_BYTES, SUMS_HEADER_BYTES, TensorRecord,
     sums_of,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::plan::names::Names;
 use crate::plan::save::MergedPlan;
 use crate::plan::{FileReceipt, PlannedFile, PlannedPiece, Receipt, SavePlan, SumsReceipt};
 use crate::rank::Rank;
-use crate::tensor::TensorName;
 
 /// What a manifest says about its making.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,21 +53,16 @@ impl Manifest {
             created_unix_ms: info.created_unix_ms,
             library_version: info.library_version,
             libtorch_version: info.libtorch_version,
-            data_files: written.data_files,
-            sums_files: written.sums_files,
+            data_files: std::mem::take(&mut written.data_files),
+            sums_files: std::mem::take(&mut written.sums_files),
             other_files,
-            tensors: written.tensors.into_values().map(in_order).collect(),
+            tensors: written.tensors(),
             aliases: merged.aliases.clone(),
             values: merged.values.clone(),
             rank_values: merged.rank_values.clone(),
         };
         Self::from_body(Format::NEWEST, body).map_err(|e| e.with_kind(ErrorKind::InvalidInput))
     }
-}
-
-fn in_order(mut tensor: TensorRecord) -> TensorRecord {
-    tensor.pieces.sort_by(|a, b| a.slice.cmp(&b.slice));
-    tensor
 }
 
 fn refuse(message: impl Into<String>, file: &str) -> Error {
@@ -80,14 +73,21 @@ fn refuse(message: impl Into<String>, file: &str) -> Error {
 
 /// What the receipts prove, rank by rank.
 #[derive(Default)]
-struct Written {
+struct Written<'a> {
     data_files: Vec<DataFile>,
     sums_files: Vec<OtherFile>,
-    tensors: BTreeMap<TensorName, TensorRecord>,
+    names: Names<'a>,
+    /// By number of the name.
+    tensors: Vec<TensorRecord>,
 }
 
-impl Written {
-    fn add_rank(&mut self, merged: &MergedPlan, plan: &SavePlan, receipt: Receipt) -> Result<()> {
+impl<'a> Written<'a> {
+    fn add_rank(
+        &mut self,
+        merged: &MergedPlan,
+        plan: &'a SavePlan,
+        receipt: Receipt,
+    ) -> Result<()> {
         check_names(plan, &receipt)?;
         for (planned, reported) in plan.files.iter().zip(&receipt.files) {
             check_file(planned, reported)?;
@@ -106,20 +106,25 @@ impl Written {
     fn add_file(
         &mut self,
         merged: &MergedPlan,
-        planned: &PlannedFile,
+        planned: &'a PlannedFile,
         reported: FileReceipt,
         sums_file: u32,
     ) -> Result<()> {
         let file = index(self.data_files.len())?;
         let mut begin = reported.data_start;
+        self.names.begin_list();
         for (piece, bytes) in planned.pieces.iter().zip(&reported.piece_bytes) {
-            let record = self.tensors.entry(piece.name.clone()).or_insert_with(|| TensorRecord {
-                name: piece.name.clone(),
-                component: planned.component.clone(),
-                spec: piece.spec.clone(),
-                pieces: Vec::new(),
-            });
-            record.pieces.push(Piece { file, begin, slice: piece.slice.clone(), first_sum: 0 });
+            let number = self.names.number(&piece.name) as usize;
+            let found = Piece { file, begin, slice: piece.slice.clone(), first_sum: 0 };
+            match self.tensors.get_mut(number) {
+                Some(record) => record.pieces.push(found),
+                None => self.tensors.push(TensorRecord {
+                    name: piece.name.clone(),
+                    component: planned.component.clone(),
+                    spec: piece.spec.clone(),
+                    pieces: vec![found],
+                }),
+            }
             begin = begin.saturating_add(*bytes);
         }
         self.data_files.push(DataFile {
@@ -135,6 +140,17 @@ impl Written {
             sums_hash: reported.sums_hash,
         });
         Ok(())
+    }
+
+    /// By name, with pieces by place.
+    fn tensors(mut self) -> Vec<TensorRecord> {
+        for tensor in &mut self.tensors {
+            if !tensor.pieces.is_sorted_by(|a, b| a.slice <= b.slice) {
+                tensor.pieces.sort_by(|a, b| a.slice.cmp(&b.slice));
+            }
+        }
+        self.tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        self.tensors
     }
 }
 

@@ -6,9 +6,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::check::{
-    FilePieces, check_aliases, check_world, corrupt, fill_data, require, sort_by_place,
-};
+use super::check::{check_aliases, check_world, corrupt, require};
+use super::fill::{Pieces, fill_data, pieces_by_file};
 use super::{
     Body, DATA_ALIGNMENT, DataFile, Form, Format, HEADER_BYTES_MAX, Manifest, Piece, SealInfo,
     TensorRecord,
@@ -144,7 +143,7 @@ impl Manifest {
             checked.map_err(|e| e.with_tensor(tensor.name.as_str()))?;
         }
         check_aliases(&body)?;
-        let file_pieces = pieces_by_file(&body);
+        let file_pieces = pieces_by_file(&body, Pieces::Any)?;
         for (index, pieces) in file_pieces.iter().enumerate() {
             fill_data(format, &mut body, index, pieces)?;
         }
@@ -247,20 +246,6 @@ pub(crate) fn place_in(spec: &TensorSpec, slice: &Slice) -> Option<u64> {
     }
     let run = Slice::full(spec.shape()).runs_of(slice).next()?;
     (run.elements == elements).then(|| run.from * spec.dtype().size_bytes())
-}
-
-/// Indices of files have been checked.
-fn pieces_by_file(body: &Body) -> FilePieces {
-    let mut by_file: FilePieces = vec![Vec::new(); body.data_files.len()];
-    for (index, tensor) in body.tensors.iter().enumerate() {
-        for (place, piece) in tensor.pieces.iter().enumerate() {
-            if let Some(pieces) = by_file.get_mut(piece.file as usize) {
-                pieces.push((index, place));
-            }
-        }
-    }
-    sort_by_place(body, &mut by_file);
-    by_file
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 pub(crate) mod cover;
 pub mod load;
+pub(crate) mod names;
 pub mod save;
 
 use serde::{Deserialize, Serialize};

@@ -6,6 +6,9 @@ mod balance;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
+use smallvec::SmallVec;
+
+use self::agree::Held;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, SaveId};
 use crate::manifest::{OtherFile, hash16};
@@ -40,13 +43,10 @@ pub struct MergedPlan {
 /// A box as declared, with every rank that holds it.
 struct DeclaredBox<'a> {
     item: &'a WriteItem,
-    ranks: Vec<Rank>,
-}
-
-impl DeclaredBox<'_> {
-    fn size_bytes(&self) -> u64 {
-        self.item.slice.elements() * self.item.spec.dtype().size_bytes()
-    }
+    /// As whoever declared the tensor first spells it, so that all plans share the text.
+    name: &'a TensorName,
+    bytes: u64,
+    ranks: SmallVec<[Rank; 4]>,
 }
 
 /// What this rank could write. Empty boxes of tensors that have elements are left out.
@@ -92,16 +92,20 @@ pub fn merge_plans(save_id: SaveId, plans: &[LocalPlan]) -> Result<MergedPlan> {
     let [first, ..] = plans else { return Err(invalid("no rank has sent a plan")) };
     let world_size = u32::try_from(plans.len()).map_err(|_| invalid("too many ranks"))?;
     let world_size = WorldSize::new(world_size)?;
-    let aliases = agree::check_agreement(plans)?;
-    let boxes = declared_boxes(plans, world_size)?;
+    let (aliases, declared) = agree::check_agreement(plans)?;
+    let mut boxes = Vec::new();
+    for tensor in declared.tensors() {
+        boxes_of_tensor(tensor, &mut boxes)?;
+    }
+    drop(declared);
     check_size(&boxes)?;
-    let shares = balance::share_out(&boxes, world_size)?;
+    let shares = balance::share_out(&boxes, world_size);
     let ranks = world_size.ranks().zip(shares);
     let plan = |(rank, parts)| rank_plan(save_id, rank, world_size, &boxes, parts);
     Ok(MergedPlan {
         save_id,
         target: first.target.clone(),
-        plans: ranks.map(plan).collect(),
+        plans: ranks.map(plan).collect::<Result<_>>()?,
         aliases,
         values: first.values.clone(),
         rank_values: plans.iter().map(|p| p.rank_values.clone()).collect(),
@@ -109,41 +113,32 @@ pub fn merge_plans(save_id: SaveId, plans: &[LocalPlan]) -> Result<MergedPlan> {
     })
 }
 
-/// All distinct boxes, by component, tensor name and place; each tensor covered exactly.
-fn declared_boxes(plans: &[LocalPlan], world_size: WorldSize) -> Result<Vec<DeclaredBox<'_>>> {
-    let held = world_size.ranks().zip(plans);
-    let mut items: Vec<(&WriteItem, Rank)> =
-        held.flat_map(|(rank, plan)| plan.items.iter().map(move |item| (item, rank))).collect();
-    items.sort_unstable_by(|(a, rank_a), (b, rank_b)| {
-        let by_name = (&a.component, &a.name).cmp(&(&b.component, &b.name));
-        by_name.then_with(|| a.slice.cmp(&b.slice)).then(rank_a.cmp(rank_b))
-    });
-    let mut boxes = Vec::new();
-    for tensor in items.chunk_by(|(a, _), (b, _)| a.name == b.name) {
-        boxes.extend(boxes_of_tensor(tensor)?);
+/// Adds the distinct boxes of one tensor, by place; they must cover it exactly.
+fn boxes_of_tensor<'a>(mut held: Vec<Held<'a>>, boxes: &mut Vec<DeclaredBox<'a>>) -> Result<()> {
+    let Some((_, first)) = held.first().copied() else { return Ok(()) };
+    let place = |(rank, item): &Held<'a>| (&item.slice, *rank);
+    if !held.is_sorted_by_key(place) {
+        held.sort_unstable_by_key(place);
     }
-    Ok(boxes)
-}
-
-/// The distinct boxes of one tensor, whose items are sorted by box and rank.
-fn boxes_of_tensor<'a>(items: &[(&'a WriteItem, Rank)]) -> Result<Vec<DeclaredBox<'a>>> {
-    let mut boxes = Vec::new();
-    for group in items.chunk_by(|(a, _), (b, _)| a.slice == b.slice) {
-        let mut ranks: Vec<Rank> = group.iter().map(|(_, rank)| *rank).collect();
+    let mut own = Vec::new();
+    for group in held.chunk_by(|(_, a), (_, b)| a.slice == b.slice) {
+        let Some((_, item)) = group.first() else { continue };
+        let mut ranks: SmallVec<[Rank; 4]> = group.iter().map(|(rank, _)| *rank).collect();
         ranks.dedup();
-        boxes.extend(group.first().map(|(item, _)| DeclaredBox { item, ranks }));
+        let bytes = item.slice.elements() * item.spec.dtype().size_bytes();
+        own.push(DeclaredBox { item, name: &first.name, bytes, ranks });
     }
-    let Some((item, _)) = items.first() else { return Ok(boxes) };
-    if item.spec.elements() == 0 {
+    if first.spec.elements() == 0 {
         // All boxes are equally empty; the largest is the whole tensor, if anybody has it.
-        boxes.sort_by(|a, b| b.item.slice.lengths().cmp(a.item.slice.lengths()));
-        boxes.truncate(1);
+        own.sort_by(|a, b| b.item.slice.lengths().cmp(a.item.slice.lengths()));
+        own.truncate(1);
     } else {
-        boxes.retain(|b| b.item.slice.elements() > 0);
+        own.retain(|b| b.item.slice.elements() > 0);
     }
-    let slices: Vec<_> = boxes.iter().map(|b| &b.item.slice).collect();
-    check_cover(item.spec.shape(), &slices).map_err(|fault| cover_error(item, &boxes, &fault))?;
-    Ok(boxes)
+    let slices: Vec<_> = own.iter().map(|b| &b.item.slice).collect();
+    check_cover(first.spec.shape(), &slices).map_err(|fault| cover_error(first, &own, &fault))?;
+    boxes.append(&mut own);
+    Ok(())
 }
 
 fn cover_error(item: &WriteItem, boxes: &[DeclaredBox], fault: &str) -> Error {
@@ -163,8 +158,7 @@ fn cover_error(item: &WriteItem, boxes: &[DeclaredBox], fault: &str) -> Error {
 
 /// Keeps every later sum of bytes within range.
 fn check_size(boxes: &[DeclaredBox]) -> Result<()> {
-    let sizes = boxes.iter().map(DeclaredBox::size_bytes);
-    let total = sizes.map(u128::from).sum::<u128>();
+    let total = boxes.iter().map(|b| u128::from(b.bytes)).sum::<u128>();
     if total > i64::MAX as u128 {
         let message = format!("the state has {total} bytes, more than any storage can hold");
         return Err(Error::new(ErrorKind::InvalidInput, message));
@@ -178,35 +172,35 @@ fn rank_plan(
     world_size: WorldSize,
     boxes: &[DeclaredBox],
     parts: Vec<balance::Part>,
-) -> SavePlan {
+) -> Result<SavePlan> {
     let mut files: BTreeMap<(&Component, u32), Vec<PlannedPiece>> = BTreeMap::new();
     let mut previous: Option<(&TensorName, u32)> = None;
     for part in parts {
-        let Some(DeclaredBox { item, .. }) = boxes.get(part.declared) else { continue };
+        let Some(DeclaredBox { item, name, .. }) = boxes.get(part.declared) else { continue };
         // A name occurs once in a safetensors file, so further boxes go to further files.
         let nth = match previous {
-            Some((name, nth)) if *name == item.name => nth + 1,
+            Some((before, nth)) if before == *name => nth + 1,
             _ => 0,
         };
-        previous = Some((&item.name, nth));
+        previous = Some((name, nth));
         files.entry((&item.component, nth)).or_default().push(PlannedPiece {
-            name: item.name.clone(),
+            name: (*name).clone(),
             spec: item.spec.clone(),
             held: item.slice.clone(),
-            slice: part.slice,
+            slice: part
+                .rows
+                .map_or_else(|| Ok(item.slice.clone()), |rows| item.slice.rows(rows))?,
         });
     }
     let planned_file = |((component, nth), mut pieces): ((&Component, u32), Vec<PlannedPiece>)| {
-        pieces.sort_by(|a, b| {
-            let size = |p: &PlannedPiece| Reverse(p.spec.dtype().size_bytes());
-            size(a).cmp(&size(b)).then_with(|| a.name.cmp(&b.name))
-        });
+        // Parts come by name, which stays the order of what has elements of one size.
+        pieces.sort_by_key(|piece| Reverse(piece.spec.dtype().size_bytes()));
         let name = layout::data_file(component, rank, world_size, nth, &save_id);
         PlannedFile { name, component: component.clone(), pieces }
     };
     let files: Vec<_> = files.into_iter().map(planned_file).collect();
     let sums_file = (!files.is_empty()).then(|| layout::sums_file(rank, world_size, &save_id));
-    SavePlan { save_id, files, sums_file }
+    Ok(SavePlan { save_id, files, sums_file })
 }
 
 #[cfg(test)]

@@ -1,22 +1,25 @@
 //! What all ranks must say alike before anything is written.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::OtherFile;
+use crate::memory::room_for;
+use crate::plan::names::{Grouped, Names};
 use crate::plan::{LocalPlan, SaveTarget, WriteItem};
 use crate::rank::Rank;
 use crate::tensor::TensorName;
 
 type Ranked<'a> = (Rank, &'a LocalPlan);
+type Aliases = Vec<(TensorName, TensorName)>;
 
-/// Checks that the ranks agree, and gives their aliases, by name.
+/// Checks that the ranks agree, and gives their aliases, by name, and what they declare.
 ///
 /// # Errors
 /// [`ErrorKind::Disagreement`], or [`ErrorKind::InvalidInput`] for a box outside its tensor or an
 /// alias of nothing.
-pub(super) fn check_agreement(plans: &[LocalPlan]) -> Result<Vec<(TensorName, TensorName)>> {
+pub(super) fn check_agreement(plans: &[LocalPlan]) -> Result<(Aliases, Declared<'_>)> {
     let ranked: Vec<Ranked> = (0..).map(Rank::new).zip(plans).collect();
     if let Some((first, others)) = ranked.split_first() {
         for other in others {
@@ -26,7 +29,7 @@ pub(super) fn check_agreement(plans: &[LocalPlan]) -> Result<Vec<(TensorName, Te
         }
     }
     let tensors = check_tensors(&ranked)?;
-    check_aliases(&ranked, &tensors)
+    Ok((check_aliases(&ranked, &tensors)?, tensors))
 }
 
 /// "`what` differs: rank 0 has A, rank 3 has B".
@@ -79,34 +82,74 @@ fn check_attached(a: Ranked, b: Ranked) -> Result<()> {
     Err(differs(&format!("attached file `{name}`"), sides.0, sides.1))
 }
 
-type Declared<'a> = HashMap<&'a TensorName, (Rank, &'a WriteItem)>;
+/// Every box that any rank declares, by tensor.
+pub(super) struct Declared<'a> {
+    names: Names<'a>,
+    /// By number of the name, who declared it first.
+    first: Vec<Held<'a>>,
+    items: Vec<(u32, Held<'a>)>,
+}
+
+/// A box, and who holds it.
+pub(super) type Held<'a> = (Rank, &'a WriteItem);
+
+impl<'a> Declared<'a> {
+    fn find(&self, name: &TensorName) -> Option<Held<'a>> {
+        self.first.get(self.names.find(name)? as usize).copied()
+    }
+
+    /// Per tensor, by component and name: its boxes, by rank and in the order of its plan.
+    pub(super) fn tensors(&self) -> Vec<Vec<Held<'a>>> {
+        let grouped = Grouped::new(self.names.len(), &self.items);
+        let mut order: Vec<_> = self.first.iter().enumerate().collect();
+        order.sort_by(|(_, (_, a)), (_, (_, b))| {
+            (&a.component, &a.name).cmp(&(&b.component, &b.name))
+        });
+        order.into_iter().map(|(number, _)| grouped.of(number).to_vec()).collect()
+    }
+}
 
 fn check_tensors<'a>(ranked: &[Ranked<'a>]) -> Result<Declared<'a>> {
-    let mut tensors = Declared::new();
+    let count = ranked.iter().map(|(_, plan)| plan.items.len()).sum();
+    let (mut names, mut first) = (Names::default(), Vec::<Held>::new());
+    let mut items = room_for(count)?;
     for &(rank, plan) in ranked {
+        names.begin_list();
         for item in &plan.items {
-            let tensor = |e: Error| e.with_tensor(item.name.as_str());
-            if !item.slice.fits(item.spec.shape()) {
-                let message = format!("slice {} is not inside {}", item.slice, item.spec);
-                let error = Error::new(ErrorKind::InvalidInput, message);
-                return Err(tensor(error.at_rank(rank)));
-            }
-            let (first_rank, first) = *tensors.entry(&item.name).or_insert((rank, item));
-            if first.spec != item.spec {
-                let sides = ((first_rank, &first.spec), (rank, &item.spec));
-                return Err(tensor(differs("the tensor's dtype or shape", sides.0, sides.1)));
-            }
-            if first.component != item.component {
-                let sides = ((first_rank, &first.component), (rank, &item.component));
-                return Err(tensor(differs("the tensor's component", sides.0, sides.1)));
-            }
+            let number = names.number(&item.name);
+            let known = match first.get(number as usize) {
+                Some(known) => *known,
+                None => {
+                    first.push((rank, item));
+                    (rank, item)
+                }
+            };
+            check_item(known, (rank, item)).map_err(|e| e.with_tensor(item.name.as_str()))?;
+            items.push((number, (rank, item)));
         }
     }
-    Ok(tensors)
+    Ok(Declared { names, first, items })
+}
+
+/// Checks a box, and that its rank says of the tensor what was said first.
+fn check_item((first_rank, first): Held, (rank, item): Held) -> Result<()> {
+    if !item.slice.fits(item.spec.shape()) {
+        let message = format!("slice {} is not inside {}", item.slice, item.spec);
+        return Err(Error::new(ErrorKind::InvalidInput, message).at_rank(rank));
+    }
+    if first.spec != item.spec {
+        let sides = ((first_rank, &first.spec), (rank, &item.spec));
+        return Err(differs("the tensor's dtype or shape", sides.0, sides.1));
+    }
+    if first.component != item.component {
+        let sides = ((first_rank, &first.component), (rank, &item.component));
+        return Err(differs("the tensor's component", sides.0, sides.1));
+    }
+    Ok(())
 }
 
 /// A rank that holds a tensor must know its second names; other ranks need not.
-fn check_aliases(ranked: &[Ranked], tensors: &Declared) -> Result<Vec<(TensorName, TensorName)>> {
+fn check_aliases(ranked: &[Ranked], tensors: &Declared) -> Result<Aliases> {
     let mut all: BTreeMap<&TensorName, (Rank, &TensorName)> = BTreeMap::new();
     for &(rank, plan) in ranked {
         for (alias, target) in &plan.aliases {
@@ -141,11 +184,11 @@ fn check_alias(
     target: &TensorName,
     tensors: &Declared,
 ) -> Result<()> {
-    if let Some((other, _)) = tensors.get(alias) {
-        let sides = ((*other, "a tensor"), (rank, "an alias"));
+    if let Some((other, _)) = tensors.find(alias) {
+        let sides = ((other, "a tensor"), (rank, "an alias"));
         return Err(differs("what the name means", sides.0, sides.1).with_tensor(alias.as_str()));
     }
-    if !tensors.contains_key(target) {
+    if tensors.find(target).is_none() {
         let message = format!("alias of `{target}`, which no rank saves");
         let error = Error::new(ErrorKind::InvalidInput, message);
         return Err(error.with_tensor(alias.as_str()).at_rank(rank));

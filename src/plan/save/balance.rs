@@ -3,13 +3,11 @@
 //! Boxes held by the same ranks are laid in one line, which is cut so that the loads of these
 //! ranks become as level as possible. A cut inside a large box falls between two rows of it.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::DeclaredBox;
-use crate::error::Result;
 use crate::rank::{Rank, WorldSize};
-use crate::slice::Slice;
 
 /// Boxes below this many bytes are written by one rank.
 const SPLIT_BYTES_MIN: u64 = 64 * 1024;
@@ -18,29 +16,53 @@ const SPLIT_BYTES_MIN: u64 = 64 * 1024;
 pub(super) struct Part {
     /// Index of the declared box.
     pub(super) declared: usize,
-    /// The rows to be written.
-    pub(super) slice: Slice,
+    /// The rows to be written; all of the box if absent.
+    pub(super) rows: Option<Range<u64>>,
 }
 
 /// The parts that each rank writes, in order of the declared boxes.
-pub(super) fn share_out(boxes: &[DeclaredBox], world_size: WorldSize) -> Result<Vec<Vec<Part>>> {
-    let mut sets: BTreeMap<(usize, &[Rank]), Vec<usize>> = BTreeMap::new();
-    for (index, declared) in boxes.iter().enumerate() {
-        sets.entry((declared.ranks.len(), &declared.ranks)).or_default().push(index);
-    }
+pub(super) fn share_out(boxes: &[DeclaredBox], world_size: WorldSize) -> Vec<Vec<Part>> {
     let mut balance = Balance {
         boxes,
         loads: vec![0; world_size.len()],
         parts: world_size.ranks().map(|_| Vec::new()).collect(),
     };
     // The fewer ranks may write a box, the earlier it is placed: the others adapt to it.
-    for ((_, ranks), line) in sets {
-        balance.place(ranks, &line)?;
+    for (index, declared) in boxes.iter().enumerate() {
+        if let [rank] = declared.ranks[..] {
+            balance.loads[rank.index()] += declared.bytes;
+            balance.parts[rank.index()].push(Part { declared: index, rows: None });
+        }
+    }
+    for (ranks, line) in lines(boxes) {
+        balance.place(ranks, &line);
     }
     for parts in &mut balance.parts {
         parts.sort_by_key(|part| part.declared);
     }
-    Ok(balance.parts)
+    balance.parts
+}
+
+/// The boxes that several ranks hold, by these ranks: smaller sets first.
+fn lines<'a>(boxes: &'a [DeclaredBox]) -> Vec<(&'a [Rank], Vec<usize>)> {
+    let mut places: HashMap<&[Rank], usize> = HashMap::new();
+    let mut lines: Vec<(&[Rank], Vec<usize>)> = Vec::new();
+    let mut last = 0;
+    for (index, declared) in boxes.iter().enumerate().filter(|(_, b)| b.ranks.len() > 1) {
+        let ranks = &declared.ranks[..];
+        // Neighbours are mostly held by the same ranks.
+        if lines.get(last).is_none_or(|(of_last, _)| *of_last != ranks) {
+            last = *places.entry(ranks).or_insert(lines.len());
+            if last == lines.len() {
+                lines.push((ranks, Vec::new()));
+            }
+        }
+        if let Some((_, line)) = lines.get_mut(last) {
+            line.push(index);
+        }
+    }
+    lines.sort_by_key(|(ranks, _)| (ranks.len(), *ranks));
+    lines
 }
 
 struct Balance<'a> {
@@ -51,8 +73,8 @@ struct Balance<'a> {
 }
 
 impl Balance<'_> {
-    fn place(&mut self, ranks: &[Rank], line: &[usize]) -> Result<()> {
-        let total = line.iter().map(|&index| self.boxes[index].size_bytes()).sum();
+    fn place(&mut self, ranks: &[Rank], line: &[usize]) {
+        let total = line.iter().map(|&index| self.boxes[index].bytes).sum();
         let loads: Vec<u64> = ranks.iter().map(|rank| self.loads[rank.index()]).collect();
         let shares = level_shares(&loads, total);
         let mut cut = 0;
@@ -70,26 +92,22 @@ impl Balance<'_> {
             // The last rank takes what is left.
             while owner + 1 < ranks.len() && cuts[owner] < begin + rows.size_bytes() {
                 let end = rows.nearest(cuts[owner] - begin);
-                self.give(ranks[owner], index, &rows, row..end)?;
+                self.give(ranks[owner], index, &rows, row..end);
                 row = end;
                 owner += 1;
             }
-            self.give(ranks[owner], index, &rows, row..rows.count)?;
+            self.give(ranks[owner], index, &rows, row..rows.count);
             begin += rows.size_bytes();
         }
-        Ok(())
     }
 
-    fn give(&mut self, rank: Rank, index: usize, rows: &Rows, range: Range<u64>) -> Result<()> {
+    fn give(&mut self, rank: Rank, index: usize, rows: &Rows, range: Range<u64>) {
         if range.is_empty() {
-            return Ok(());
+            return;
         }
-        let held = &self.boxes[index].item.slice;
         self.loads[rank.index()] += (range.end - range.start) * rows.bytes;
-        let whole = range == (0..rows.count);
-        let slice = if whole { held.clone() } else { held.rows(range)? };
-        self.parts[rank.index()].push(Part { declared: index, slice });
-        Ok(())
+        let rows = (range != (0..rows.count)).then_some(range);
+        self.parts[rank.index()].push(Part { declared: index, rows });
     }
 }
 
@@ -102,7 +120,7 @@ struct Rows {
 
 impl Rows {
     fn of(declared: &DeclaredBox) -> Self {
-        let (slice, bytes) = (&declared.item.slice, declared.size_bytes());
+        let (slice, bytes) = (&declared.item.slice, declared.bytes);
         match slice.split_dimension() {
             Some(dimension) if bytes >= SPLIT_BYTES_MIN => {
                 let count = slice.lengths()[dimension];
