@@ -126,6 +126,7 @@ fn the_line_has_every_field() {
         }
         for part in ["plan", "stage", "hash", "write", "fsync", "commit"] {
             assert!(line.get(part).is_some(), "{part}: {line}");
+            assert!(op == "load" || line[part].is_number(), "{part}: {line}");
         }
         assert!(line.get("stall").is_none(), "{line}");
     }

@@ -24,14 +24,25 @@ pub(super) struct Times {
 }
 
 impl Times {
-    /// What the engine says of a save.
-    pub(super) fn of_save(_: &Checkpoint) -> Self {
-        Self::default()
+    /// What the engine says of a save. Beside training the copy that training waits for is what
+    /// counts as `stage`.
+    pub(super) fn of_save(saved: &Checkpoint) -> Self {
+        let (report, write, commit) = (&saved.report, &saved.report.write, &saved.report.commit);
+        let stage = if report.stage.is_zero() { write.stage } else { report.stage };
+        Self {
+            plan: Some(seconds(report.plan)),
+            stage: Some(seconds(stage)),
+            hash: Some(seconds(write.hash)),
+            write: Some(seconds(write.write)),
+            fsync: Some(seconds(write.fsync)),
+            commit: Some(seconds(commit.checks + commit.seal + commit.publish + commit.rename)),
+        }
     }
 
-    /// What the engine says of a load.
-    pub(super) fn of_load(_: &Loaded) -> Self {
-        Self::default()
+    /// What the engine says of a load: all that comes before the first byte is planning.
+    pub(super) fn of_load(loaded: &Loaded) -> Self {
+        let times = &loaded.report.times;
+        Self { plan: Some(seconds(times.manifest + times.plan)), ..Self::default() }
     }
 
     fn all(&self) -> [Option<f64>; 6] {
