@@ -22,8 +22,9 @@ pub use reader::{PieceAt, ShardReader};
 pub(crate) use single::{SingleFile, SingleText, plain_header, read_single, single_header};
 pub use sums::{block_count, sum};
 pub use verify::{DAMAGE_MAX, Damage};
-pub(crate) use writer::Cut;
 pub use writer::write_shards;
+#[allow(unused_imports, reason = "for saves beside training")]
+pub(crate) use writer::{Cut, StagedFile, StagedShare, write_staged};
 
 use std::path::PathBuf;
 

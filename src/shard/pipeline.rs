@@ -76,6 +76,13 @@ impl Pipe {
         Ok(buffer.take(len))
     }
 
+    /// Writes the next bytes of the file, which are filled already.
+    #[allow(dead_code, reason = "for saves beside training")]
+    pub(super) fn give(&mut self, buffer: Buffer) -> Result<(), Stop> {
+        self.flush()?;
+        self.send(Job::Write(buffer))
+    }
+
     /// Ends the file: fsync and close.
     pub(super) fn finish(&mut self) -> Result<(), Stop> {
         self.flush()?;
@@ -180,8 +187,8 @@ fn write_all(
                 }
                 progress(buffer.bytes().len() as u64);
                 buffer.clear();
-                // Fails only when the producer has left and wants no more buffers.
-                let _ = give_back.send(buffer);
+                // Not taken when the producer has left, or brings buffers of its own.
+                let _ = give_back.try_send(buffer);
             }
             Job::Finish => open.take().map_or(Ok(()), OpenFile::finish)?,
         }

@@ -6,7 +6,9 @@ use super::image::Image;
 use super::pipeline::{self, Pipe, Progress, Stop};
 use super::sums::SumsContent;
 use crate::error::{Error, ErrorKind, Result};
+use crate::layout::SaveId;
 use crate::manifest::hash16;
+use crate::memory::buffers::Buffer;
 use crate::plan::{
     FileReceipt, PlannedFile, PlannedPiece, Receipt, SavePlan, SumsReceipt, WriteTimes,
 };
@@ -38,7 +40,7 @@ pub fn write_shards(
         if plan.files.is_empty() {
             return Ok(Receipt::default());
         }
-        return Err(refusal("the plan has data files, but no file for their sums"));
+        return Err(no_sums_file());
     };
     let prepared = plan.files.iter().map(|file| {
         let header = Header::of(file, &plan.save_id, rank, step)?;
@@ -50,10 +52,73 @@ pub fn write_shards(
     let files = pipeline::run(dir, progress, |pipe| {
         prepared.iter().map(|file| write_file(pipe, file, &mut sums)).collect()
     })?;
+    finish_share(dir, files, sums_name, &sums, progress)
+}
+
+/// A data file whose bytes lie in memory already.
+#[allow(dead_code, reason = "for saves beside training")]
+pub(crate) struct StagedFile {
+    pub(crate) image: Image,
+    /// All of its bytes, in file order: every buffer but the last one is full.
+    pub(crate) buffers: Vec<Buffer>,
+}
+
+/// The share of one rank, filled into buffers.
+#[allow(dead_code, reason = "for saves beside training")]
+pub(crate) struct StagedShare {
+    pub(crate) save_id: SaveId,
+    pub(crate) files: Vec<StagedFile>,
+    /// As [`SavePlan::sums_file`].
+    pub(crate) sums_name: Option<String>,
+}
+
+/// As [`write_shards`], of a share that is filled already: hashed on this thread, written by
+/// another one. Each buffer is dropped once it is written.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] if a file has not as many bytes as its image, else as
+/// [`write_shards`].
+#[allow(dead_code, reason = "for saves beside training")]
+pub(crate) fn write_staged(
+    dir: &dyn Directory,
+    share: StagedShare,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Receipt> {
+    let StagedShare { save_id, files, sums_name } = share;
+    let Some(sums_name) = sums_name else {
+        return if files.is_empty() { Ok(Receipt::default()) } else { Err(no_sums_file()) };
+    };
+    for file in &files {
+        let filled: u64 = file.buffers.iter().map(|buffer| buffer.bytes().len() as u64).sum();
+        if filled != file.image.len() {
+            let message = format!("{filled} of {} bytes were staged", file.image.len());
+            return Err(at_file(refusal(message), dir, file.image.name()));
+        }
+    }
+    let pieces = files.iter().flat_map(|file| file.image.header().piece_bytes()).copied();
+    let mut sums = SumsContent::new(&save_id, pieces)?;
+    let files = pipeline::run(dir, progress, |pipe| {
+        files.into_iter().map(|file| write_staged_file(pipe, file, &mut sums)).collect()
+    })?;
+    finish_share(dir, files, &sums_name, &sums, progress)
+}
+
+/// Once the data files are durable: their sums, and the directory.
+fn finish_share(
+    dir: &dyn Directory,
+    files: Vec<FileReceipt>,
+    sums_name: &str,
+    sums: &SumsContent,
+    progress: Progress<'_>,
+) -> Result<Receipt> {
     let sums_file = write_sums(dir, sums_name, sums.bytes(), progress)?;
     sabotage::unless(Defect::DirectoriesNotSynced, || dir.sync())
         .map_err(|e| if e.path().is_some() { e } else { e.with_path(dir.path()) })?;
     Ok(Receipt { files, sums_file: Some(sums_file), times: WriteTimes::default() })
+}
+
+fn no_sums_file() -> Error {
+    refusal("the plan has data files, but no file for their sums")
 }
 
 fn refusal(message: impl Into<String>) -> Error {
@@ -137,7 +202,7 @@ fn write_file(
     file: &PreparedFile<'_>,
     sums: &mut SumsContent,
 ) -> Result<FileReceipt, Stop> {
-    let (image, header, sums_begin) = (&file.image, file.image.header(), sums.len());
+    let (image, sums_begin) = (&file.image, sums.len());
     pipe.begin(image.name(), image.len())?;
     let mut at = 0;
     while at < image.len() {
@@ -148,8 +213,32 @@ fn write_file(
         at += room.len() as u64;
     }
     pipe.finish()?;
+    Ok(receipt_of(image, sums_begin, sums))
+}
+
+#[allow(dead_code, reason = "for saves beside training")]
+fn write_staged_file(
+    pipe: &mut Pipe,
+    file: StagedFile,
+    sums: &mut SumsContent,
+) -> Result<FileReceipt, Stop> {
+    let (StagedFile { image, buffers }, sums_begin) = (file, sums.len());
+    pipe.begin(image.name(), image.len())?;
+    let mut at = 0;
+    for buffer in buffers {
+        let len = buffer.bytes().len() as u64;
+        image.sum(at, buffer.bytes(), sums);
+        pipe.give(buffer)?;
+        at += len;
+    }
+    pipe.finish()?;
+    Ok(receipt_of(&image, sums_begin, sums))
+}
+
+fn receipt_of(image: &Image, sums_begin: u64, sums: &SumsContent) -> FileReceipt {
+    let header = image.header();
     let own_sums = usize::try_from(sums_begin).ok().and_then(|begin| sums.bytes().get(begin..));
-    Ok(FileReceipt {
+    FileReceipt {
         name: image.name().to_owned(),
         len: image.len(),
         data_start: header.data_start(),
@@ -157,7 +246,7 @@ fn write_file(
         piece_bytes: header.piece_bytes().to_vec(),
         sums_begin,
         sums_hash: hash16(own_sums.unwrap_or_default()),
-    })
+    }
 }
 
 fn write_sums(

@@ -215,3 +215,41 @@ fn a_source_of_the_wrong_length_is_refused() {
     let error = save(&MemoryDir::default(), &plan, &wrong).unwrap_err();
     assert_eq!((error.kind(), error.tensor()), (ErrorKind::InvalidInput, Some("t")));
 }
+
+/// What is staged is written as what is not: the same files, sums and receipt.
+#[test]
+fn a_staged_share_gives_the_same_files() {
+    let (mut state, mut plan) = small();
+    let big = whole(&mut state, "big", Dtype::U8, &[(17 << 20) + 5]);
+    plan.files.push(planned_file("c.safetensors", vec![big]));
+    let (direct, staged) = (MemoryDir::default(), MemoryDir::default());
+    let receipt = save(&direct, &plan, &state).unwrap();
+    let share = || stage(&plan, &state);
+    assert_eq!(write_staged(&staged, share(), &|_| {}).unwrap(), receipt);
+    assert_eq!(direct.0.lock().files, staged.0.lock().files);
+
+    let mut short = share();
+    short.files[2].buffers.pop();
+    let error = write_staged(&MemoryDir::default(), short, &|_| {}).unwrap_err();
+    assert_eq!(error.kind(), crate::ErrorKind::InvalidInput);
+    assert_eq!(error.path(), Some("/memory/c.safetensors"));
+}
+
+fn stage(plan: &SavePlan, state: &StateDict) -> StagedShare {
+    let files = plan.files.iter().map(|file| {
+        let cuts: Vec<_> = file.pieces.iter().map(|p| Cut::new(p, state).unwrap()).collect();
+        let header = Header::of(file, &plan.save_id, RANK, STEP).unwrap();
+        let image = image::Image::new(file.name.clone(), header);
+        let (mut buffers, mut at) = (Vec::new(), 0);
+        while at < image.len() {
+            let mut buffer = crate::memory::buffers::Buffer::new().unwrap();
+            let room = buffer.take(usize::try_from(image.len() - at).unwrap());
+            image.fill(&cuts, at, room).unwrap();
+            at += buffer.bytes().len() as u64;
+            buffers.push(buffer);
+        }
+        StagedFile { image, buffers }
+    });
+    let files = files.collect();
+    StagedShare { save_id: plan.save_id, files, sums_name: plan.sums_file.clone() }
+}
