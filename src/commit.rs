@@ -13,7 +13,8 @@ use std::time::Instant;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, CheckpointName, SaveId};
-use crate::manifest::{HEADER_BYTES_MAX, Manifest, hash16};
+use crate::manifest::{HEADER_BYTES_MAX, Manifest};
+use crate::memory::buffers::Buffer;
 use crate::memory::zeroed;
 use crate::plan::{FileReceipt, OnExisting, Receipt};
 use crate::rank::Rank;
@@ -323,12 +324,26 @@ fn check_data_file(dir: &dyn Directory, file: &FileReceipt, until: Instant) -> R
         let message = format!("a header of {} bytes was reported", file.data_start);
         return Err(Error::new(ErrorKind::Disagreement, message).with_path(&file.name));
     }
-    let mut header = zeroed(file.data_start)?;
-    read.read_at(0, &mut header)?;
-    if hash16(&header) == file.header_hash {
+    if hash_of(read.as_ref(), file.data_start)? == file.header_hash {
         return Ok(());
     }
     Err(not_shared(dir, &file.name, "holds another header than the rank wrote"))
+}
+
+/// Hash of the first `len` bytes.
+fn hash_of(file: &dyn ReadFile, len: u64) -> Result<[u8; 16]> {
+    let (mut hasher, mut buffer) = (blake3::Hasher::new(), Buffer::new()?);
+    let mut at = 0;
+    while at < len {
+        buffer.clear();
+        let part = buffer.take(usize::try_from(len - at).unwrap_or(usize::MAX));
+        file.read_at(at, part)?;
+        hasher.update(part);
+        at += part.len() as u64;
+    }
+    let (mut short, hash) = ([0; 16], hasher.finalize());
+    short.copy_from_slice(&hash.as_bytes()[..16]);
+    Ok(short)
 }
 
 fn check_length(

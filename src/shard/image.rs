@@ -2,12 +2,34 @@
 //! own, so that several threads may fill it, and in any order.
 
 use super::header::Header;
-use super::sums::SumsContent;
-use super::writer::Cut;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use super::cut::Cut;
+use super::sums::{BLOCK, SumsContent};
+use crate::clock;
 use crate::error::Result;
 
-/// Copied together, while it is in the cache of the core.
-const STEP: usize = 64 * 1024;
+/// Copied and then hashed, while it is in the cache of the core. No less than a block.
+const STEP: usize = 128 * 1024;
+const _: () = assert!(STEP >= BLOCK);
+
+/// Where time goes while an image is filled.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct FillTimes {
+    pub(super) stage: Duration,
+    pub(super) hash: Duration,
+}
+
+/// The sums of a range of an image.
+pub(super) struct RangeSums {
+    /// How many bytes at its begin belong to a block that begins before it.
+    pub(super) head: usize,
+    /// Whether that block ends there.
+    pub(super) head_ends: bool,
+    /// The sums of what is behind it.
+    pub(super) part: SumsContent,
+}
 
 /// What lies where in a data file.
 pub(crate) struct Image {
@@ -15,6 +37,8 @@ pub(crate) struct Image {
     header: Header,
     /// Where each piece ends in the file.
     ends: Vec<u64>,
+    /// Of the header, once it was asked for.
+    hash: OnceLock<[u8; 16]>,
 }
 
 impl Image {
@@ -25,7 +49,7 @@ impl Image {
             end
         });
         let ends = piece_ends.collect();
-        Self { name, header, ends }
+        Self { name, header, ends, hash: OnceLock::new() }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -34,6 +58,11 @@ impl Image {
 
     pub(crate) fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// As [`Header::hash`], computed once.
+    pub(super) fn header_hash(&self) -> [u8; 16] {
+        *self.hash.get_or_init(|| self.header.hash())
     }
 
     /// Length of the file.
@@ -58,15 +87,63 @@ impl Image {
             let (Some(end), Some(cut)) = (self.ends.get(piece), cuts.get(piece)) else { break };
             let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(rest.len());
             let (part, after) = std::mem::take(&mut rest).split_at_mut(len);
-            fill_part(cut, at - (end - cut.bytes), part)?;
+            cut.fill(at - (end - cut.bytes), part)?;
             (rest, at, piece) = (after, at + len as u64, piece + 1);
         }
         Ok(())
     }
 
+    /// Fills `out` as [`Image::fill`] does, and takes the sums of what it has filled in: from the
+    /// copy, not the source, since that is what is written.
+    ///
+    /// # Errors
+    /// As [`Image::fill`].
+    pub(super) fn fill_and_sum(
+        &self,
+        cuts: &[Cut<'_>],
+        begin: u64,
+        out: &mut [u8],
+    ) -> Result<(RangeSums, FillTimes)> {
+        let (mut sums, mut times) = (self.begin_sums(begin, out.len()), FillTimes::default());
+        let (mut at, mut skip, mut now) = (begin, sums.head, clock::now());
+        for step in out.chunks_mut(STEP) {
+            self.fill(cuts, at, step)?;
+            let filled = clock::now();
+            let behind = step.get(skip..).unwrap_or_default();
+            self.sum(at + skip as u64, behind, &mut sums.part);
+            let summed = clock::now();
+            times.stage += filled.saturating_duration_since(now);
+            times.hash += summed.saturating_duration_since(filled);
+            (at, skip, now) = (at + step.len() as u64, 0, summed);
+        }
+        Ok((sums, times))
+    }
+
+    /// The sums of bytes that lie in memory.
+    pub(super) fn sums_of(&self, begin: u64, bytes: &[u8]) -> RangeSums {
+        let mut sums = self.begin_sums(begin, bytes.len());
+        let behind = bytes.get(sums.head..).unwrap_or_default();
+        self.sum(begin + sums.head as u64, behind, &mut sums.part);
+        sums
+    }
+
+    /// For the sums of `len` bytes from `begin` on: what belongs to a block that began before.
+    fn begin_sums(&self, begin: u64, len: usize) -> RangeSums {
+        let part = SumsContent::part();
+        let piece = self.ends.partition_point(|end| *end <= begin);
+        let bytes = self.header.piece_bytes().get(piece);
+        let Some((end, bytes)) = self.ends.get(piece).zip(bytes) else {
+            return RangeSums { head: 0, head_ends: false, part };
+        };
+        let in_block = begin.saturating_sub(end - bytes) % BLOCK as u64;
+        let rest = if in_block == 0 { 0 } else { (BLOCK as u64 - in_block).min(end - begin) };
+        let head = usize::try_from(rest).unwrap_or(usize::MAX).min(len);
+        RangeSums { head, head_ends: head > 0 && head as u64 == rest, part }
+    }
+
     /// Takes the sums of `bytes`, which begin at `begin` in the file and follow those of the last
     /// call.
-    pub(super) fn sum(&self, begin: u64, bytes: &[u8], sums: &mut SumsContent) {
+    fn sum(&self, begin: u64, bytes: &[u8], sums: &mut SumsContent) {
         let data_start = self.header.data_start();
         let skipped = data_start.saturating_sub(begin).min(bytes.len() as u64);
         let (_, mut rest) = bytes.split_at(usize::try_from(skipped).unwrap_or(bytes.len()));
@@ -82,17 +159,4 @@ impl Image {
             }
         }
     }
-}
-
-fn fill_part(cut: &Cut<'_>, begin: u64, out: &mut [u8]) -> Result<()> {
-    let host = cut.host_bytes()?;
-    let begin_in_host = usize::try_from(begin).ok();
-    let from = host.zip(begin_in_host).and_then(|(host, begin)| host.get(begin..));
-    if let Some(from) = from.and_then(|from| from.get(..out.len())) {
-        for (from, to) in from.chunks(STEP).zip(out.chunks_mut(STEP)) {
-            to.copy_from_slice(from);
-        }
-        return Ok(());
-    }
-    cut.entry.source.read_into(cut.begin + begin, out).map_err(|e| e.with_tensor(cut.tensor))
 }

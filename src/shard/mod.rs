@@ -4,27 +4,31 @@
 //! through a few reused buffers; [`ShardReader`] reads byte ranges of pieces and hands out nothing
 //! whose sum does not match.
 
+mod crew;
+mod cut;
 mod header;
 pub(crate) mod image;
 mod pipeline;
 mod ranges;
 mod reader;
 mod single;
+mod staged;
 mod sums;
 mod verify;
 mod writer;
 
+pub(crate) use cut::Cut;
 pub use header::{
     DATA_ALIGNMENT, HEADER_JSON_MAX, Header, HeaderTensor, ParsedHeader, read_header,
 };
 pub(crate) use ranges::{RangePiece, write_ranges};
 pub use reader::{PieceAt, ShardReader};
 pub(crate) use single::{SingleFile, SingleText, plain_header, read_single, single_header};
+#[allow(unused_imports, reason = "for saves beside training")]
+pub(crate) use staged::{StagedFile, StagedShare, write_staged};
 pub use sums::{block_count, sum};
 pub use verify::{DAMAGE_MAX, Damage};
 pub use writer::write_shards;
-#[allow(unused_imports, reason = "for saves beside training")]
-pub(crate) use writer::{Cut, StagedFile, StagedShare, write_staged};
 
 use std::path::PathBuf;
 

@@ -1,164 +1,208 @@
-//! A writer thread behind a few reused buffers: one side copies and hashes while the other writes.
+//! The writing side: slots of data files, which arrive in any order and are written in theirs.
 //!
-//! Whatever ends one side ends the other: each holds one end of both channels, so a send or
-//! receive fails as soon as the other side is gone, and the error of the side that failed first
-//! is what the caller gets.
+//! Whatever ends one side ends the other: the writer holds one end of each channel, so that a send
+//! or receive of the filling side fails as soon as it is gone.
 
 use std::any::Any;
-use std::thread;
+use std::collections::BTreeMap;
+use std::thread::{self, Scope};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender};
 
 use super::at_file;
+use super::image::Image;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::buffers::Buffer;
+use crate::memory::buffers::{BUFFER_BYTES, Buffer};
 use crate::sabotage::{self, Defect};
 use crate::storage::{Directory, WriteFile};
 
-/// Together 32 MiB, whatever the size of the state.
-const BUFFERS: usize = 4;
+/// Bytes of the first slot where another thread writes: the sooner it is filled, the sooner the
+/// disk has something to do. Each of the next ones is twice as long, up to a whole buffer.
+pub(super) const FIRST_BYTES: u64 = 1 << 20;
 
 /// Called with the number of bytes just written.
 pub(super) type Progress<'a> = &'a (dyn Fn(u64) + Sync);
 
-/// Why the producing side stops.
-#[derive(Debug)]
-pub(super) enum Stop {
-    /// It failed itself.
-    Failed(Error),
-    /// The writer thread is gone and knows why.
-    WriterGone,
+/// A part of a data file that is filled and written at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Slot {
+    /// Its place among all slots of all files.
+    pub(super) index: u64,
+    /// Number of its file.
+    pub(super) file: usize,
+    pub(super) begin: u64,
+    pub(super) len: usize,
 }
 
-impl From<Error> for Stop {
-    fn from(error: Error) -> Self {
-        Self::Failed(error)
+/// The slots of files of these lengths, file after file, front to back.
+pub(super) struct Slots {
+    lens: Vec<u64>,
+    next: Slot,
+    /// How long the next one is if its file goes on.
+    len: u64,
+}
+
+impl Slots {
+    /// `first` is the length of the first one.
+    pub(super) fn new(lens: Vec<u64>, first: u64) -> Self {
+        Self { lens, next: Slot { index: 0, file: 0, begin: 0, len: 0 }, len: first }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.next.file >= self.lens.len()
     }
 }
 
-enum Job {
-    Begin { name: String, len: u64 },
-    Write(Buffer),
-    Finish,
-}
+impl Iterator for Slots {
+    type Item = Slot;
 
-/// The producing side. Every file is written front to back.
-pub(super) struct Pipe {
-    jobs: Sender<Job>,
-    free: Receiver<Buffer>,
-    current: Option<Buffer>,
-    buffers: usize,
-    buffers_max: usize,
-}
-
-impl Pipe {
-    fn new(jobs: Sender<Job>, free: Receiver<Buffer>, buffers_max: usize) -> Self {
-        Self { jobs, free, current: None, buffers: 0, buffers_max }
-    }
-
-    /// Begins a file of `len` bytes.
-    pub(super) fn begin(&mut self, name: &str, len: u64) -> Result<(), Stop> {
-        self.send(Job::Begin { name: name.to_owned(), len })
-    }
-
-    /// Room for the next bytes of the file: at least one, at most `wanted`. All of it is written.
-    pub(super) fn room(&mut self, wanted: u64) -> Result<&mut [u8], Stop> {
-        if self.current.as_ref().is_some_and(|buffer| buffer.room() == 0) {
-            self.flush()?;
+    fn next(&mut self) -> Option<Slot> {
+        let file_len = *self.lens.get(self.next.file)?;
+        let len = self.len.min(BUFFER_BYTES as u64).min(file_len - self.next.begin);
+        self.len = self.len.saturating_mul(2);
+        let slot = Slot { len: usize::try_from(len).unwrap_or(BUFFER_BYTES), ..self.next };
+        (self.next.index, self.next.begin) = (slot.index + 1, slot.begin + len);
+        if self.next.begin >= file_len {
+            (self.next.file, self.next.begin) = (slot.file + 1, 0);
         }
-        let buffer = match self.current.take() {
-            Some(buffer) => buffer,
-            None => self.empty_buffer()?,
+        Some(slot)
+    }
+}
+
+/// What the filling side sends.
+pub(super) enum Job {
+    Write(Slot, Buffer),
+    /// It has failed: nothing more is to be written.
+    Stop,
+}
+
+/// What writing took.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct DiskTimes {
+    pub(super) write: Duration,
+    pub(super) fsync: Duration,
+    pub(super) bytes: u64,
+}
+
+/// Writes files front to back, one after the other; the first error leaves one unfinished.
+pub(super) struct Writer<'a> {
+    dir: &'a dyn Directory,
+    images: &'a [&'a Image],
+    progress: Progress<'a>,
+    open: Option<OpenFile<'a>>,
+    finished: usize,
+    pub(super) times: DiskTimes,
+}
+
+impl<'a> Writer<'a> {
+    pub(super) fn new(
+        dir: &'a dyn Directory,
+        images: &'a [&'a Image],
+        progress: Progress<'a>,
+    ) -> Self {
+        let times = DiskTimes::default();
+        Self { dir, images, progress, open: None, finished: 0, times }
+    }
+
+    /// Whether every file is finished.
+    pub(super) fn is_done(&self) -> bool {
+        self.finished == self.images.len()
+    }
+
+    /// Writes the next slot; fsyncs and closes its file after the last one.
+    ///
+    /// # Errors
+    /// As the operations of the directory, with the path of the file.
+    pub(super) fn write(&mut self, slot: Slot, bytes: &[u8]) -> Result<()> {
+        let Some(image) = self.images.get(slot.file) else { return Ok(()) };
+        let begun = clock::now();
+        let mut file = match self.open.take() {
+            Some(file) => file,
+            None => OpenFile::create(self.dir, image.name(), image.len())?,
         };
-        let buffer = self.current.insert(buffer);
-        let len = usize::try_from(wanted).unwrap_or(usize::MAX).min(buffer.room());
-        Ok(buffer.take(len))
-    }
-
-    /// Writes the next bytes of the file, which are filled already.
-    #[allow(dead_code, reason = "for saves beside training")]
-    pub(super) fn give(&mut self, buffer: Buffer) -> Result<(), Stop> {
-        self.flush()?;
-        self.send(Job::Write(buffer))
-    }
-
-    /// Ends the file: fsync and close.
-    pub(super) fn finish(&mut self) -> Result<(), Stop> {
-        self.flush()?;
-        self.send(Job::Finish)
-    }
-
-    fn flush(&mut self) -> Result<(), Stop> {
-        self.current.take().map_or(Ok(()), |buffer| self.send(Job::Write(buffer)))
-    }
-
-    fn empty_buffer(&mut self) -> Result<Buffer, Stop> {
-        if let Ok(buffer) = self.free.try_recv() {
-            return Ok(buffer);
+        file.append(bytes)?;
+        let written = clock::now();
+        self.times.write += written.saturating_duration_since(begun);
+        self.times.bytes += bytes.len() as u64;
+        (self.progress)(bytes.len() as u64);
+        if file.end < image.len() {
+            self.open = Some(file);
+            return Ok(());
         }
-        if self.buffers < self.buffers_max {
-            self.buffers += 1;
-            return Ok(Buffer::new()?);
-        }
-        self.free.recv().map_err(|_| Stop::WriterGone)
+        file.finish()?;
+        self.times.fsync += clock::now().saturating_duration_since(written);
+        self.finished += 1;
+        Ok(())
     }
 
-    fn send(&self, job: Job) -> Result<(), Stop> {
-        self.jobs.send(job).map_err(|_| Stop::WriterGone)
+    /// Writes what comes until every file is finished, or the other side stops. Buffers go back
+    /// to where somebody wants them. `starved` is told, after each write, how long that took, and
+    /// how long there was nothing to write before it.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    pub(super) fn write_all(
+        &mut self,
+        todo: &Receiver<Job>,
+        give_back: Option<&Sender<Option<Buffer>>>,
+        mut starved: impl FnMut(Duration, Duration),
+    ) -> Result<()> {
+        let (mut early, mut next) = (BTreeMap::new(), 0);
+        while !self.is_done() {
+            let begun = clock::now();
+            let Some((slot, mut buffer)) = next_slot(next, todo, &mut early) else { break };
+            let waited = clock::now().saturating_duration_since(begun);
+            let before = self.times.write;
+            self.write(slot, buffer.bytes())?;
+            next += 1;
+            if let Some(give_back) = give_back {
+                buffer.clear();
+                // Fails only when the other side has left and wants no more buffers.
+                let _ = give_back.try_send(Some(buffer));
+            }
+            starved(self.times.write.saturating_sub(before), waited);
+        }
+        Ok(())
     }
 }
 
-/// Runs `produce` with a pipe into files of `dir`, and returns once all it gave is written and
-/// every finished file is durable.
+/// Slot number `next`, once it is there; those that are there before it are `early`.
+fn next_slot(
+    next: u64,
+    todo: &Receiver<Job>,
+    early: &mut BTreeMap<u64, (Slot, Buffer)>,
+) -> Option<(Slot, Buffer)> {
+    loop {
+        if let Some(found) = early.remove(&next) {
+            return Some(found);
+        }
+        match todo.recv() {
+            Ok(Job::Write(slot, buffer)) => early.insert(slot.index, (slot, buffer)),
+            Ok(Job::Stop) | Err(_) => return None,
+        };
+    }
+}
+
+/// Runs `write` in a thread of its own, beside `fill`.
 ///
 /// # Errors
-/// The error of `produce`, else that of the writer thread ([`ErrorKind::Panic`] if it panicked).
-pub(super) fn run<T>(
-    dir: &dyn Directory,
-    progress: Progress<'_>,
-    produce: impl FnOnce(&mut Pipe) -> Result<T, Stop>,
+/// That of `write`, [`ErrorKind::Panic`] if it panicked.
+pub(super) fn beside<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    write: impl FnOnce() -> Result<T> + Send + 'scope,
+    fill: impl FnOnce(),
 ) -> Result<T> {
-    if clock::is_simulated() {
-        return one_after_the_other(dir, progress, produce);
-    }
-    let (jobs, todo) = bounded(BUFFERS);
-    let (give_back, free) = bounded(BUFFERS);
-    thread::scope(|scope| {
-        let writer = thread::Builder::new()
-            .name("shard-writer".to_owned())
-            .spawn_scoped(scope, move || write_all(dir, progress, &todo, &give_back))
-            .map_err(|e| Error::io(&e, "starting the writer thread", dir.path()))?;
-        let mut pipe = Pipe::new(jobs, free, BUFFERS);
-        let produced = produce(&mut pipe);
-        drop(pipe);
-        let written = writer.join().unwrap_or_else(|panic| Err(panicked(&*panic)));
-        ended(produced, written)
-    })
+    let writer = thread::Builder::new()
+        .name("shard-writer".to_owned())
+        .spawn_scoped(scope, write)
+        .map_err(|e| Error::new(ErrorKind::Storage, format!("starting the writer thread: {e}")))?;
+    fill();
+    writer.join().unwrap_or_else(|panic| Err(panicked(&*panic)))
 }
 
-/// The same without a thread, which would escape a simulation: all is produced, then written.
-fn one_after_the_other<T>(
-    dir: &dyn Directory,
-    progress: Progress<'_>,
-    produce: impl FnOnce(&mut Pipe) -> Result<T, Stop>,
-) -> Result<T> {
-    let ((jobs, todo), (give_back, free)) = (unbounded(), unbounded());
-    let mut pipe = Pipe::new(jobs, free, usize::MAX);
-    let produced = produce(&mut pipe);
-    drop(pipe);
-    ended(produced, write_all(dir, progress, &todo, &give_back))
-}
-
-/// What both sides together came to.
-fn ended<T>(produced: Result<T, Stop>, written: Result<()>) -> Result<T> {
-    match produced {
-        Ok(value) => written.map(|()| value),
-        Err(Stop::Failed(error)) => Err(error),
-        Err(Stop::WriterGone) => Err(written.err().unwrap_or_else(ended_early)),
-    }
-}
-
+/// The error of a writer that panicked.
 fn panicked(panic: &(dyn Any + Send)) -> Error {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
@@ -166,54 +210,24 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
     Error::new(ErrorKind::Panic, message)
 }
 
-fn ended_early() -> Error {
-    Error::new(ErrorKind::Panic, "the writer thread ended before its work was done")
-}
-
-/// The writing side. A file that is not finished when the producer leaves stays unfinished.
-fn write_all(
-    dir: &dyn Directory,
-    progress: Progress<'_>,
-    todo: &Receiver<Job>,
-    give_back: &Sender<Buffer>,
-) -> Result<()> {
-    let mut open: Option<OpenFile<'_>> = None;
-    for job in todo {
-        match job {
-            Job::Begin { name, len } => open = Some(OpenFile::create(dir, name, len)?),
-            Job::Write(mut buffer) => {
-                if let Some(file) = &mut open {
-                    file.append(buffer.bytes())?;
-                }
-                progress(buffer.bytes().len() as u64);
-                buffer.clear();
-                // Not taken when the producer has left, or brings buffers of its own.
-                let _ = give_back.try_send(buffer);
-            }
-            Job::Finish => open.take().map_or(Ok(()), OpenFile::finish)?,
-        }
-    }
-    Ok(())
-}
-
 /// A file being written, front to back; the first error drops it.
 struct OpenFile<'a> {
     dir: &'a dyn Directory,
-    name: String,
+    name: &'a str,
     file: Box<dyn WriteFile>,
     end: u64,
 }
 
 impl<'a> OpenFile<'a> {
-    fn create(dir: &'a dyn Directory, name: String, len: u64) -> Result<Self> {
-        let file = dir.create_file(&name).map_err(|e| at_file(e, dir, &name))?;
-        file.reserve(len).map_err(|e| at_file(e, dir, &name))?;
+    fn create(dir: &'a dyn Directory, name: &'a str, len: u64) -> Result<Self> {
+        let file = dir.create_file(name).map_err(|e| at_file(e, dir, name))?;
+        file.reserve(len).map_err(|e| at_file(e, dir, name))?;
         Ok(Self { dir, name, file, end: 0 })
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
         let written = self.file.write_at(self.end, bytes);
-        written.map_err(|e| at_file(e, self.dir, &self.name).with_offset(self.end))?;
+        written.map_err(|e| at_file(e, self.dir, self.name).with_offset(self.end))?;
         self.end += bytes.len() as u64;
         Ok(())
     }
@@ -221,7 +235,7 @@ impl<'a> OpenFile<'a> {
     fn finish(self) -> Result<()> {
         let Self { dir, name, file, end } = self;
         sabotage::finished(Defect::DataNotSynced, || file.finish())
-            .map_err(|e| at_file(e, dir, &name))?;
+            .map_err(|e| at_file(e, dir, name))?;
         tracing::debug!(file = name, bytes = end, "data file written");
         Ok(())
     }
@@ -232,7 +246,7 @@ impl<'a> OpenFile<'a> {
 /// # Errors
 /// As the operations of `dir`.
 pub(super) fn write_whole(dir: &dyn Directory, name: &str, bytes: &[u8]) -> Result<()> {
-    let mut file = OpenFile::create(dir, name.to_owned(), bytes.len() as u64)?;
+    let mut file = OpenFile::create(dir, name, bytes.len() as u64)?;
     file.append(bytes)?;
     file.finish()
 }

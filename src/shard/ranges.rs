@@ -1,16 +1,25 @@
 //! Writing the share of one rank into a file that several ranks fill.
 
+use std::thread;
+
+use crossbeam_channel::unbounded;
+
+use super::cut::Cut;
+use super::header::DATA_ALIGNMENT;
+use super::pipeline::beside;
 use super::sums::SumsContent;
-use super::writer::Cut;
-use crate::error::Result;
+use crate::clock;
+use crate::error::{Error, ErrorKind, Result};
 use crate::layout::SaveId;
-use crate::memory::zeroed;
+use crate::memory::buffers::{BUFFER_BYTES, Buffer};
 use crate::plan::PlannedPiece;
 use crate::state::StateDict;
 use crate::storage::WriteFile;
 
-/// Bytes held at once.
-const BUFFER_BYTES: usize = 8 << 20;
+/// Buffers in use at once.
+const BUFFERS: usize = 4;
+/// Copied and then hashed, while it is in the cache of the core.
+const STEP: u64 = 128 << 10;
 
 /// A piece and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -41,55 +50,110 @@ pub(crate) fn write_ranges(
     let mut sums =
         SumsContent::new(&SaveId::from_bytes([0; 16]), cuts.iter().map(|(_, c)| c.bytes))?;
     let total = cuts.iter().fold(0u64, |sum, (_, cut)| sum.saturating_add(cut.bytes));
-    let buffer = zeroed(total.min(BUFFER_BYTES as u64))?;
-    let mut out = Out { file, progress, buffer, filled: 0, begin: 0 };
-    for (begin, cut) in &cuts {
+    let write = |begin: u64, buffer: &Buffer| -> Result<()> {
+        file.write_at(begin, buffer.bytes())?;
+        progress(buffer.bytes().len() as u64);
+        Ok(())
+    };
+    if clock::is_simulated() || total <= BUFFER_BYTES as u64 {
+        let mut swap = |full: Option<(u64, Buffer)>| {
+            let Some((begin, buffer)) = full else { return Buffer::new() };
+            write(begin, &buffer)?;
+            Ok(buffer)
+        };
+        fill(&cuts, &mut sums, &mut swap)?;
+    } else {
+        fill_beside(&cuts, &mut sums, write)?;
+    }
+    Ok(sums.into_sums())
+}
+
+/// Fills while another thread writes.
+fn fill_beside(
+    cuts: &[(u64, Cut<'_>)],
+    sums: &mut SumsContent,
+    write: impl Fn(u64, &Buffer) -> Result<()> + Sync,
+) -> Result<()> {
+    let (jobs, todo) = unbounded::<(u64, Buffer)>();
+    let (give_back, free) = unbounded();
+    for _ in 0..BUFFERS {
+        let _ = give_back.send(None);
+    }
+    let mut filled = Ok(());
+    let outcome = &mut filled;
+    let written = thread::scope(|scope| {
+        let write = &write;
+        let write_all = move || {
+            for (begin, buffer) in todo {
+                write(begin, &buffer)?;
+                // Fails when nothing more is to be filled.
+                let _ = give_back.send(Some(buffer));
+            }
+            Ok(())
+        };
+        let send = move || {
+            let mut swap = |full: Option<(u64, Buffer)>| {
+                full.map_or(Ok(()), |full| jobs.send(full).map_err(|_| gone()))?;
+                free.recv().map_err(|_| gone())?.map_or_else(Buffer::new, Ok)
+            };
+            *outcome = fill(cuts, sums, &mut swap);
+        };
+        beside(scope, write_all, send)
+    });
+    // An error of the writer is why nothing more could be filled.
+    written.and(filled)
+}
+
+fn gone() -> Error {
+    Error::new(ErrorKind::Panic, "the writer thread ended before its work was done")
+}
+
+/// Takes a full buffer with the place of its bytes in the file, if there is one, for another.
+type Swap<'a> = dyn FnMut(Option<(u64, Buffer)>) -> Result<Buffer> + 'a;
+
+/// Copies and hashes all cuts, into one buffer after the other.
+fn fill(cuts: &[(u64, Cut<'_>)], sums: &mut SumsContent, swap: &mut Swap<'_>) -> Result<()> {
+    let mut out = Out { swap, buffer: None, begin: 0 };
+    for (begin, cut) in cuts {
         let mut done = 0;
         while done < cut.bytes {
-            let room = out.room(begin + done, cut.bytes - done)?;
-            let read = cut.entry.source.read_into(cut.begin + done, room);
-            read.map_err(|e| e.with_tensor(cut.tensor))?;
+            let room = out.room(begin + done, (cut.bytes - done).min(STEP))?;
+            cut.fill(done, room)?;
             // From the copy, not the source: what is hashed is what is written.
             sums.update(room);
             done += room.len() as u64;
         }
         sums.end_piece();
     }
-    out.flush()?;
-    Ok(sums.into_sums())
+    out.turn(0)
 }
 
 /// Joins pieces that lie next to each other into large writes.
-struct Out<'a> {
-    file: &'a dyn WriteFile,
-    progress: &'a (dyn Fn(u64) + Sync),
-    buffer: Vec<u8>,
-    filled: usize,
+struct Out<'a, 'b> {
+    swap: &'a mut Swap<'b>,
+    buffer: Option<Buffer>,
     /// Where the buffer goes in the file.
     begin: u64,
 }
 
-impl Out<'_> {
+impl Out<'_, '_> {
     /// Room for bytes at `begin`: at least one, at most `wanted`. All of it is written.
     fn room(&mut self, begin: u64, wanted: u64) -> Result<&mut [u8]> {
-        let is_next = self.begin + self.filled as u64 == begin;
-        if !is_next || self.filled == self.buffer.len() {
-            self.flush()?;
-            self.begin = begin;
+        let is_next = |buffer: &Buffer| self.begin + buffer.bytes().len() as u64 == begin;
+        if !self.buffer.as_ref().is_some_and(|buffer| is_next(buffer) && buffer.room() > 0) {
+            self.turn(begin)?;
         }
-        let free = self.buffer.len() - self.filled;
-        let len = usize::try_from(wanted).unwrap_or(usize::MAX).min(free);
-        let start = self.filled;
-        self.filled += len;
-        Ok(&mut self.buffer[start..start + len])
+        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+        Ok(self.buffer.as_mut().map_or(&mut [], |buffer| buffer.take(wanted)))
     }
 
-    fn flush(&mut self) -> Result<()> {
-        if self.filled > 0 {
-            self.file.write_at(self.begin, &self.buffer[..self.filled])?;
-            (self.progress)(self.filled as u64);
-            self.filled = 0;
-        }
+    /// Gives away what is filled, and goes on at `begin`.
+    fn turn(&mut self, begin: u64) -> Result<()> {
+        let full = self.buffer.take().map(|buffer| (self.begin, buffer));
+        let mut buffer = (self.swap)(full)?;
+        // As in the file, for direct I/O.
+        buffer.clear_to(usize::try_from(begin % DATA_ALIGNMENT).unwrap_or_default());
+        (self.buffer, self.begin) = (Some(buffer), begin);
         Ok(())
     }
 }

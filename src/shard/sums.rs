@@ -12,7 +12,7 @@ const MAGIC: &[u8; 8] = b"TCHSUMS\n";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 32;
 
-const BLOCK: usize = 16 * 1024;
+pub(super) const BLOCK: usize = 16 * 1024;
 const _: () = assert!(BLOCK as u64 == BLOCK_BYTES);
 const _: () = assert!(SUM_BYTES == 16 && SUMS_HEADER_BYTES == HEADER_BYTES as u64);
 
@@ -92,6 +92,26 @@ impl SumsContent {
         }
     }
 
+    /// Nothing yet: for the sums of bytes from the middle of the files, which are
+    /// [joined](Self::join) later.
+    pub(super) fn part() -> Self {
+        Self { bytes: Vec::new(), open_block: blake3::Hasher::new(), open_bytes: 0 }
+    }
+
+    /// Takes the sums of what follows: `head` is the rest of the block that was open here, which
+    /// ends with it if that is said, and `part` has the sums of everything behind it.
+    pub(super) fn join(&mut self, head: &[u8], ends: bool, part: Self) {
+        self.open_block.update(head);
+        self.open_bytes += head.len();
+        if ends {
+            self.end_piece();
+        }
+        self.bytes.extend_from_slice(&part.bytes);
+        if part.open_bytes > 0 {
+            (self.open_block, self.open_bytes) = (part.open_block, part.open_bytes);
+        }
+    }
+
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -100,10 +120,6 @@ impl SumsContent {
     pub(super) fn into_sums(mut self) -> Vec<u8> {
         self.bytes.drain(..HEADER_BYTES.min(self.bytes.len()));
         self.bytes
-    }
-
-    pub(super) fn len(&self) -> u64 {
-        self.bytes.len() as u64
     }
 }
 
@@ -132,7 +148,7 @@ mod tests {
             content.end_piece();
             let expected: Vec<u8> = piece.chunks(BLOCK).flat_map(sum).collect();
             prop_assert_eq!(&content.bytes()[HEADER_BYTES..], expected);
-            prop_assert_eq!(content.len(), SUMS_HEADER_BYTES + 16 * block_count(len as u64));
+            prop_assert_eq!(content.bytes().len() as u64, SUMS_HEADER_BYTES + 16 * block_count(len as u64));
         }
     }
 }

@@ -28,7 +28,7 @@ fn every_failing_operation_surfaces() {
         let good = MemoryDir::default();
         save(&good, &plan, &state).unwrap();
         let operations = good.0.lock().operations.clone();
-        assert_eq!(operations.len(), 3 * 3 + 7 + 1 + 1 + 1, "{operations:?}");
+        assert_eq!(operations.len(), 3 * 3 + 9 + 1 + 1 + 1, "{operations:?}");
         for (at, operation) in operations.iter().enumerate() {
             let dir = disk_that_fails(at, false);
             let error = save(&dir, &plan, &state).expect_err(operation);
@@ -46,7 +46,7 @@ fn every_panicking_operation_of_the_writer_thread_surfaces() {
     within_a_minute(|| {
         let (state, plan) = large();
         // The sums file and the directory come last, on the caller's own thread.
-        for at in 0..13 {
+        for at in 0..15 {
             let error = save(&disk_that_fails(at, true), &plan, &state).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Panic, "operation {at}");
             assert!(error.message().contains("told to panic"), "{error}");
@@ -119,5 +119,5 @@ fn progress_moves_while_a_large_piece_is_written() {
         calls.fetch_add(1, Ordering::Relaxed);
     };
     write_shards(&MemoryDir::default(), &plan, RANK, STEP, &state, &count).unwrap();
-    assert_eq!(calls.into_inner(), 7 + 1 + 1);
+    assert_eq!(calls.into_inner(), 9 + 1 + 1);
 }

@@ -181,7 +181,8 @@ fn many_small_tensors_cost_few_writes_and_all_are_reported() {
     let written = receipt.files[0].len + receipt.sums_file.as_ref().unwrap().len;
     assert_eq!(total.into_inner(), written);
     let writes = dir.0.lock().operations.iter().filter(|o| *o == "write f").count();
-    assert_eq!(writes as u64, receipt.files[0].len.div_ceil(8 << 20));
+    // 1, 2, 4 and 8 MiB, and the rest.
+    assert_eq!(writes, 5);
     assert_reads_back(&dir, &plan, &state, &receipt);
 }
 
@@ -225,7 +226,8 @@ fn a_staged_share_gives_the_same_files() {
     let (direct, staged) = (MemoryDir::default(), MemoryDir::default());
     let receipt = save(&direct, &plan, &state).unwrap();
     let share = || stage(&plan, &state);
-    assert_eq!(write_staged(&staged, share(), &|_| {}).unwrap(), receipt);
+    let again = write_staged(&staged, share(), &|_| {}).unwrap();
+    assert_eq!(Receipt { times: receipt.times, ..again }, receipt);
     assert_eq!(direct.0.lock().files, staged.0.lock().files);
 
     let mut short = share();

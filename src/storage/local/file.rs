@@ -8,6 +8,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use super::direct::{Direct, bytes_in_front};
 use super::{creating, failed, is_unknown_call, uninterrupted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::errors::{ends_early, no_regular_file};
@@ -17,6 +18,7 @@ const REUSE_HELP: &str = "its content is unknown: write a new file, never this o
 
 pub(super) struct LocalWriteFile {
     fd: OwnedFd,
+    direct: Direct,
     path: PathBuf,
     /// Set by the first failed write; from then on there is nothing worth making durable.
     spoiled: AtomicBool,
@@ -24,14 +26,14 @@ pub(super) struct LocalWriteFile {
 
 impl LocalWriteFile {
     pub(super) fn new(fd: OwnedFd, path: PathBuf) -> Self {
-        Self { fd, path, spoiled: AtomicBool::new(false) }
+        Self { fd, direct: Direct::default(), path, spoiled: AtomicBool::new(false) }
     }
 
     fn write_all(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let mut rest = bytes;
         let mut at = offset;
         while !rest.is_empty() {
-            let step = match uninterrupted(|| rustix::io::pwrite(&self.fd, rest, at)) {
+            let step = match self.write_some(rest, at) {
                 // A device that takes nothing and says nothing would be asked forever.
                 Ok(0) => Err(Errno::IO),
                 written => written,
@@ -42,6 +44,22 @@ impl LocalWriteFile {
             at = at.saturating_add(count as u64);
         }
         Ok(())
+    }
+}
+
+impl LocalWriteFile {
+    #[cfg(test)]
+    pub(super) fn is_direct(&self) -> bool {
+        self.direct.is_open()
+    }
+
+    /// Writes at least one byte: as much as goes the same way.
+    fn write_some(&self, bytes: &[u8], at: u64) -> Result<usize, Errno> {
+        if let Some(written) = self.direct.write(&self.fd, &self.path, bytes, at) {
+            return written;
+        }
+        let part = bytes.get(..bytes_in_front(bytes, at)).unwrap_or(bytes);
+        uninterrupted(|| rustix::io::pwrite(&self.fd, part, at))
     }
 }
 
@@ -70,11 +88,13 @@ impl WriteFile for LocalWriteFile {
                 .with_path(&self.path)
                 .with_help(REUSE_HELP));
         }
-        let Self { fd, path, .. } = *self;
+        let Self { fd, direct, path, .. } = *self;
         // After an error the kernel may call the lost pages clean: a second fsync would lie. A signal
         // is no error of that kind, and file systems in user space let one interrupt.
         uninterrupted(|| rustix::fs::fsync(&fd))
             .map_err(|errno| creating(errno, "fsyncing", &path, &[]).with_help(REUSE_HELP))?;
+        // What it has written is durable, and said so itself: closing has nothing to add.
+        drop(direct);
         close(fd).map_err(|errno| creating(errno, "closing", &path, &[]).with_help(REUSE_HELP))
     }
 }

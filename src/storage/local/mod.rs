@@ -2,6 +2,7 @@
 //! directory.
 
 mod dir;
+mod direct;
 mod file;
 mod lock;
 mod quota;

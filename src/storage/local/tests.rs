@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use rustix::fs::FileType;
 
+use super::direct::is_known;
 use super::file::{LocalReadFile, LocalWriteFile};
 use super::*;
+use crate::memory::buffers::Buffer;
 use crate::storage::{EntryKind, ReadFile, WriteFile};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -177,6 +179,79 @@ fn modes_are_what_the_umask_leaves() {
         ] {
             let mode = std::fs::metadata(temporary.path().join(name)).unwrap().mode() & 0o777;
             assert_eq!(mode, wanted & !umask, "{name} under umask {umask:03o}");
+        }
+    }
+}
+
+/// Writes what `lens` say, one part after the other, from memory that is aligned as the file is.
+fn write_parts(dir: &Path, bytes: &[u8], lens: &[usize]) -> bool {
+    let path = dir.join("file");
+    let made = std::fs::File::create_new(&path).unwrap();
+    let file = LocalWriteFile::new(made.into(), path.clone());
+    let (mut rest, mut at) = (bytes, 0);
+    for len in lens {
+        let (part, after) = rest.split_at((*len).min(rest.len()));
+        let mut buffer = Buffer::new().unwrap();
+        buffer.clear_to(at % 4096);
+        buffer.take(part.len()).copy_from_slice(part);
+        file.write_at(at as u64, buffer.bytes()).unwrap();
+        (rest, at) = (after, at + part.len());
+    }
+    let is_direct = file.is_direct();
+    Box::new(file).finish().unwrap();
+    assert!(std::fs::read(&path).unwrap() == bytes, "{lens:?}");
+    std::fs::remove_file(path).unwrap();
+    is_direct
+}
+
+/// Directories on a disk, and in memory alone: the second has no direct I/O.
+fn disk_and_memory() -> [tempfile::TempDir; 2] {
+    [tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap()]
+}
+
+#[test]
+fn writes_give_the_same_bytes_directly_and_through_the_cache() {
+    const MIB: usize = 1 << 20;
+    let lens: [&[usize]; 9] = [
+        &[0],
+        &[1],
+        &[4095, 4097],
+        &[MIB],
+        &[MIB - 1],
+        &[MIB + 1],
+        &[2 * MIB, MIB, 64 << 10, 4096, 511],
+        &[100, 2 * MIB, 3 * MIB + 4000, 1],
+        &[4096, MIB + 4095, 8192, 2 * MIB - 3],
+    ];
+    for place in disk_and_memory() {
+        for lens in lens {
+            let bytes: Vec<u8> = (0..=250).cycle().take(lens.iter().sum()).collect();
+            let is_direct = write_parts(place.path(), &bytes, lens);
+            let opened = std::fs::File::open(place.path()).unwrap();
+            let is_known = is_known(rustix::fs::fstatfs(&opened).unwrap().f_type as u64);
+            let is_large = lens.iter().any(|len| *len > MIB + 4095 || *len == MIB);
+            // A refusal of the device shows in another test; where there is none, it is direct.
+            assert!(!is_direct || is_known && lens.iter().any(|len| *len >= MIB), "{lens:?}");
+            assert!(is_direct || !is_known || !is_large, "{lens:?}: through the cache");
+        }
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn writes_of_any_lengths_give_the_same_bytes(
+        lens in proptest::collection::vec(0usize..3_000_000, 1..4),
+        aligned in 0usize..4,
+    ) {
+        let mut lens = lens;
+        if let Some(len) = lens.get_mut(aligned) {
+            *len -= *len % 4096;
+        }
+        let bytes: Vec<u8> = (0..=250).cycle().take(lens.iter().sum()).collect();
+        for place in disk_and_memory() {
+            write_parts(place.path(), &bytes, &lens);
         }
     }
 }
