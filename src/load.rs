@@ -23,24 +23,27 @@ use crate::manifest::{Form, Manifest};
 use crate::plan::load::{LoadPlan, LoadReport, LoadRules, WantedBox, plan_load};
 use crate::rank::Rank;
 use crate::report::LoadTimes;
-use crate::shard::ShardReader;
+use crate::shard::{ShardReader, Sharing};
 use crate::state::{LoadTargets, Values};
 use crate::storage::{Directory, Storage};
 use crate::tensor::TensorName;
 use crate::trace::Operation;
 
 mod clock;
+mod fill;
 mod missing;
 mod one;
 mod partial;
 mod place;
+mod sharing;
 
 use clock::Clock;
 use missing::explain_missing;
 pub use one::{read_floats, read_tensor};
 pub use partial::{Filled, PartialLoaded, PartialOptions, PartialReport, load_partial};
-use place::Reading;
 pub(crate) use place::read_boxes;
+use place::{Reading, wanted_boxes};
+use sharing::Share;
 
 /// How often a load starts again because its checkpoint was replaced under it.
 const RESTARTS_MAX: u32 = 3;
@@ -148,8 +151,8 @@ struct Resolved {
 /// [`ErrorKind::Incompatible`], [`ErrorKind::Mismatch`] (all mismatches at once),
 /// [`ErrorKind::Superseded`], [`ErrorKind::NotShared`], [`ErrorKind::Disagreement`],
 /// [`ErrorKind::Storage`], [`ErrorKind::PeerLost`], [`ErrorKind::Deadline`]. Up to and including phase "read" the destination is unchanged, with
-/// [`Atomicity::Atomic`]. After a failure in phase "place", or any with
-/// [`Atomicity::InPlace`], it is undefined.
+/// [`Atomicity::Atomic`]. After a failure in phase "place", or any with [`Atomicity::InPlace`], it is
+/// undefined.
 pub fn load(
     group: &ProcessGroup,
     storage: &dyn Storage,
@@ -198,11 +201,15 @@ fn load_once(
         let open = || Session::open(group, storage, &resolved, destination, rules);
         let opened = clock.plan(open)?;
         let unexpected = opened.report.unexpected.clone();
+        let share = Share::new(group, &opened.manifest, &opened.plan, &opened.wanted);
         session = Some(opened);
-        Ok(unexpected)
+        Ok((unexpected, share))
     };
-    let unwanted = |by_rank: Vec<Vec<TensorName>>| check_unexpected(by_rank, rules);
-    let unexpected = group.phase_all(Channel::Save, "plan", planned, unwanted)?;
+    let unwanted = |by_rank: Vec<(_, Share)>| {
+        let (unexpected, shares): (_, Vec<_>) = by_rank.into_iter().unzip();
+        Ok((check_unexpected(unexpected, rules)?, sharing::overlap(&shares)))
+    };
+    let (unexpected, overlap) = group.phase_all(Channel::Save, "plan", planned, unwanted)?;
     let Some(mut session) = session else {
         return Err(Error::new(ErrorKind::Disagreement, "phase plan passed without a plan"));
     };
@@ -210,7 +217,7 @@ fn load_once(
     session.report.unexpected = unexpected;
 
     let gone = |e| explain_missing(group, storage, &resolved, session.manifest.save_id(), e);
-    let reading = session.reading(group.progress());
+    let reading = session.reading(group.progress(), sharing::sharing(group, overlap));
     let verdict = clock.verdict();
     let times = match atomicity {
         Atomicity::InPlace => {
@@ -310,8 +317,9 @@ impl Session {
         Ok(session)
     }
 
-    fn reading(&self, progress: Progress) -> Reading<'_> {
-        Reading { reader: &self.reader, plan: &self.plan, wanted: &self.wanted, progress }
+    fn reading(&self, progress: Progress, sharing: Sharing) -> Reading<'_> {
+        let Self { reader, plan, wanted, .. } = self;
+        Reading { reader, plan, wanted, sharing, progress }
     }
 
     fn rank_values(&self, group: &ProcessGroup) -> Option<&Values> {
@@ -335,13 +343,6 @@ impl Session {
             report: LoadReport { times, ..self.report },
         }
     }
-}
-
-/// The wanted boxes in the order in which `targets` lists them, which is how plans number them.
-fn wanted_boxes(targets: &LoadTargets<'_>) -> Result<Vec<WantedBox>> {
-    let lists = targets.targets().iter();
-    let boxes = lists.flat_map(|(name, list)| list.iter().map(move |target| (name, target)));
-    boxes.map(|(name, t)| WantedBox::new(name.clone(), t.spec.clone(), t.slice.clone())).collect()
 }
 
 fn open_reader(

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Progress;
-use crate::load::{Destination, wanted_boxes};
+use crate::load::Destination;
+use crate::load::fill::fill;
 use crate::memory::zeroed;
-use crate::plan::load::{LoadPlan, ReadItem, WantedBox};
-use crate::shard::{PieceAt, ShardReader};
+use crate::plan::load::{LoadPlan, WantedBox};
+use crate::shard::{ShardReader, Sharing};
 use crate::state::{LoadTargets, TensorSink};
 
 /// What a rank reads, and out of what.
@@ -15,6 +16,8 @@ pub(super) struct Reading<'a> {
     pub(super) reader: &'a ShardReader,
     pub(super) plan: &'a LoadPlan,
     pub(super) wanted: &'a [WantedBox],
+    /// Whether other ranks read the same.
+    pub(super) sharing: Sharing,
     /// Tells peers that this rank is alive while it places.
     pub(super) progress: Progress,
 }
@@ -39,7 +42,18 @@ impl Reading<'_> {
     /// The targets, which must still be those with which the plan was made.
     fn same_targets<'d>(&self, destination: &'d mut dyn Destination) -> Result<LoadTargets<'d>> {
         let targets = destination.targets()?;
-        if wanted_boxes(&targets)? == self.wanted { Ok(targets) } else { Err(changed()) }
+        let lists = targets.targets().iter();
+        let mut boxes =
+            lists.flat_map(|(name, list)| list.iter().map(move |target| (name, target)));
+        let same = |wanted: &WantedBox| {
+            boxes.next().is_some_and(|(name, target)| {
+                wanted.name() == name
+                    && *wanted.slice() == target.slice
+                    && *wanted.spec() == target.spec
+            })
+        };
+        let are_same = self.wanted.iter().all(same) && boxes.next().is_none();
+        if are_same { Ok(targets) } else { Err(changed()) }
     }
 
     /// Reads everything straight into the destination.
@@ -82,62 +96,17 @@ impl Reading<'_> {
         indices.try_for_each(|index| self.reader.verify_header(index))
     }
 
-    /// Every planned read, in file order, one sink per wanted box.
+    /// Every planned read, one sink per wanted box.
     fn fill(&self, sinks: &mut [&mut dyn TensorSink]) -> Result<()> {
-        let mut scratch = Vec::new();
-        for file in &self.plan.reads {
-            let index = usize::try_from(file.file).unwrap_or(usize::MAX);
-            for item in &file.reads {
-                let (Some(wanted), Some(sink)) =
-                    (self.wanted.get(item.target), sinks.get_mut(item.target))
-                else {
-                    return Err(changed());
-                };
-                self.read(index, item, wanted, *sink, &mut scratch)
-                    .map_err(|e| e.with_tensor(wanted.name().as_str()))?;
-            }
-        }
-        Ok(())
+        fill(self.reader, self.plan, self.wanted, self.sharing, sinks)
     }
+}
 
-    fn read(
-        &self,
-        file: usize,
-        item: &ReadItem,
-        wanted: &WantedBox,
-        sink: &mut dyn TensorSink,
-        scratch: &mut Vec<u8>,
-    ) -> Result<()> {
-        let piece = PieceAt {
-            file,
-            begin: item.piece_begin,
-            bytes: item.piece_bytes,
-            first_sum: item.first_sum,
-        };
-        let mut copies = item.copies(wanted).peekable();
-        let first = copies.peek().copied();
-        // One run that is the whole range: from the file straight into the destination.
-        if let Some(run) = first.filter(|run| run.bytes == item.bytes.end - item.bytes.start) {
-            let range = usize::try_from(run.to).ok().zip(usize::try_from(run.to + run.bytes).ok());
-            let memory = sink.bytes_mut().zip(range);
-            if let Some(out) = memory.and_then(|(bytes, (begin, end))| bytes.get_mut(begin..end)) {
-                return self.reader.read_into(piece, run.from, scratch, out);
-            }
-        }
-        self.reader.read_range(piece, item.bytes.clone(), scratch, &mut |offset, bytes| {
-            let end = offset + bytes.len() as u64;
-            while let Some(run) = copies.peek().copied().filter(|run| run.from < end) {
-                let (from, to) = (run.from.max(offset), (run.from + run.bytes).min(end));
-                let part = bytes.get(to_usize(from, offset)..to_usize(to, offset));
-                sink.write_at(run.to + (from - run.from), part.ok_or_else(changed)?)?;
-                if run.from + run.bytes > end {
-                    break;
-                }
-                copies.next();
-            }
-            Ok(())
-        })
-    }
+/// The wanted boxes in the order in which `targets` lists them, which is how plans number them.
+pub(super) fn wanted_boxes(targets: &LoadTargets<'_>) -> Result<Vec<WantedBox>> {
+    let lists = targets.targets().iter();
+    let boxes = lists.flat_map(|(name, list)| list.iter().map(move |target| (name, target)));
+    boxes.map(|(name, t)| WantedBox::new(name.clone(), t.spec.clone(), t.slice.clone())).collect()
 }
 
 /// The bytes of boxes of which all lie in the checkpoint, verified, one buffer per box. Headers are
@@ -150,15 +119,11 @@ pub(crate) fn read_boxes(
     plan: &LoadPlan,
     wanted: &[WantedBox],
 ) -> Result<Vec<Vec<u8>>> {
-    let progress = Progress::default();
-    let Staged(buffers) = Reading { reader, plan, wanted, progress }.read_staged()?;
+    let (sharing, progress) = (Sharing::Alone, Progress::default());
+    let Staged(buffers) = Reading { reader, plan, wanted, sharing, progress }.read_staged()?;
     Ok(buffers)
 }
 
-fn to_usize(position: u64, start: u64) -> usize {
-    usize::try_from(position.saturating_sub(start)).unwrap_or(usize::MAX)
-}
-
-fn changed() -> Error {
+pub(super) fn changed() -> Error {
     Error::new(ErrorKind::Mismatch, "the destination changed its tensors during the load")
 }

@@ -24,12 +24,11 @@ pub(crate) fn room_for<T>(items: usize) -> Result<Vec<T>> {
     Ok(list)
 }
 
-/// A zeroed buffer, or an error where memory is short.
+/// A zeroed buffer, or an error where memory is short. A large one costs nothing before it is
+/// filled: the operating system gives zeroed pages.
 pub(crate) fn zeroed(len: u64) -> Result<Vec<u8>> {
-    let mut bytes = reserved(len)?;
-    // It fits: the buffer was made.
-    bytes.resize(usize::try_from(len).unwrap_or_default(), 0);
-    Ok(bytes)
+    let fit = usize::try_from(len).map_err(|_| short(len))?;
+    bytemuck::allocation::try_zeroed_vec(fit).map_err(|()| short(len))
 }
 
 /// Makes `bytes` at least `len` long, or an error where memory is short.

@@ -4,10 +4,12 @@
 //! through a few reused buffers; [`ShardReader`] reads byte ranges of pieces and hands out nothing
 //! whose sum does not match.
 
+mod bulk;
 mod crew;
 mod cut;
 mod header;
 pub(crate) mod image;
+mod opened;
 mod pipeline;
 mod ranges;
 mod reader;
@@ -17,6 +19,7 @@ mod sums;
 mod verify;
 mod writer;
 
+pub(crate) use bulk::{Part, Place, Sharing, Takers};
 pub(crate) use cut::Cut;
 pub use header::{
     DATA_ALIGNMENT, HEADER_JSON_MAX, Header, HeaderTensor, ParsedHeader, read_header,

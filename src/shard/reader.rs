@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::sums::{sum, sums_header};
+use super::opened::{Opened, at_place, check_range};
+use super::sums::sums_header;
 use super::{at_file, file_path};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{
     BLOCK_BYTES, DataFile, Form, Manifest, OtherFile, SUM_BYTES, SUMS_HEADER_BYTES, hash16,
 };
 use crate::memory::{grow, zeroed};
-use crate::sabotage::{self, Defect};
 use crate::storage::{Directory, ReadFile};
 
 /// Most bytes read and held at once, per call.
@@ -40,7 +40,8 @@ pub struct ShardReader {
     files: Vec<DataFile>,
     pub(super) sums_files: Vec<OtherFile>,
     pub(super) form: Form,
-    block_bytes: u64,
+    /// Bytes of a block.
+    pub(super) block: u64,
     /// Block sums per data file, loaded when first needed.
     sums: Vec<Mutex<Option<Arc<Vec<u8>>>>>,
     open: Mutex<OpenFiles>,
@@ -71,7 +72,7 @@ impl std::fmt::Debug for ShardReader {
 }
 
 impl ShardReader {
-    /// A reader of these files in `dir`; opens nothing yet.
+    /// A reader of these files in `dir`, whose blocks have [`BLOCK_BYTES`]; opens nothing yet.
     #[must_use]
     pub fn new(dir: Arc<dyn Directory>, files: &[DataFile], sums_files: &[OtherFile]) -> Self {
         Self {
@@ -79,7 +80,7 @@ impl ShardReader {
             files: files.to_vec(),
             sums_files: sums_files.to_vec(),
             form: Form::Directory,
-            block_bytes: BLOCK_BYTES,
+            block: BLOCK_BYTES,
             sums: files.iter().map(|_| Mutex::new(None)).collect(),
             open: Mutex::default(),
             bytes_read: AtomicU64::new(0),
@@ -91,8 +92,8 @@ impl ShardReader {
     #[must_use]
     pub fn of(dir: Arc<dyn Directory>, manifest: &Manifest) -> Self {
         let form = manifest.form().clone();
-        let block_bytes = manifest.block_bytes();
-        Self { form, block_bytes, ..Self::new(dir, manifest.data_files(), manifest.sums_files()) }
+        let block = manifest.block_bytes();
+        Self { form, block, ..Self::new(dir, manifest.data_files(), manifest.sums_files()) }
     }
 
     /// Calls `on_read` with the bytes of each finished read, from the thread that reads.
@@ -140,10 +141,11 @@ impl ShardReader {
         if range.is_empty() {
             return check_range(piece, &range);
         }
-        let source = self.source(piece, &range)?;
+        let opened = self.opened(piece.file)?;
+        opened.check(piece, &range)?;
         for chunk in self.chunks(piece, &range) {
             let bytes = sized(scratch, chunk.end - chunk.start)?;
-            source.read_blocks(chunk.start, bytes)?;
+            opened.read_blocks(piece, chunk.start, bytes)?;
             let wanted = chunk.start.max(range.start)..chunk.end.min(range.end);
             let part = to_usize(wanted.start - chunk.start)?..to_usize(wanted.end - chunk.start)?;
             visit(wanted.start, &bytes[part])?;
@@ -164,14 +166,14 @@ impl ShardReader {
         out: &mut [u8],
     ) -> Result<()> {
         let range = begin..begin.saturating_add(out.len() as u64);
-        let block = self.block_bytes;
-        let whole_end = range.end % block == 0 || range.end == piece.bytes;
-        if !range.is_empty() && range.start % block == 0 && whole_end {
-            let source = self.source(piece, &range)?;
+        let whole_end = range.end % self.block == 0 || range.end == piece.bytes;
+        if !range.is_empty() && range.start % self.block == 0 && whole_end {
+            let opened = self.opened(piece.file)?;
+            opened.check(piece, &range)?;
             let mut rest = out;
             for chunk in self.chunks(piece, &range) {
                 let (part, after) = rest.split_at_mut(to_usize(chunk.end - chunk.start)?);
-                source.read_blocks(chunk.start, part)?;
+                opened.read_blocks(piece, chunk.start, part)?;
                 rest = after;
             }
             return Ok(());
@@ -182,22 +184,6 @@ impl ShardReader {
             part.copy_from_slice(bytes);
             rest = after;
             Ok(())
-        })
-    }
-
-    /// The whole blocks that `range` of a piece touches, in parts of at most [`CHUNK_BYTES`].
-    pub(super) fn chunks(
-        &self,
-        piece: PieceAt,
-        range: &Range<u64>,
-    ) -> impl Iterator<Item = Range<u64>> + use<> {
-        let block = self.block_bytes;
-        let begin = range.start - range.start % block;
-        let end = range.end.div_ceil(block).saturating_mul(block).min(piece.bytes);
-        let count = end.saturating_sub(begin).div_ceil(CHUNK_BYTES);
-        (0..count).map(move |i| {
-            let start = begin + i * CHUNK_BYTES;
-            start..end.min(start + CHUNK_BYTES)
         })
     }
 
@@ -243,17 +229,21 @@ impl ShardReader {
         at: u64,
         out: &mut [u8],
     ) -> Result<()> {
-        file.read_at(at, out).map_err(|e| at_file(e, &*self.dir, name).with_offset(at))?;
-        let bytes = out.len() as u64;
+        file.read_at(at, out).map_err(|e| at_place(at_file(e, &*self.dir, name), at))?;
+        self.count(out.len() as u64);
+        Ok(())
+    }
+
+    /// Counts bytes that were read.
+    pub(super) fn count(&self, bytes: u64) {
         self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
         if let Some(on_read) = &self.on_read {
             on_read(bytes);
         }
-        Ok(())
     }
 
     /// The block sums of a data file, loaded once.
-    fn sums(&self, index: usize) -> Result<Arc<Vec<u8>>> {
+    pub(super) fn sums(&self, index: usize) -> Result<Arc<Vec<u8>>> {
         let Some(slot) = self.sums.get(index) else {
             return Err(self.record(index).err().unwrap_or_else(no_sums));
         };
@@ -266,7 +256,14 @@ impl ShardReader {
         Ok(sums)
     }
 
-    pub(super) fn load_sums(&self, index: usize) -> Result<Arc<Vec<u8>>> {
+    /// Gives back the memory of sums that are not needed again.
+    pub(super) fn forget_sums(&self, index: usize) {
+        if let Some(slot) = self.sums.get(index) {
+            *slot.lock() = None;
+        }
+    }
+
+    fn load_sums(&self, index: usize) -> Result<Arc<Vec<u8>>> {
         let record = self.record(index)?;
         match self.form {
             Form::Directory => {}
@@ -297,74 +294,32 @@ impl ShardReader {
         Ok(Arc::new(sums))
     }
 
-    fn source(&self, piece: PieceAt, range: &Range<u64>) -> Result<Source<'_>> {
-        self.source_with(piece, range, self.sums(piece.file)?)
+    /// A data file, opened, with its block sums.
+    pub(super) fn opened(&self, index: usize) -> Result<Opened<'_>> {
+        Opened::new(self, index, self.sums(index)?)
     }
 
-    pub(super) fn source_with(
+    /// The whole blocks that `range` of a piece touches, in parts of at most [`CHUNK_BYTES`].
+    pub(super) fn chunks(
         &self,
         piece: PieceAt,
         range: &Range<u64>,
-        sums: Arc<Vec<u8>>,
-    ) -> Result<Source<'_>> {
-        check_range(piece, range)?;
-        let record = self.record(piece.file)?;
-        let end = piece.begin.checked_add(piece.bytes);
-        let last_sum = piece.first_sum.checked_add(piece.bytes.div_ceil(self.block_bytes));
-        let has_none = self.form == Form::Plain;
-        let sums_there =
-            has_none || last_sum.is_some_and(|last| last <= sums.len() as u64 / SUM_BYTES);
-        if piece.begin < record.data_start || end.is_none_or(|e| e > record.len) || !sums_there {
-            let what = "a piece named by the manifest lies outside";
-            return Err(self.corrupt(&record.name, what).with_offset(piece.begin));
-        }
-        let file = self.open(piece.file)?;
-        Ok(Source { reader: self, name: &record.name, file, sums, piece })
+    ) -> impl Iterator<Item = Range<u64>> + use<> {
+        let blocks = piece.blocks(range, self.block);
+        let count = blocks.end.saturating_sub(blocks.start).div_ceil(CHUNK_BYTES);
+        (0..count).map(move |i| {
+            let start = blocks.start + i * CHUNK_BYTES;
+            start..blocks.end.min(start + CHUNK_BYTES)
+        })
     }
 }
 
-/// One piece, opened, with the sums of its file; positions were checked.
-pub(super) struct Source<'a> {
-    reader: &'a ShardReader,
-    name: &'a str,
-    file: Arc<dyn ReadFile>,
-    sums: Arc<Vec<u8>>,
-    piece: PieceAt,
-}
-
-impl Source<'_> {
-    /// Fills `out` with whole blocks from `begin` (a multiple of the block size) and checks them.
-    fn read_blocks(&self, begin: u64, out: &mut [u8]) -> Result<()> {
-        self.bad_blocks(begin, out)?.into_iter().next().map_or(Ok(()), Err)
+impl PieceAt {
+    /// The whole blocks of so many bytes that `range` of the piece touches.
+    pub(super) fn blocks(&self, range: &Range<u64>, block: u64) -> Range<u64> {
+        let end = range.end.div_ceil(block).saturating_mul(block).min(self.bytes);
+        range.start - range.start % block..end
     }
-
-    /// As [`Source::read_blocks`], but returns every damaged block.
-    pub(super) fn bad_blocks(&self, begin: u64, out: &mut [u8]) -> Result<Vec<Error>> {
-        self.reader.read_at(&*self.file, self.name, self.piece.begin + begin, out)?;
-        if self.reader.form == Form::Plain || sabotage::is_on(Defect::SumsNotCompared) {
-            return Ok(Vec::new());
-        }
-        let first = to_usize(self.piece.first_sum + begin / self.reader.block_bytes)?;
-        let sums = self.sums.as_chunks::<16>().0.get(first..).unwrap_or_default();
-        let blocks = out.chunks(to_usize(self.reader.block_bytes)?);
-        let mut sums = sums.iter();
-        let bad = blocks.enumerate().filter(|(_, block)| sums.next() != Some(&sum(block)));
-        Ok(bad.map(|(number, block)| self.bad_block(begin, number as u64, block.len())).collect())
-    }
-
-    fn bad_block(&self, begin: u64, number: u64, len: usize) -> Error {
-        let message = format!("checksum mismatch in a block of {len} bytes");
-        let offset = self.piece.begin + begin + number * self.reader.block_bytes;
-        self.reader.corrupt(self.name, message).with_offset(offset)
-    }
-}
-
-fn check_range(piece: PieceAt, range: &Range<u64>) -> Result<()> {
-    if range.start <= range.end && range.end <= piece.bytes {
-        return Ok(());
-    }
-    let message = format!("range {range:?} of a piece of {} bytes", piece.bytes);
-    Err(Error::new(ErrorKind::InvalidInput, message))
 }
 
 pub(super) fn sized(scratch: &mut Vec<u8>, len: u64) -> Result<&mut [u8]> {
@@ -375,10 +330,10 @@ pub(super) fn sized(scratch: &mut Vec<u8>, len: u64) -> Result<&mut [u8]> {
     Ok(&mut scratch[..len])
 }
 
-fn to_usize(n: u64) -> Result<usize> {
+pub(super) fn to_usize(n: u64) -> Result<usize> {
     usize::try_from(n).map_err(|e| Error::new(ErrorKind::Unsupported, e.to_string()))
 }
 
-fn no_sums() -> Error {
+pub(super) fn no_sums() -> Error {
     Error::new(ErrorKind::Corrupt, "the manifest names no sums file for a data file")
 }

@@ -1,5 +1,6 @@
 //! The shard modules against a directory in memory that can fail.
 
+mod bulk;
 mod damage;
 mod failing;
 mod headers;

@@ -1,8 +1,14 @@
 //! Checking whole files and naming all that is damaged.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::ops::Range;
 
+use super::bulk::batches::{Batch, batches};
+use super::bulk::fetch::{Fetcher, Outlet};
+use super::bulk::workers::{self, Message, Pace};
+use super::bulk::{Part, Place, Sharing};
 use super::header::{DATA_ALIGNMENT, HEADER_JSON_MAX};
+use super::opened::Opened;
 use super::reader::{CHUNK_BYTES, PieceAt, ShardReader, sized};
 use super::sums::truncated;
 use crate::error::{Error, ErrorKind, Result};
@@ -88,41 +94,86 @@ impl ShardReader {
             found.push(Damage::outside(self.corrupt(&record.name, what)));
             return found;
         }
-        match self.load_sums(index) {
-            Ok(sums) => self.verify_blocks(&sums, pieces, progress, &mut found),
+        match self.opened(index) {
+            Ok(opened) => self.verify_blocks(&opened, pieces, progress, &mut found),
             Err(error) => found.push(Damage::outside(error)),
         }
+        self.forget_sums(index);
+        // A piece outside of its file is known before the damage in front of it.
+        found.sort_by_key(|damage| damage.piece);
+        found.truncate(DAMAGE_MAX);
         found
     }
 
+    /// Batch by batch on several threads; damage is listed in file order nevertheless.
     fn verify_blocks(
         &self,
-        sums: &Arc<Vec<u8>>,
+        opened: &Opened<'_>,
         pieces: &[PieceAt],
         progress: &mut dyn FnMut(u64),
         found: &mut Vec<Damage>,
     ) {
-        let mut scratch = Vec::new();
-        for (number, piece) in pieces.iter().enumerate() {
-            let whole = 0..piece.bytes;
-            let damage = |error| Damage { piece: Some(number), error };
-            let source = match self.source_with(*piece, &whole, Arc::clone(sums)) {
-                Ok(source) => source,
-                Err(error) => {
-                    found.push(damage(error));
-                    continue;
-                }
-            };
-            for chunk in self.chunks(*piece, &whole) {
-                let bytes = sized(&mut scratch, chunk.end - chunk.start);
-                let bad = bytes.and_then(|bytes| source.bad_blocks(chunk.start, bytes));
-                found.extend(bad.unwrap_or_else(|error| vec![error]).into_iter().map(damage));
-                if found.len() >= DAMAGE_MAX {
-                    return found.truncate(DAMAGE_MAX);
-                }
-                progress(chunk.end - chunk.start);
+        let bytes = pieces.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.bytes));
+        let pace = Pace::of(bytes);
+        let mut parts = Vec::with_capacity(pieces.len());
+        for (item, piece) in pieces.iter().enumerate() {
+            match opened.check(*piece, &(0..piece.bytes)) {
+                Ok(()) => parts.push(Part::to_check(item, *piece)),
+                Err(error) => found.push(Damage { piece: Some(item), error }),
             }
         }
+        let batches = batches(&mut parts, pace.limit, self.block, Sharing::Alone);
+        let mut damage: BTreeMap<usize, Vec<Damage>> = BTreeMap::new();
+        let start = || Fetcher::new(self, pace.limit, Sharing::Alone);
+        let work = |fetcher: &mut Fetcher<'_>, batch: Batch<'_, '_>, hand: &mut Hand<'_>| {
+            let spans: Vec<_> = batch.parts.iter().map(Part::span).collect();
+            let bytes = batch.parts.iter().map(Part::len).sum();
+            let mut damage = Listed::default();
+            if fetcher.fetch(batch.parts, &mut damage).is_err() {
+                // Part by part, to tell what cannot be read from what is damaged.
+                damage.0 = self.damage_of(opened, &spans);
+            }
+            hand((batch.number, bytes, damage.0));
+        };
+        let mut count = 0;
+        let mut on_message = |(number, bytes, list): (usize, u64, Vec<Damage>)| {
+            progress(bytes);
+            // No more than is shown, and what is shown is what comes first.
+            count += list.len();
+            damage.insert(number, list);
+            let last = |damage: &BTreeMap<usize, Vec<Damage>>| {
+                damage.last_key_value().map_or(0, |(_, list)| list.len())
+            };
+            while count - last(&damage) >= DAMAGE_MAX {
+                count -= damage.pop_last().map_or(0, |(_, list)| list.len());
+            }
+        };
+        workers::run(batches, pace.threads, &start, &work, &mut on_message);
+        found.extend(damage.into_values().flatten());
+    }
+
+    /// Whatever is damaged in these ranges of pieces or cannot be read.
+    fn damage_of(
+        &self,
+        opened: &Opened<'_>,
+        spans: &[(usize, PieceAt, Range<u64>)],
+    ) -> Vec<Damage> {
+        let (mut scratch, mut found) = (Vec::new(), Vec::new());
+        for (item, piece, range) in spans {
+            let damage = |error| Damage { piece: Some(*item), error };
+            for chunk in self.chunks(*piece, range) {
+                let read = sized(&mut scratch, chunk.end - chunk.start).and_then(|bytes| {
+                    opened.read(piece.begin.saturating_add(chunk.start), bytes).map(|()| bytes)
+                });
+                match read {
+                    Ok(bytes) => {
+                        found.extend(opened.bad_blocks(*piece, chunk.start, bytes).map(damage));
+                    }
+                    Err(error) => found.push(damage(error)),
+                }
+            }
+        }
+        found
     }
 
     /// BLAKE3 of the first `len` bytes, first 16 bytes.
@@ -135,6 +186,37 @@ impl ShardReader {
             offset += bytes.len() as u64;
         }
         Ok(truncated(&hasher.finalize()))
+    }
+}
+
+/// What a thread sends: number and bytes of a batch, and what is damaged in it.
+type Hand<'h> = dyn FnMut((usize, u64, Vec<Damage>)) -> Message + 'h;
+
+/// All that is damaged in a batch.
+#[derive(Default)]
+struct Listed(Vec<Damage>);
+
+impl Outlet for Listed {
+    fn place(&mut self, _: usize, _: u64, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn bad(&mut self, error: Error, item: usize) -> Result<()> {
+        if self.0.len() < DAMAGE_MAX {
+            self.0.push(Damage { piece: Some(item), error });
+        }
+        Ok(())
+    }
+}
+
+impl Part<'_> {
+    /// A whole piece that goes nowhere.
+    fn to_check(item: usize, piece: PieceAt) -> Self {
+        Self { item, piece, range: 0..piece.bytes, place: Place::Steps }
+    }
+
+    fn span(&self) -> (usize, PieceAt, Range<u64>) {
+        (self.item, self.piece, self.range.clone())
     }
 }
 

@@ -178,7 +178,11 @@ pub trait WriteFile: Send + Sync {
     fn finish(self: Box<Self>) -> Result<()>;
 }
 
-/// A file being read.
+/// What offset, address and length of a [`ReadFile::read_direct`] are multiples of, in bytes: the
+/// largest unit in which devices in use want to be read.
+pub const DIRECT_ALIGNMENT: usize = 4096;
+
+/// A file being read. Several threads may read it at once.
 #[allow(clippy::len_without_is_empty)]
 pub trait ReadFile: Send + Sync {
     /// Its length in bytes when it was opened.
@@ -190,6 +194,29 @@ pub trait ReadFile: Send + Sync {
     /// [`Corrupt`](crate::ErrorKind::Corrupt) if the file ends before,
     /// [`Storage`](crate::ErrorKind::Storage).
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()>;
+
+    /// Fills the front of `out` with those bytes at `offset` that are there without waiting for a
+    /// device, and says how many these are; what `out` holds behind them is unspecified. A storage
+    /// that cannot tell reads all, as it does by default.
+    ///
+    /// # Errors
+    /// As [`ReadFile::read_at`].
+    fn read_cached(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
+        self.read_at(offset, out)?;
+        Ok(out.len())
+    }
+
+    /// As [`ReadFile::read_at`], from the device and past the cache of the operating system, where
+    /// the storage can: `None`, as by default, says that it cannot, and nothing was read. Returns
+    /// how many bytes were read: fewer than asked for if the file ends before. `offset`, the
+    /// address and the length of `out` are multiples of [`DIRECT_ALIGNMENT`].
+    ///
+    /// # Errors
+    /// [`Storage`](crate::ErrorKind::Storage).
+    fn read_direct(&self, offset: u64, out: &mut [u8]) -> Result<Option<usize>> {
+        let _ = (offset, out);
+        Ok(None)
+    }
 }
 
 /// What an entry of a directory is.

@@ -4,16 +4,16 @@ use super::*;
 use crate::error::{Error, ErrorKind};
 use crate::manifest::BLOCK_BYTES;
 
-struct Saved {
-    plan: SavePlan,
-    state: StateDict,
-    dir: Arc<MemoryDir>,
+pub(super) struct Saved {
+    pub(super) plan: SavePlan,
+    pub(super) state: StateDict,
+    pub(super) dir: Arc<MemoryDir>,
     files: Vec<DataFile>,
     sums: OtherFile,
-    pieces: Vec<Vec<PieceAt>>,
+    pub(super) pieces: Vec<Vec<PieceAt>>,
 }
 
-fn saved((state, plan): (StateDict, SavePlan)) -> Saved {
+pub(super) fn saved((state, plan): (StateDict, SavePlan)) -> Saved {
     let dir = Arc::new(MemoryDir::default());
     let receipt = save(&dir, &plan, &state).unwrap();
     let (files, sums, pieces) = records(&plan, &receipt);
@@ -21,11 +21,11 @@ fn saved((state, plan): (StateDict, SavePlan)) -> Saved {
 }
 
 impl Saved {
-    fn reader(&self) -> ShardReader {
+    pub(super) fn reader(&self) -> ShardReader {
         reader(&self.dir, &self.files, &self.sums)
     }
 
-    fn change(&self, file: &str, change: impl FnOnce(&mut Vec<u8>)) {
+    pub(super) fn change(&self, file: &str, change: impl FnOnce(&mut Vec<u8>)) {
         change(self.dir.0.lock().files.get_mut(file).unwrap());
     }
 

@@ -20,6 +20,21 @@ pub(super) struct Disk {
     pub(super) panics: bool,
     /// Files on which an operation has failed.
     pub(super) failed: Vec<String>,
+    /// How files are read that are opened from now on.
+    pub(super) cache: Cache,
+    /// Reads past the cache so far.
+    pub(super) direct_reads: usize,
+}
+
+/// A page cache in front of the files.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cache {
+    /// Every so many pages one is not there; 0: all are.
+    pub(super) one_missing_in: u64,
+    /// Whether files can be read past it.
+    pub(super) knows_direct: bool,
+    /// The first byte that the device cannot read.
+    pub(super) bad_from: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -66,15 +81,46 @@ impl WriteFile for Writing {
     }
 }
 
-struct Reading(Vec<u8>);
+struct Reading {
+    bytes: Vec<u8>,
+    cache: Cache,
+    dir: MemoryDir,
+}
+
+const PAGE: usize = 4096;
 
 impl ReadFile for Reading {
     fn len(&self) -> u64 {
-        self.0.len() as u64
+        self.bytes.len() as u64
+    }
+    fn read_cached(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
+        let pages = offset / PAGE as u64..(offset + out.len() as u64).div_ceil(PAGE as u64);
+        let every = self.cache.one_missing_in;
+        let missing = pages.into_iter().find(|page| every > 0 && page % every == every - 1);
+        let have = missing.map_or(out.len(), |page| {
+            usize::try_from((page * PAGE as u64).saturating_sub(offset)).unwrap().min(out.len())
+        });
+        self.read_at(offset, &mut out[..have])?;
+        Ok(have)
+    }
+    fn read_direct(&self, offset: u64, out: &mut [u8]) -> Result<Option<usize>> {
+        if !self.cache.knows_direct {
+            return Ok(None);
+        }
+        let places = [offset, out.as_ptr().addr() as u64, out.len() as u64];
+        assert!(places.iter().all(|p| p.is_multiple_of(PAGE as u64)), "not aligned: {places:?}");
+        self.dir.0.lock().direct_reads += 1;
+        if let Some(bad) = self.cache.bad_from.filter(|bad| *bad < offset + out.len() as u64) {
+            return Err(Error::new(ErrorKind::Storage, "bad sector").with_offset(bad.max(offset)));
+        }
+        let begin = usize::try_from(offset).unwrap();
+        let len = out.len().min(self.bytes.len().saturating_sub(begin));
+        out[..len].copy_from_slice(&self.bytes[begin..begin + len]);
+        Ok(Some(len))
     }
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         let begin = usize::try_from(offset).unwrap();
-        let part = self.0.get(begin..begin + out.len());
+        let part = self.bytes.get(begin..begin + out.len());
         out.copy_from_slice(part.ok_or_else(|| Error::new(ErrorKind::Corrupt, "ends before"))?);
         Ok(())
     }
@@ -93,9 +139,13 @@ impl Directory for MemoryDir {
         Ok(Box::new(Writing { dir: self.clone(), name: name.to_owned() }))
     }
     fn open_file(&self, name: &str) -> Result<Arc<dyn ReadFile>> {
-        let bytes = self.0.lock().files.get(name).cloned();
+        let (bytes, cache) = {
+            let disk = self.0.lock();
+            (disk.files.get(name).cloned(), disk.cache)
+        };
+        let reading = |bytes| Reading { bytes, cache, dir: self.clone() };
         bytes
-            .map(|b| Arc::new(Reading(b)) as Arc<dyn ReadFile>)
+            .map(|b| Arc::new(reading(b)) as Arc<dyn ReadFile>)
             .ok_or_else(|| Error::new(ErrorKind::NotFound, "opening: no such file"))
     }
     fn sync(&self) -> Result<()> {

@@ -144,6 +144,9 @@ impl ReadFile for FaultyReadFile {
         let done = self.faults.run("read_at", &self.path, read);
         done.map_err(|error| placed(error, offset))
     }
+
+    // Not what is cached: the number of operations would depend on it. So every read is a
+    // `read_at`, as `read_cached` and `read_direct` are by default.
 }
 
 /// An injected error is at the offset of the operation; others know theirs.

@@ -7,7 +7,8 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::file::{LocalReadFile, LocalWriteFile, opening};
+use super::file::{LocalWriteFile, opening};
+use super::read_file::LocalReadFile;
 use super::{
     INTERRUPTIONS_MAX, creating, failed, is_unknown_call, lock, no_directory, not_synced,
     uninterrupted,

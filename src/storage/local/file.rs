@@ -1,4 +1,4 @@
-//! Files of the local file system.
+//! Files of the local file system, being written.
 
 use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use super::direct::{Direct, bytes_in_front};
 use super::{creating, failed, is_unknown_call, uninterrupted};
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::errors::{ends_early, no_regular_file};
-use crate::storage::{ReadFile, WriteFile};
+use crate::storage::WriteFile;
+use crate::storage::errors::no_regular_file;
 
 const REUSE_HELP: &str = "its content is unknown: write a new file, never this one again";
 
@@ -109,39 +109,6 @@ fn close(fd: OwnedFd) -> Result<(), Errno> {
         // Linux has closed it before a signal can interrupt, and nothing was left to be written.
         Err(Errno::INTR) => Ok(()),
         closed => closed,
-    }
-}
-
-pub(super) struct LocalReadFile {
-    fd: OwnedFd,
-    path: PathBuf,
-    len: u64,
-}
-
-impl LocalReadFile {
-    pub(super) fn new(fd: OwnedFd, path: PathBuf, len: u64) -> Self {
-        Self { fd, path, len }
-    }
-}
-
-impl ReadFile for LocalReadFile {
-    fn len(&self) -> u64 {
-        self.len
-    }
-
-    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        let mut rest = out;
-        let mut at = offset;
-        while !rest.is_empty() {
-            let count = uninterrupted(|| rustix::io::pread(&self.fd, &mut *rest, at))
-                .map_err(|errno| creating(errno, "reading", &self.path, &[]).with_offset(at))?;
-            if count == 0 {
-                return Err(ends_early(&self.path, at, rest.len() as u64));
-            }
-            rest = rest.get_mut(count..).unwrap_or_default();
-            at = at.saturating_add(count as u64);
-        }
-        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ mod direct;
 mod file;
 mod lock;
 mod quota;
+mod read_file;
 mod space;
 #[cfg(test)]
 mod tests;

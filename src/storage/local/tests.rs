@@ -10,7 +10,8 @@ use std::time::Duration;
 use rustix::fs::FileType;
 
 use super::direct::is_known;
-use super::file::{LocalReadFile, LocalWriteFile};
+use super::file::LocalWriteFile;
+use super::read_file::LocalReadFile;
 use super::*;
 use crate::memory::buffers::Buffer;
 use crate::storage::{EntryKind, ReadFile, WriteFile};

@@ -1,0 +1,70 @@
+//! Whether ranks of one host read the same bytes, which decides how they are read.
+//!
+//! A rank that is alone with its bytes reads what is not in the page cache past it, which is the
+//! fastest and leaves the cache to others. Ranks of one host that want the same bytes would each
+//! read them from the device like that; through the cache, the first to come reads for all, and
+//! each begins at another place. They do so if some host has several ranks and if two ranks want
+//! exactly the same, or all together more than is stored.
+
+use serde::{Deserialize, Serialize};
+
+use crate::group::ProcessGroup;
+use crate::manifest::{Manifest, hash16};
+use crate::plan::load::{LoadPlan, WantedBox};
+use crate::shard::Sharing;
+
+/// What one rank reads, for phase "plan".
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Share {
+    /// A hash of the boxes.
+    boxes: [u8; 16],
+    bytes: u64,
+    /// Bytes of all tensors of the checkpoint.
+    stored: u64,
+    local_rank: u32,
+}
+
+impl Share {
+    pub(super) fn new(
+        group: &ProcessGroup,
+        manifest: &Manifest,
+        plan: &LoadPlan,
+        wanted: &[WantedBox],
+    ) -> Self {
+        let boxes = if group.world_size().get() > 1 { hash(wanted) } else { [0; 16] };
+        let (bytes, stored) = (plan.bytes_wanted(), manifest.tensor_bytes());
+        Self { boxes, bytes, stored, local_rank: group.local_rank().0 }
+    }
+}
+
+fn hash(wanted: &[WantedBox]) -> [u8; 16] {
+    let mut text = Vec::new();
+    for wanted in wanted {
+        text.extend_from_slice(wanted.name().as_str().as_bytes());
+        // No name holds it.
+        text.push(0);
+        for number in wanted.slice().offsets().iter().chain(wanted.slice().lengths()) {
+            text.extend_from_slice(&number.to_le_bytes());
+        }
+    }
+    hash16(&text)
+}
+
+/// Whether ranks of one host may want the same bytes.
+pub(super) fn overlap(shares: &[Share]) -> bool {
+    let together = shares.iter().fold(0u64, |sum, share| sum.saturating_add(share.bytes));
+    let stored = shares.first().map_or(0, |share| share.stored);
+    let mut boxes: Vec<_> = shares.iter().filter(|s| s.bytes > 0).map(|s| s.boxes).collect();
+    boxes.sort_unstable();
+    let two_want_the_same = boxes.windows(2).any(|pair| matches!(pair, [a, b] if a == b));
+    let share_a_host = shares.iter().any(|share| share.local_rank > 0);
+    share_a_host && (two_want_the_same || together > stored)
+}
+
+/// How this rank reads.
+pub(super) fn sharing(group: &ProcessGroup, overlap: bool) -> Sharing {
+    if !overlap {
+        return Sharing::Alone;
+    }
+    Sharing::SameHost { rank: group.rank().get(), ranks: group.world_size().get() }
+}
