@@ -1,32 +1,78 @@
 //! `model.safetensors.index.json`: the index under which Hugging Face tools open a directory of
 //! several safetensors files.
 
-use std::collections::BTreeMap;
-
+use crate::error::Result;
+use crate::json::put_name;
+use crate::memory::Growing;
 use crate::plan::save::MergedPlan;
+use crate::plan::{PlannedFile, PlannedPiece};
 use crate::tensor::Component;
 
 /// The index of the model's tensors, or `None` when one of them is split over files (no stock
 /// reader joins pieces) or there are none.
-pub(crate) fn index_of(merged: &MergedPlan) -> Option<Vec<u8>> {
-    let mut weight_map = BTreeMap::new();
-    let mut total_size = 0u64;
+///
+/// # Errors
+/// [`ErrorKind::Storage`](crate::ErrorKind::Storage) if memory is short.
+pub(crate) fn index_of(merged: &MergedPlan) -> Result<Option<Vec<u8>>> {
     let files = merged.plans.iter().flat_map(|plan| &plan.files);
+    let mut entries: Vec<(&PlannedPiece, &PlannedFile)> = Vec::new();
     for file in files.filter(|file| file.component == Component::model()) {
-        for piece in &file.pieces {
-            if !piece.slice.is_full(piece.spec.shape()) {
-                return None;
-            }
-            weight_map.insert(piece.name.as_str(), file.name.as_str());
-            total_size += piece.size_bytes();
+        if file.pieces.iter().any(|piece| !piece.slice.is_full(piece.spec.shape())) {
+            return Ok(None);
         }
+        entries.extend(file.pieces.iter().map(|piece| (piece, file)));
     }
-    if weight_map.is_empty() {
-        return None;
+    if entries.is_empty() {
+        return Ok(None);
     }
-    let index = serde_json::json!({
-        "metadata": { "total_size": total_size, "format": "pt" },
-        "weight_map": weight_map,
-    });
-    serde_json::to_vec_pretty(&index).ok()
+    entries.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+    write(&entries).map(Some)
+}
+
+/// As Hugging Face libraries write it: keys in order, two spaces for each level.
+fn write(entries: &[(&PlannedPiece, &PlannedFile)]) -> Result<Vec<u8>> {
+    let total: u64 = entries.iter().map(|(piece, _)| piece.size_bytes()).sum();
+    let mut out = Growing::new(usize::MAX);
+    out.put(b"{\n  \"metadata\": {\n    \"format\": \"pt\",\n    \"total_size\": ")?;
+    out.put(total.to_string().as_bytes())?;
+    out.put(b"\n  },\n  \"weight_map\": {\n")?;
+    for (number, (piece, file)) in entries.iter().enumerate() {
+        out.put(if number == 0 { b"    " } else { b",\n    " })?;
+        put_name(&mut out, piece.name.as_str(), 1)?;
+        // Names of files have nothing to escape.
+        out.put(b": \"")?;
+        out.put(file.name.as_bytes())?;
+        out.put(b"\"")?;
+    }
+    out.put(b"\n  }\n}")?;
+    Ok(out.bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::tests::merged;
+    use crate::slice::Slice;
+
+    #[test]
+    fn the_index_is_what_a_library_would_write() {
+        let mut merged = merged();
+        assert_eq!(index_of(&merged).unwrap(), None, "a tensor of the model is split");
+        for plan in &mut merged.plans {
+            for piece in plan.files.iter_mut().flat_map(|file| &mut file.pieces) {
+                piece.slice = Slice::full(piece.spec.shape());
+            }
+        }
+        merged.plans[1].files.truncate(0);
+        let bytes = index_of(&merged).unwrap().unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(serde_json::to_vec_pretty(&value).unwrap(), bytes);
+        let file =
+            merged.plans[0].files.iter().find(|f| f.component == Component::model()).unwrap();
+        assert_eq!(value["weight_map"]["w"], file.name.as_str());
+        let total: u64 = file.pieces.iter().map(PlannedPiece::size_bytes).sum();
+        assert_eq!(value["metadata"]["total_size"], total);
+        merged.plans[0].files.retain(|f| f.component != Component::model());
+        assert_eq!(index_of(&merged).unwrap(), None, "no model");
+    }
 }

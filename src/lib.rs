@@ -10,6 +10,7 @@
 mod clock;
 mod dims;
 pub mod error;
+mod json;
 mod memory;
 mod nearest;
 pub mod rank;

@@ -312,7 +312,7 @@ fn publish(
     let checks = steps.end("checks");
     let files = receipts.iter().map(Receipt::file_bytes).sum();
     let mut others = Vec::new();
-    if let Some(index) = crate::hf_index::index_of(merged) {
+    if let Some(index) = crate::hf_index::index_of(merged)? {
         attempt.write_file(layout::HF_INDEX, &index)?;
         let len = index.len() as u64;
         others.push(OtherFile { name: layout::HF_INDEX.to_owned(), len, hash: hash16(&index) });

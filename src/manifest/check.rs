@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use smallvec::SmallVec;
+
 use super::fill::{PiecePlace, Pieces, fill_data, pieces_by_file};
 use super::{
     Body, DATA_ALIGNMENT, DataFile, Form, Format, HEADER_BYTES_MAX, Manifest, OtherFile, SUM_BYTES,
@@ -141,7 +143,7 @@ fn check_tensor(tensor: &TensorRecord, files: &[DataFile]) -> Result<()> {
     require(tensor.pieces.is_sorted_by(|a, b| a.slice < b.slice), || {
         corrupt("its pieces are not unique and in order")
     })?;
-    let slices: Vec<_> = tensor.pieces.iter().map(|p| &p.slice).collect();
+    let slices: SmallVec<[_; 4]> = tensor.pieces.iter().map(|p| &p.slice).collect();
     check_cover(shape, &slices).map_err(corrupt)
 }
 

@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use smallvec::SmallVec;
+
 use super::check::{check_aliases, check_world, corrupt, require};
 use super::fill::{Pieces, fill_data, pieces_by_file};
 use super::{
@@ -220,7 +222,7 @@ fn check_tensor(tensor: &TensorRecord, files: &[DataFile]) -> Result<()> {
     require(tensor.pieces.is_sorted_by(|a, b| a.slice < b.slice), || {
         corrupt("its pieces are not unique and in order")
     })?;
-    let slices: Vec<_> = tensor.pieces.iter().map(|p| &p.slice).collect();
+    let slices: SmallVec<[_; 4]> = tensor.pieces.iter().map(|p| &p.slice).collect();
     check_cover(shape, &slices).map_err(corrupt)?;
     let Some(first) = tensor.pieces.first() else { return Err(corrupt("it has no piece")) };
     let file = files.get(first.file as usize);

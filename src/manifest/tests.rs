@@ -26,7 +26,7 @@ fn item(component: &str, tensor: &str, shape: &[u64], rows: std::ops::Range<u64>
 }
 
 /// Two ranks: `w` in three pieces on both, a scalar, an alias, values.
-fn merged() -> MergedPlan {
+pub(crate) fn merged() -> MergedPlan {
     let target = SaveTarget {
         directory: "ck".into(),
         name: "a".into(),

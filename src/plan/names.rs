@@ -70,14 +70,16 @@ impl<'a> Names<'a> {
     }
 
     fn find_or_add(&mut self, name: &'a TensorName) -> u32 {
-        if let Some(number) = self.find(name) {
+        // In ascending order what is beyond the last is new.
+        let beyond = self.map.is_none() && self.names.last().is_none_or(|last| *last < name);
+        if let Some(number) = (!beyond).then(|| self.find(name)).flatten() {
             return number;
         }
         // More names than that do not fit the memory of any machine.
         let number = u32::try_from(self.names.len()).unwrap_or(u32::MAX);
         if let Some(map) = &mut self.map {
             map.insert(name, number);
-        } else if self.names.last().is_some_and(|last| *last > name) {
+        } else if !beyond {
             let mut map: HashMap<_, _> = self.names.iter().copied().zip(0..).collect();
             map.insert(name, number);
             self.map = Some(map);

@@ -3,6 +3,7 @@
 mod agree;
 mod balance;
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
@@ -94,9 +95,7 @@ pub fn merge_plans(save_id: SaveId, plans: &[LocalPlan]) -> Result<MergedPlan> {
     let world_size = WorldSize::new(world_size)?;
     let (aliases, declared) = agree::check_agreement(plans)?;
     let mut boxes = Vec::new();
-    for tensor in declared.tensors() {
-        boxes_of_tensor(tensor, &mut boxes)?;
-    }
+    declared.each_tensor(|held| boxes_of_tensor(held, &mut boxes))?;
     drop(declared);
     check_size(&boxes)?;
     let shares = balance::share_out(&boxes, world_size);
@@ -114,13 +113,14 @@ pub fn merge_plans(save_id: SaveId, plans: &[LocalPlan]) -> Result<MergedPlan> {
 }
 
 /// Adds the distinct boxes of one tensor, by place; they must cover it exactly.
-fn boxes_of_tensor<'a>(mut held: Vec<Held<'a>>, boxes: &mut Vec<DeclaredBox<'a>>) -> Result<()> {
+fn boxes_of_tensor<'a>(held: &[Held<'a>], boxes: &mut Vec<DeclaredBox<'a>>) -> Result<()> {
     let Some((_, first)) = held.first().copied() else { return Ok(()) };
     let place = |(rank, item): &Held<'a>| (&item.slice, *rank);
+    let mut held = Cow::Borrowed(held);
     if !held.is_sorted_by_key(place) {
-        held.sort_unstable_by_key(place);
+        held.to_mut().sort_unstable_by_key(place);
     }
-    let mut own = Vec::new();
+    let mut own: SmallVec<[DeclaredBox; 4]> = SmallVec::new();
     for group in held.chunk_by(|(_, a), (_, b)| a.slice == b.slice) {
         let Some((_, item)) = group.first() else { continue };
         let mut ranks: SmallVec<[Rank; 4]> = group.iter().map(|(rank, _)| *rank).collect();
@@ -135,9 +135,9 @@ fn boxes_of_tensor<'a>(mut held: Vec<Held<'a>>, boxes: &mut Vec<DeclaredBox<'a>>
     } else {
         own.retain(|b| b.item.slice.elements() > 0);
     }
-    let slices: Vec<_> = own.iter().map(|b| &b.item.slice).collect();
+    let slices: SmallVec<[_; 4]> = own.iter().map(|b| &b.item.slice).collect();
     check_cover(first.spec.shape(), &slices).map_err(|fault| cover_error(first, &own, &fault))?;
-    boxes.append(&mut own);
+    boxes.extend(own);
     Ok(())
 }
 
@@ -183,7 +183,8 @@ fn rank_plan(
             _ => 0,
         };
         previous = Some((name, nth));
-        files.entry((&item.component, nth)).or_default().push(PlannedPiece {
+        let pieces = files.entry((&item.component, nth)).or_default();
+        pieces.push(PlannedPiece {
             name: (*name).clone(),
             spec: item.spec.clone(),
             held: item.slice.clone(),

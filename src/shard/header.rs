@@ -1,19 +1,21 @@
 //! The header of a data file: safetensors, padded so that the data begins on a page.
 
 mod raw;
+mod text;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
 use self::raw::{RawHeader, RawTensor};
+use self::text::{HeaderText, header_text};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::SaveId;
 use crate::manifest::hash16;
 use crate::memory::{Growing, probe, zeroed};
-use crate::plan::{PlannedFile, PlannedPiece};
+use crate::plan::PlannedFile;
 use crate::rank::Rank;
 use crate::storage::ReadFile;
 use crate::tensor::{Dtype, TensorName, TensorSpec};
@@ -46,11 +48,8 @@ impl Header {
     /// [`ErrorKind::InvalidInput`] for a piece outside its tensor, two pieces of one tensor, sizes
     /// that overflow, or a JSON part of more than [`HEADER_JSON_MAX`] bytes.
     pub fn of(file: &PlannedFile, save_id: &SaveId, rank: Rank, step: u64) -> Result<Self> {
-        let tensors = place_pieces(file)?;
-        let metadata = metadata(file, save_id, rank, step)?;
-        let data_bytes = tensors.last().map_or(0, |t| t.end);
-        let piece_bytes = tensors.iter().map(|t| t.end - t.begin).collect();
-        let bytes = Json { metadata, tensors }.to_bytes()?;
+        let HeaderText { out, piece_bytes, data_bytes } = header_text(file, save_id, rank, step)?;
+        let bytes = padded(out, file.pieces.len())?;
         Ok(Self { bytes, piece_bytes, data_bytes })
     }
 
@@ -83,68 +82,6 @@ impl Header {
     pub fn hash(&self) -> [u8; 16] {
         hash16(&self.bytes)
     }
-}
-
-/// Lays the pieces one after the other.
-fn place_pieces(file: &PlannedFile) -> Result<Vec<HeaderTensor>> {
-    let mut names = BTreeSet::new();
-    let mut tensors: Vec<HeaderTensor> = Vec::with_capacity(file.pieces.len());
-    for piece in &file.pieces {
-        if !names.insert(&piece.name) {
-            let message = format!("two pieces in the file `{}`", file.name);
-            let error = Error::new(ErrorKind::InvalidInput, message);
-            return Err(error.with_tensor(piece.name.as_str()));
-        }
-        let begin = tensors.last().map_or(0, |t| t.end);
-        let placed = place_piece(piece, begin);
-        tensors.push(placed.map_err(|e| e.with_tensor(piece.name.as_str()))?);
-    }
-    Ok(tensors)
-}
-
-fn place_piece(piece: &PlannedPiece, begin: u64) -> Result<HeaderTensor> {
-    let refuse = |what: String| Error::new(ErrorKind::InvalidInput, what);
-    if !piece.slice.fits(piece.spec.shape()) {
-        return Err(refuse(format!("piece {} is not inside {}", piece.slice, piece.spec)));
-    }
-    let spec = TensorSpec::new(piece.spec.dtype(), piece.slice.lengths())?;
-    let end = begin.checked_add(spec.size_bytes()).filter(|end| *end <= i64::MAX as u64);
-    let end = end.ok_or_else(|| refuse("the size of its file overflows".to_owned()))?;
-    Ok(HeaderTensor { name: piece.name.clone(), spec, begin, end })
-}
-
-/// What a stock reader ignores, PyTorch's resharding reader needs, and people like to see.
-fn metadata(
-    file: &PlannedFile,
-    save_id: &SaveId,
-    rank: Rank,
-    step: u64,
-) -> Result<BTreeMap<String, String>> {
-    #[derive(Serialize)]
-    struct Saved<'a> {
-        saved_offsets: &'a [u64],
-    }
-    let offsets = file.pieces.iter().map(|p| (&p.name, Saved { saved_offsets: p.slice.offsets() }));
-    let offsets: BTreeMap<_, _> = offsets.collect();
-    // Of a whole tensor the header itself says it.
-    let parts = file.pieces.iter().filter(|p| !p.slice.is_full(p.spec.shape()));
-    let shapes: BTreeMap<_, _> = parts.map(|p| (&p.name, p.spec.shape())).collect();
-    let pairs = [
-        ("format", "pt".to_owned()),
-        ("DCP_VERSION", "1.0".to_owned()),
-        ("DCP_SHARDING_INFO", json_text(&offsets)?),
-        ("tch_checkpoint.save_id", save_id.to_string()),
-        ("tch_checkpoint.step", step.to_string()),
-        ("tch_checkpoint.rank", rank.to_string()),
-        ("tch_checkpoint.shapes", json_text(&shapes)?),
-    ];
-    Ok(pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
-}
-
-fn json_text(value: &impl Serialize) -> Result<String> {
-    let mut out = Growing::new(usize::MAX);
-    write_json(&mut out, value)?;
-    String::from_utf8(out.bytes).map_err(|e| no_json(&e))
 }
 
 fn write_json(out: &mut Growing, value: &impl Serialize) -> Result<()> {
@@ -276,6 +213,23 @@ fn check_coverage(tensors: &[HeaderTensor], data_bytes: u64) -> Result<()> {
     Ok(())
 }
 
+/// Fills a header up to a page and puts its length in front.
+fn padded(mut out: Growing, tensors: usize) -> Result<Vec<u8>> {
+    let padding = out.bytes.len().next_multiple_of(PAGE) - out.bytes.len();
+    out.put([b' '; PAGE].get(..padding).unwrap_or_default())?;
+    let mut bytes = out.bytes;
+    let json_bytes = (bytes.len() - PREFIX_BYTES) as u64;
+    if json_bytes > HEADER_JSON_MAX {
+        let message = format!(
+            "{tensors} tensors need a header of {json_bytes} bytes, readers accept {HEADER_JSON_MAX}"
+        );
+        let help = "spread the tensors over more ranks or components";
+        return Err(Error::new(ErrorKind::InvalidInput, message).with_help(help));
+    }
+    bytes[..PREFIX_BYTES].copy_from_slice(&json_bytes.to_le_bytes());
+    Ok(bytes)
+}
+
 /// What is serialized: metadata first, tensors in file order.
 pub(super) struct Json {
     pub(super) metadata: BTreeMap<String, String>,
@@ -288,20 +242,7 @@ impl Json {
         let mut out = Growing::new(usize::MAX);
         out.put(&[0; PREFIX_BYTES])?;
         write_json(&mut out, self)?;
-        let padding = out.bytes.len().next_multiple_of(PAGE) - out.bytes.len();
-        out.put([b' '; PAGE].get(..padding).unwrap_or_default())?;
-        let mut bytes = out.bytes;
-        let json_bytes = (bytes.len() - PREFIX_BYTES) as u64;
-        if json_bytes > HEADER_JSON_MAX {
-            let message = format!(
-                "{} tensors need a header of {json_bytes} bytes, readers accept {HEADER_JSON_MAX}",
-                self.tensors.len()
-            );
-            let help = "spread the tensors over more ranks or components";
-            return Err(Error::new(ErrorKind::InvalidInput, message).with_help(help));
-        }
-        bytes[..PREFIX_BYTES].copy_from_slice(&json_bytes.to_le_bytes());
-        Ok(bytes)
+        padded(out, self.tensors.len())
     }
 }
 

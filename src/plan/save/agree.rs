@@ -98,14 +98,18 @@ impl<'a> Declared<'a> {
         self.first.get(self.names.find(name)? as usize).copied()
     }
 
-    /// Per tensor, by component and name: its boxes, by rank and in the order of its plan.
-    pub(super) fn tensors(&self) -> Vec<Vec<Held<'a>>> {
+    /// Hands each tensor to `take`, by component and name: its boxes, by rank and in the order of
+    /// its plan.
+    pub(super) fn each_tensor(
+        &self,
+        mut take: impl FnMut(&[Held<'a>]) -> Result<()>,
+    ) -> Result<()> {
         let grouped = Grouped::new(self.names.len(), &self.items);
         let mut order: Vec<_> = self.first.iter().enumerate().collect();
         order.sort_by(|(_, (_, a)), (_, (_, b))| {
             (&a.component, &a.name).cmp(&(&b.component, &b.name))
         });
-        order.into_iter().map(|(number, _)| grouped.of(number).to_vec()).collect()
+        order.into_iter().try_for_each(|(number, _)| take(grouped.of(number)))
     }
 }
 
