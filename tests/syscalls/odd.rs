@@ -53,6 +53,27 @@ fn short_writes_are_completed() {
     once_each(&scenes::BESIDE, &none, &fails);
 }
 
+/// Large writes go past the page cache. (The temporary directory is to lie on a disk for this.)
+#[test]
+fn direct_writes_are_completed_done_without_or_fail() {
+    let each = |act: &dyn Fn(&Call) -> Act, check: &dyn Fn(&Stage, &Try) -> Option<String>| {
+        let act = |call: &Call| match call.name {
+            "pwrite64" if call.is_direct => act(call),
+            _ => Act::Pass,
+        };
+        once_each(&scenes::LARGE, &act, check);
+    };
+    each(&|call| Act::Shorten(call.arguments[2] / 8192 * 4096), &succeeds);
+    each(&|call| Act::Shorten(call.arguments[2] / 2 + 1), &succeeds);
+    each(&|_| Act::Fail(libc::EINTR), &succeeds);
+    each(&|_| Act::Fail(libc::EINVAL), &succeeds);
+    each(&|_| Act::Fail(libc::ENOSPC), &fails);
+    each(&|_| Act::Fail(libc::EIO), &fails);
+    let is_direct = |call: &Call| call.name == "pwrite64" && call.is_direct;
+    let tried = without(&scenes::LARGE, &is_direct, libc::EINVAL, &succeeds);
+    assert_eq!(tried.run.calls.iter().filter(|call| is_direct(call)).count(), 1, "asked again");
+}
+
 /// Nobody can keep a device from lying, but what it makes of a checkpoint is found.
 #[test]
 fn writes_that_are_not_done_are_found() {

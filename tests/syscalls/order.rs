@@ -81,7 +81,8 @@ fn rash(calls: &[Call], scene: &Scene) -> Vec<String> {
 #[test]
 fn what_a_save_makes_is_durable_before_it_has_its_name() {
     let saves = [&scenes::FIRST, &scenes::BESIDE, &scenes::FOUR_RANKS, &scenes::REPLACING];
-    for scene in saves.into_iter().chain([&scenes::RETENTION, &scenes::PROCESSES]) {
+    let more = [&scenes::RETENTION, &scenes::PROCESSES, &scenes::LARGE];
+    for scene in saves.into_iter().chain(more) {
         let calls = Stage::set(scene).undisturbed();
         let made: Vec<_> = calls.iter().filter(|c| c.creates()).map(|c| c.path.as_str()).collect();
         assert!(made.iter().any(|path| path.ends_with("/manifest.bin")), "{made:?}");

@@ -46,8 +46,13 @@ pub struct Scene {
 
 /// The command that users have, saving `step` into `dir`.
 pub fn stress(dir: &Path, step: u64, ranks: u32, more: &[&str]) -> Command {
+    stress_bytes(BYTES, dir, step, ranks, more)
+}
+
+/// The same with another number of bytes.
+pub fn stress_bytes(bytes: &str, dir: &Path, step: u64, ranks: u32, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tch-checkpoint"));
-    command.args(["stress", "save", "--bytes", BYTES, "--deadline-ms", DEADLINE_MS, "--dir"]);
+    command.args(["stress", "save", "--bytes", bytes, "--deadline-ms", DEADLINE_MS, "--dir"]);
     command.arg(dir).args(["--step", &step.to_string(), "--ranks", &ranks.to_string()]).args(more);
     command.env_remove("RUST_BACKTRACE");
     command

@@ -1,6 +1,6 @@
 //! The scenes that are played.
 
-use crate::scene::{Scene, stress};
+use crate::scene::{Scene, stress, stress_bytes};
 use crate::{driver, tier};
 
 /// The first save of all, into directories that are made on the way.
@@ -30,6 +30,13 @@ pub static BESIDE: Scene = Scene {
 /// The same by four ranks.
 pub static FOUR_RANKS: Scene =
     Scene { title: "save by four ranks", command: |dir, step| stress(dir, step, 4, &[]), ..BESIDE };
+
+/// A save whose files are large enough for direct I/O, by several threads.
+pub static LARGE: Scene = Scene {
+    title: "large save",
+    command: |dir, step| stress_bytes("9000001", dir, step, 1, &[]),
+    ..BESIDE
+};
 
 /// A save in place of an older one.
 pub static REPLACING: Scene = Scene {

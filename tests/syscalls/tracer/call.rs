@@ -79,6 +79,8 @@ pub struct Call {
     /// Counts equal calls of one run, from 0.
     pub nth: usize,
     pub changes: bool,
+    /// Whether its descriptor was opened for direct I/O.
+    pub is_direct: bool,
     /// The process, in the order of their beginnings; the one that was started is 0.
     pub process: usize,
     /// Places of both its sides in the order of all sides.
@@ -144,6 +146,7 @@ pub fn read(tid: i32, number: u64, arguments: [u64; 6], dir: &Path) -> Option<Ca
         }
         Names::Path => (below(dir, Path::new(&text(tid, arguments[0])?))?, None),
     };
+    let is_direct = matches!(names, Names::Fd) && is_direct(tid, arguments[0]);
     let (nth, process, begun) = (0, 0, 0);
     let (ended, result, injected) = (None, None, false);
     Some(Call {
@@ -153,6 +156,7 @@ pub fn read(tid: i32, number: u64, arguments: [u64; 6], dir: &Path) -> Option<Ca
         arguments,
         nth,
         changes,
+        is_direct,
         process,
         begun,
         ended,
@@ -163,6 +167,13 @@ pub fn read(tid: i32, number: u64, arguments: [u64; 6], dir: &Path) -> Option<Ca
 
 fn is_for_writing(flags: u64) -> bool {
     flags & (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC) as u64 != 0
+}
+
+fn is_direct(tid: i32, fd: u64) -> bool {
+    let info = std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{fd}")).unwrap_or_default();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & libc::O_DIRECT != 0)
 }
 
 fn below(dir: &Path, path: &Path) -> Option<String> {
