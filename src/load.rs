@@ -102,14 +102,7 @@ pub trait Destination {
 
 impl Destination for LoadTargets<'_> {
     fn targets(&mut self) -> Result<LoadTargets<'_>> {
-        let mut borrowed = LoadTargets::new();
-        for (name, targets) in self.targets_mut() {
-            for target in targets {
-                let (spec, slice) = (target.spec.clone(), target.slice.clone());
-                borrowed.add_slice(name.clone(), spec, slice, Box::new(target.sink.as_mut()))?;
-            }
-        }
-        Ok(borrowed)
+        Ok(self.borrowed())
     }
 }
 
@@ -133,6 +126,7 @@ pub struct Loaded {
 struct Resolved {
     directory: PathBuf,
     entry: String,
+    /// Encoded, for those who have not parsed it; empty where there are none.
     manifest: Bytes,
     /// Whether `entry` is a file, not a directory.
     is_file: bool,
@@ -193,12 +187,23 @@ fn load_once(
     clock: &mut Clock<'_>,
 ) -> Result<Loaded> {
     let ask = || Ok(Asked { wanted: wanted.clone(), rules: rules.clone(), atomicity });
-    let resolve = |asked: Vec<Asked>| resolve(group, storage, &asked);
+    let mut parsed = None;
+    let resolve = |asked: Vec<Asked>| {
+        let (resolved, manifest) = resolve(group, storage, &asked)?;
+        parsed = Some(manifest);
+        Ok(resolved)
+    };
     let resolved = clock.manifest(|| group.phase_all(Channel::Save, "manifest", ask, resolve))?;
 
     let mut session = None;
     let planned = || {
-        let open = || Session::open(group, storage, &resolved, destination, rules);
+        let open = || {
+            let manifest = match parsed.take() {
+                Some(manifest) => manifest,
+                None => Manifest::parse(resolved.manifest.get()?)?,
+            };
+            Session::open(group, storage, &resolved, manifest, destination, rules)
+        };
         let opened = clock.plan(open)?;
         let unexpected = opened.report.unexpected.clone();
         let share = Share::new(group, &opened.manifest, &opened.plan, &opened.wanted);
@@ -252,8 +257,12 @@ struct Asked {
     atomicity: Atomicity,
 }
 
-/// Phase "manifest", coordinator: which checkpoint, and its manifest.
-fn resolve(group: &ProcessGroup, storage: &dyn Storage, asked: &[Asked]) -> Result<Resolved> {
+/// Phase "manifest", coordinator: which checkpoint, and its manifest, for the others and as it is.
+fn resolve(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    asked: &[Asked],
+) -> Result<(Resolved, Manifest)> {
     let Some(ours) = asked.first() else {
         return Err(Error::new(ErrorKind::Disagreement, "no rank asked for anything"));
     };
@@ -264,12 +273,15 @@ fn resolve(group: &ProcessGroup, storage: &dyn Storage, asked: &[Asked]) -> Resu
     let wanted = &ours.wanted;
     let progress = group.progress();
     let found = catalog::find_counting(storage, wanted, &mut || progress.add(1))?;
-    Ok(Resolved {
+    let has_others = asked.len() > 1;
+    let encoded = if has_others { found.manifest.encode()? } else { Vec::new() };
+    let resolved = Resolved {
         directory: wanted.directory().to_path_buf(),
         entry: found.entry,
-        manifest: found.manifest.encode()?.into(),
+        manifest: encoded.into(),
         is_file: *found.manifest.form() != Form::Directory,
-    })
+    };
+    Ok((resolved, found.manifest))
 }
 
 /// Phase "plan", coordinator: what no rank wants, which is an error in a strict load.
@@ -299,10 +311,11 @@ impl Session {
         group: &ProcessGroup,
         storage: &dyn Storage,
         resolved: &Resolved,
+        manifest: Manifest,
         destination: &mut dyn Destination,
         rules: &LoadRules,
     ) -> Result<Self> {
-        let manifest = Arc::new(Manifest::parse(resolved.manifest.get()?)?);
+        let manifest = Arc::new(manifest);
         destination.prepare(&manifest)?;
         let wanted = wanted_boxes(&destination.targets()?)?;
         let (plan, report) = plan_load(&manifest, &wanted, rules);

@@ -234,6 +234,13 @@ impl Manifest {
         self.tensor_index(name).and_then(|index| self.body.tensors.get(index))
     }
 
+    /// As [`Manifest::tensor_index`], which `guess` may spare: who asks by name in order guesses
+    /// what comes next.
+    pub(crate) fn tensor_index_near(&self, guess: usize, name: &str) -> Option<usize> {
+        let is_it = self.body.tensors.get(guess).is_some_and(|t| t.name.as_str() == name);
+        if is_it { Some(guess) } else { self.tensor_index(name) }
+    }
+
     pub(crate) fn tensor_index(&self, name: &str) -> Option<usize> {
         let find =
             |name: &str| self.body.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).ok();

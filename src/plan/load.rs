@@ -2,7 +2,7 @@
 
 mod report;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
@@ -170,18 +170,19 @@ fn plan_with_gap(
     gap_bytes: u64,
 ) -> (LoadPlan, LoadReport) {
     let mut report = LoadReport::default();
-    let mut known = BTreeSet::new();
-    let mut fitting: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let mut known = vec![false; manifest.tensors().len()];
+    let (mut fitting, mut next) = (Vec::new(), 0);
     for (target, want) in wanted.iter().enumerate() {
-        let found = manifest.tensor_index(want.name.as_str());
+        let found = manifest.tensor_index_near(next, want.name.as_str());
         let Some((index, record)) = found.and_then(|i| Some((i, manifest.tensors().get(i)?)))
         else {
             report.missing.push(want.name.clone());
             continue;
         };
-        known.insert(index);
+        next = index + 1;
+        known[index] = true;
         if fits(&record.spec, &want.spec) {
-            fitting.entry(index).or_default().push(target);
+            fitting.push((index, target));
         } else {
             let (wanted, found) = (want.spec.clone(), record.spec.clone());
             report.mismatched.push(Mismatch { name: want.name.clone(), wanted, found });
@@ -189,9 +190,10 @@ fn plan_with_gap(
     }
     let counts =
         |t: &TensorRecord| rules.components.as_ref().is_none_or(|c| c.contains(&t.component));
-    let others = manifest.tensors().iter().enumerate().filter(|(i, _)| !known.contains(i));
-    report.unexpected = others.filter(|(_, t)| counts(t)).map(|(_, t)| t.name.clone()).collect();
+    let others = manifest.tensors().iter().zip(&known).filter(|(t, known)| !**known && counts(t));
+    report.unexpected = others.map(|(t, _)| t.name.clone()).collect();
     report.tidy();
+    fitting.sort_unstable();
     (plan_reads(manifest, wanted, &fitting, gap_bytes), report)
 }
 
@@ -211,15 +213,16 @@ fn could_be_made_to_fit(stored: &TensorSpec, wanted: &TensorSpec) -> bool {
 fn plan_reads(
     manifest: &Manifest,
     wanted: &[WantedBox],
-    fitting: &BTreeMap<usize, Vec<usize>>,
+    fitting: &[(usize, usize)],
     gap_bytes: u64,
 ) -> LoadPlan {
     let mut files: BTreeMap<u32, Vec<ReadItem>> = BTreeMap::new();
     let mut bytes_wanted = 0;
-    for (&index, targets) in fitting {
+    for of_tensor in fitting.chunk_by(|(a, _), (b, _)| a == b) {
+        let index = of_tensor.first().map_or(0, |(index, _)| *index);
         let Some(record) = manifest.tensors().get(index) else { continue };
         let pieces = PieceIndex::new(record);
-        for &target in targets {
+        for &(_, target) in of_tensor {
             let Some(want) = wanted.get(target) else { continue };
             for piece in pieces.near(&want.slice) {
                 let Some(common) = piece.slice.intersect(&want.slice) else { continue };

@@ -147,6 +147,13 @@ pub struct LoadTarget<'a> {
     pub sink: Box<dyn TensorSink + 'a>,
 }
 
+impl LoadTarget<'_> {
+    fn borrowed(&mut self) -> LoadTarget<'_> {
+        let (spec, slice) = (self.spec.clone(), self.slice.clone());
+        LoadTarget { spec, slice, sink: Box::new(self.sink.as_mut()) }
+    }
+}
+
 /// Everything that a load fills on this rank.
 #[derive(Default)]
 pub struct LoadTargets<'a> {
@@ -191,6 +198,15 @@ impl<'a> LoadTargets<'a> {
         }
         self.targets.entry(name).or_default().push(LoadTarget { spec, slice, sink });
         Ok(())
+    }
+
+    /// The same targets, for a load that leaves these to their owner.
+    pub(crate) fn borrowed(&mut self) -> LoadTargets<'_> {
+        let lists = self.targets.iter_mut();
+        let lists = lists.map(|(name, list)| {
+            (name.clone(), list.iter_mut().map(LoadTarget::borrowed).collect())
+        });
+        LoadTargets { targets: lists.collect() }
     }
 
     /// The targets, by tensor name.
