@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, c_char, c_int};
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -83,6 +83,14 @@ unsafe extern "C" {
     ) -> c_int;
     fn tch_checkpoint_count_change(
         tensor: *const C_tensor,
+        message: *mut c_char,
+        message_size: usize,
+    ) -> c_int;
+    fn tch_checkpoint_read(
+        tensor: *const C_tensor,
+        offset: usize,
+        out: *mut u8,
+        size: usize,
         message: *mut c_char,
         message_size: usize,
     ) -> c_int;
@@ -189,6 +197,34 @@ pub(super) fn count_change(tensor: &Tensor) -> Result<()> {
     call("counting a change", |message, size| unsafe {
         tch_checkpoint_count_change(tensor.as_ptr(), message, size)
     })
+}
+
+/// Copies the bytes of a contiguous tensor in host memory that begin at `offset`, on this thread,
+/// without a reference to them: somebody else may change them meanwhile.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] if the tensor is another one, or has fewer bytes.
+pub(super) fn read_host(tensor: &Tensor, offset: i64, out: &mut [u8]) -> Result<()> {
+    let held = tensor.numel().saturating_mul(tensor.kind().elt_size_in_bytes());
+    let begin = usize::try_from(offset).ok();
+    let fits = begin.and_then(|begin| begin.checked_add(out.len())).is_some_and(|end| end <= held);
+    let (Some(begin), true) = (begin, fits && is_host(tensor)) else {
+        let message = format!("no {} bytes of host memory at {offset}", out.len());
+        return Err(Error::new(ErrorKind::InvalidInput, message));
+    };
+    if out.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: `tensor` is a live handle of torch-sys, contiguous on the host, and the range was
+    // checked against its bytes; `out` is ours.
+    call("copying a tensor", |message, size| unsafe {
+        let (out, len) = (out.as_mut_ptr(), out.len());
+        tch_checkpoint_read(tensor.as_ptr(), begin, out, len, message, size)
+    })
+}
+
+fn is_host(tensor: &Tensor) -> bool {
+    tensor.device() == Device::Cpu && tensor.is_contiguous()
 }
 
 /// Makes the gradient undefined and frees it.

@@ -280,6 +280,9 @@ fn scatter(words: &mut Tensor, elements: &std::ops::Range<i64>, bytes: &Tensor) 
 }
 
 fn read_flat(flat: &Tensor, offset: i64, out: &mut [u8]) -> Result<()> {
+    if flat.device() == Device::Cpu {
+        return ffi::read_host(flat, offset, out);
+    }
     let copy = || blob(out)?.f_copy_(&flat.f_narrow(0, offset, to_i64(out.len() as u64))?);
     copy().map_err(|e| torch_error("copying from the device", &e))
 }

@@ -123,6 +123,14 @@ int tch_checkpoint_count_change(const at::Tensor* tensor, char* message,
   });
 }
 
+// Copies on the calling thread alone: a copy of libtorch would take its other threads from training.
+int tch_checkpoint_read(const at::Tensor* tensor, size_t offset, uint8_t* out, size_t size,
+                        char* message, size_t message_size) noexcept {
+  return guarded(message, message_size, [&] {
+    std::memcpy(out, static_cast<const uint8_t*>(tensor->const_data_ptr()) + offset, size);
+  });
+}
+
 int tch_checkpoint_clear_grad(at::Tensor* tensor, char* message, size_t message_size) noexcept {
   return guarded(message, message_size, [&] { tensor->mutable_grad().reset(); });
 }
