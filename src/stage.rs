@@ -1,27 +1,31 @@
 //! The share of one rank in a save, copied to host memory, so that its state may change.
 //!
 //! Copied is what the plan gives to this rank, to the byte, and nothing else: a replica that
-//! another rank writes costs no memory here. What says of itself that it is steady may be copied
-//! later, while its version shows that it has not changed.
+//! another rank writes costs no memory here. It lies there as in its files, and is written from
+//! there. What says of itself that it is steady may be copied later, while its version shows
+//! that it has not changed.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
-use crate::error::{Error, ErrorKind, Result};
-use crate::group::Progress;
-use crate::memory::{reserved, zeroed};
-use crate::plan::{PlannedPiece, SavePlan};
-use crate::sabotage::{self, Defect};
-use crate::shard::Cut;
-use crate::slice::Slice;
-use crate::state::{StateDict, TensorSource};
-use crate::tensor::{Component, TensorName, TensorSpec};
-
+mod copy;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+use std::sync::Arc;
+
+use self::copy::{Copier, From};
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::Progress;
+use crate::memory::region::{PAGE, Region};
+use crate::plan::{PlannedFile, PlannedPiece, SavePlan};
+use crate::rank::Rank;
+use crate::sabotage::{self, Defect};
+use crate::shard::image::Image;
+use crate::shard::{Boxes, Cut, FilledFile, Header};
+use crate::state::{StateDict, TensorSource};
+use crate::tensor::{Component, TensorName};
+
 /// Bytes copied between two signs of progress.
-const CHUNK: usize = 16 << 20;
+const STEP: usize = 16 << 20;
 
 /// What is copied, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,145 +36,199 @@ pub(crate) enum Copying {
     SteadyLater,
 }
 
+/// What one rank is to write.
+#[derive(Clone, Copy)]
+pub(crate) struct Share<'a> {
+    pub(crate) plan: &'a SavePlan,
+    pub(crate) rank: Rank,
+    pub(crate) step: u64,
+}
+
 /// The share of one rank, copied but for what may wait.
 pub(crate) struct Staging {
-    boxes: BTreeMap<(TensorName, Slice), StagedBox>,
-    late: Vec<(Component, PlannedPiece)>,
+    staged: Staged,
+    late: Vec<Late>,
     /// The sources of what is late, and of nothing else.
     late_state: StateDict,
     watch: Watch,
 }
 
+/// The share of one rank as nobody else can change it.
+pub(crate) struct Staged {
+    files: Vec<StagedFile>,
+    region: Region,
+}
+
+/// The data of a file, from a page of the region on.
+struct StagedFile {
+    data: Range<usize>,
+    /// Where each piece ends in the data.
+    ends: Vec<usize>,
+}
+
+/// A piece that is copied later, by its numbers.
+struct Late {
+    file: usize,
+    piece: usize,
+}
+
 impl Staging {
-    /// Copies what `plan` gives to this rank out of `state`. Needs as much memory as that.
+    /// Copies what `share` says out of `state`, with several threads. Needs as much memory as
+    /// that; `kept` is used if it is large enough. A source that does not lie in host memory is
+    /// asked by this thread alone.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if the plan does not fit `state`, [`ErrorKind::Storage`] if
-    /// memory is short, the error of a source; each with its tensor.
+    /// memory is short, the error or panic of a source; each with its tensor.
     pub(crate) fn begin(
-        plan: &SavePlan,
+        share: Share<'_>,
         state: &StateDict,
         copying: Copying,
+        kept: Option<Region>,
         progress: &Progress,
     ) -> Result<Self> {
-        let (late_state, watch) = (StateDict::new(), Watch::default());
-        let mut staging = Self { boxes: BTreeMap::new(), late: Vec::new(), late_state, watch };
-        for file in &plan.files {
+        let mut postponed = Postponed::default();
+        let mut sources = Vec::with_capacity(share.plan.files.len());
+        for (number, file) in share.plan.files.iter().enumerate() {
+            let mut of_file = Vec::with_capacity(file.pieces.len());
+            let mut boxes = Boxes::new(state);
             for piece in &file.pieces {
                 let place = |e: Error| e.with_tensor(piece.name.as_str());
-                let cut = Cut::new(piece, state).map_err(place)?;
+                let cut = Cut::of_boxes(piece, boxes.of(&piece.name)).map_err(place)?;
                 let is_late = copying == Copying::SteadyLater && cut.entry.source.is_steady();
-                if is_late || sabotage::is_on(Defect::LaxBackground) {
-                    staging.postpone(&file.component, piece, &cut)?;
+                of_file.push(if is_late || sabotage::is_on(Defect::LaxBackground) {
+                    postponed.add(&file.component, piece, &cut)?;
+                    postponed.late.push(Late { file: number, piece: of_file.len() });
+                    From::Later
                 } else {
-                    let bytes = copy(&cut, cut.host_bytes()?, progress).map_err(place)?;
-                    staging.add(&file.component, piece, &cut, bytes);
-                }
+                    cut.host_bytes()?.map_or(From::Source(cut), From::Memory)
+                });
             }
+            sources.push(of_file);
         }
-        Ok(staging)
-    }
-
-    fn postpone(
-        &mut self,
-        component: &Component,
-        piece: &PlannedPiece,
-        cut: &Cut<'_>,
-    ) -> Result<()> {
-        let (name, source) = (&piece.name, &cut.entry.source);
-        let known = self.late_state.boxes(name.as_str()).iter().any(|b| b.slice == piece.held);
-        if !known {
-            let (spec, held) = (piece.spec.clone(), piece.held.clone());
-            self.late_state.add_slice(component, name.clone(), spec, held, Arc::clone(source))?;
-            if !sabotage::is_on(Defect::LaxBackground) {
-                self.watch.add(name, source);
-            }
+        let mut staged = Staged::new(share.plan, kept)?;
+        let mut copier = Copier::new(share.rank, progress);
+        for ((file, out), sources) in staged.data_mut().zip(&sources) {
+            copier.add(&file.ends, sources, out);
         }
-        self.late.push((component.clone(), piece.clone()));
-        Ok(())
+        copier.run()?;
+        let Postponed { late, state: late_state, watch } = postponed;
+        Ok(Self { staged, late, late_state, watch })
     }
 
-    fn add(&mut self, component: &Component, piece: &PlannedPiece, cut: &Cut<'_>, bytes: Vec<u8>) {
-        let key = (piece.name.clone(), piece.held.clone());
-        let staged = self.boxes.entry(key).or_insert_with(|| StagedBox {
-            component: component.clone(),
-            spec: piece.spec.clone(),
-            ranges: Ranges { held_bytes: cut.held_bytes, by_begin: BTreeMap::new() },
-        });
-        staged.ranges.by_begin.insert(cut.begin, bytes);
-    }
-
-    /// Copies what is left, and gives the share as a state that nobody else can change, with what
-    /// tells whether somebody has changed it before.
+    /// Copies what is left of `share`, the same as before, and gives what nobody else can change,
+    /// with what tells whether somebody has changed it before.
     ///
     /// # Errors
     /// As [`Staging::begin`] and [`Watch::check`].
-    pub(crate) fn finish(mut self, progress: &Progress) -> Result<(StateDict, Watch)> {
-        let state = std::mem::take(&mut self.late_state);
-        for (component, piece) in std::mem::take(&mut self.late) {
+    pub(crate) fn finish(self, share: Share<'_>, progress: &Progress) -> Result<(Staged, Watch)> {
+        let Self { mut staged, late, late_state, watch } = self;
+        for Late { file, piece: number } in late {
+            let piece = share.plan.files.get(file).and_then(|file| file.pieces.get(number));
+            let (Some(piece), Some(out)) = (piece, staged.piece_mut(file, number)) else {
+                continue;
+            };
             let place = |e: Error| e.with_tensor(piece.name.as_str());
-            let cut = Cut::new(&piece, &state).map_err(place)?;
-            // Others may use the box now, and by mistake even change it: no reference to its
-            // memory is held here, the source copies by its own means.
-            let bytes = copy(&cut, None, progress).map_err(place)?;
-            self.add(&component, &piece, &cut, bytes);
+            let cut = Cut::new(piece, &late_state).map_err(place)?;
+            let mut offset = cut.begin;
+            for part in out.chunks_mut(STEP) {
+                // Others may use the box now, and by mistake even change it: no reference to its
+                // memory is held here, the source copies by its own means.
+                cut.entry.source.read_into(offset, part).map_err(place)?;
+                offset += part.len() as u64;
+                progress.add(part.len() as u64);
+            }
         }
-        self.watch.check()?;
-        let mut staged = StateDict::new();
-        for ((name, held), StagedBox { component, spec, ranges }) in self.boxes {
-            staged.add_slice(&component, name, spec, held, Arc::new(ranges))?;
+        watch.check()?;
+        Ok((staged, watch))
+    }
+}
+
+impl Staged {
+    fn new(plan: &SavePlan, kept: Option<Region>) -> Result<Self> {
+        let (mut files, mut end) = (Vec::with_capacity(plan.files.len()), 0usize);
+        for PlannedFile { pieces, .. } in &plan.files {
+            let (mut ends, mut len) = (Vec::with_capacity(pieces.len()), 0usize);
+            for bytes in pieces.iter().map(PlannedPiece::size_bytes) {
+                let sum = usize::try_from(bytes).ok().and_then(|bytes| len.checked_add(bytes));
+                len = sum.ok_or_else(|| Error::no_memory(bytes))?;
+                ends.push(len);
+            }
+            let short = || Error::no_memory(len as u64);
+            let begin = end.checked_next_multiple_of(PAGE).ok_or_else(short)?;
+            end = begin.checked_add(len).ok_or_else(short)?;
+            files.push(StagedFile { data: begin..end, ends });
         }
-        Ok((staged, self.watch))
+        Ok(Self { files, region: Region::of(end as u64, kept)? })
+    }
+
+    /// Its files, which are those of `share`, with their headers.
+    ///
+    /// # Errors
+    /// As [`Header::of`].
+    pub(crate) fn images(&self, share: Share<'_>) -> Result<Vec<Image>> {
+        let SavePlan { save_id, files, .. } = share.plan;
+        let image = |file: &PlannedFile| {
+            let header = Header::of(file, save_id, share.rank, share.step)?;
+            Ok(Image::new(file.name.clone(), header))
+        };
+        files.iter().map(image).collect()
+    }
+
+    /// The same with their data, in plan order.
+    pub(crate) fn files<'a>(&'a self, images: &'a [Image]) -> Vec<FilledFile<'a>> {
+        let bytes = self.region.bytes();
+        let filled = self.files.iter().zip(images).map(|(file, image)| FilledFile {
+            image,
+            data: bytes.get(file.data.clone()).unwrap_or_default(),
+        });
+        filled.collect()
+    }
+
+    fn data_mut(&mut self) -> impl Iterator<Item = (&StagedFile, &mut [u8])> {
+        let (mut rest, mut at) = (self.region.bytes_mut(), 0);
+        self.files.iter().map(move |file| {
+            let (_, from) = std::mem::take(&mut rest).split_at_mut(file.data.start - at);
+            let (data, after) = from.split_at_mut(file.data.len());
+            (rest, at) = (after, file.data.end);
+            (file, data)
+        })
+    }
+
+    fn piece_mut(&mut self, file: usize, piece: usize) -> Option<&mut [u8]> {
+        let StagedFile { data, ends, .. } = self.files.get(file)?;
+        let begin = piece.checked_sub(1).map_or(Some(0), |before| ends.get(before).copied())?;
+        let place = data.start + begin..data.start + ends.get(piece)?;
+        self.region.bytes_mut().get_mut(place)
+    }
+
+    /// Its memory, for the next one.
+    pub(crate) fn into_region(self) -> Region {
+        self.region
     }
 }
 
-fn copy(cut: &Cut<'_>, host: Option<&[u8]>, progress: &Progress) -> Result<Vec<u8>> {
-    if let Some(host) = host {
-        let mut bytes = reserved(cut.bytes)?;
-        for chunk in host.chunks(CHUNK) {
-            bytes.extend_from_slice(chunk);
-            progress.add(chunk.len() as u64);
+/// What is not copied at once.
+#[derive(Default)]
+struct Postponed {
+    late: Vec<Late>,
+    state: StateDict,
+    watch: Watch,
+}
+
+impl Postponed {
+    fn add(&mut self, component: &Component, piece: &PlannedPiece, cut: &Cut<'_>) -> Result<()> {
+        let (name, source) = (&piece.name, &cut.entry.source);
+        if self.state.boxes(name.as_str()).iter().any(|b| b.slice == piece.held) {
+            return Ok(());
         }
-        return Ok(bytes);
+        let (spec, held) = (piece.spec.clone(), piece.held.clone());
+        self.state.add_slice(component, name.clone(), spec, held, Arc::clone(source))?;
+        if !sabotage::is_on(Defect::LaxBackground) {
+            self.watch.add(name, source);
+        }
+        Ok(())
     }
-    let mut bytes = zeroed(cut.bytes)?;
-    let mut offset = cut.begin;
-    for chunk in bytes.chunks_mut(CHUNK) {
-        cut.entry.source.read_into(offset, chunk)?;
-        offset += chunk.len() as u64;
-        progress.add(chunk.len() as u64);
-    }
-    Ok(bytes)
-}
-
-struct StagedBox {
-    component: Component,
-    spec: TensorSpec,
-    ranges: Ranges,
-}
-
-/// The planned byte ranges of a box.
-struct Ranges {
-    held_bytes: u64,
-    by_begin: BTreeMap<u64, Vec<u8>>,
-}
-
-impl TensorSource for Ranges {
-    fn bytes(&self) -> Option<&[u8]> {
-        let all = self.by_begin.get(&0)?;
-        (all.len() as u64 == self.held_bytes).then_some(all)
-    }
-
-    fn read_into(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        let range = self.by_begin.range(..=offset).next_back();
-        let Some((begin, bytes)) = range else { return Err(not_staged(offset)) };
-        bytes.read_into(offset - begin, out).map_err(|_| not_staged(offset))
-    }
-}
-
-fn not_staged(offset: u64) -> Error {
-    let message = format!("the bytes at {offset} of this box are not in this rank's share");
-    Error::new(ErrorKind::InvalidInput, message)
 }
 
 /// The versions that steady boxes had when the save began.

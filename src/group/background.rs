@@ -1,9 +1,20 @@
 //! The one place for a save beside training.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
 
 use super::ProcessGroup;
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory::region::Region;
+
+/// What a group has of it.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    is_taken: AtomicBool,
+    /// Into which the last save was staged, with its pages touched.
+    kept: Mutex<Option<Region>>,
+}
 
 /// The right to use [`Channel::Background`](super::Channel::Background); given back when dropped.
 ///
@@ -19,17 +30,27 @@ impl ProcessGroup {
     /// # Errors
     /// [`ErrorKind::InvalidInput`]; the answer is this rank's alone, so bring it to a vote.
     pub(crate) fn take_background(&self) -> Result<Seat> {
-        if self.0.background_taken.swap(true, Ordering::AcqRel) {
+        if self.0.background.is_taken.swap(true, Ordering::AcqRel) {
             let text = "a save that runs beside training has not been waited for";
             return Err(Error::new(ErrorKind::InvalidInput, text)
                 .with_help("wait for the pending save, or drop it, before the next one"));
         }
         Ok(Seat(self.clone()))
     }
+
+    /// The memory of the save before, if it was kept.
+    pub(crate) fn take_region(&self) -> Option<Region> {
+        self.0.background.kept.lock().take()
+    }
+
+    /// Keeps memory for the next save, until the group ends.
+    pub(crate) fn keep_region(&self, region: Region) {
+        *self.0.background.kept.lock() = Some(region);
+    }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.0.background_taken.store(false, Ordering::Release);
+        self.0.0.background.is_taken.store(false, Ordering::Release);
     }
 }

@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::group::ProcessGroup;
-use crate::manifest::{Manifest, truncated};
+use crate::manifest::{Manifest, hash16};
 use crate::plan::load::{LoadPlan, WantedBox};
 use crate::shard::Sharing;
 
@@ -37,18 +37,17 @@ impl Share {
     }
 }
 
-/// Taken as it goes: a list of all names would be memory that may be short.
 fn hash(wanted: &[WantedBox]) -> [u8; 16] {
-    let mut hasher = blake3::Hasher::new();
+    let mut text = Vec::new();
     for wanted in wanted {
-        hasher.update(wanted.name().as_str().as_bytes());
+        text.extend_from_slice(wanted.name().as_str().as_bytes());
         // No name holds it.
-        hasher.update(&[0]);
+        text.push(0);
         for number in wanted.slice().offsets().iter().chain(wanted.slice().lengths()) {
-            hasher.update(&number.to_le_bytes());
+            text.extend_from_slice(&number.to_le_bytes());
         }
     }
-    truncated(&hasher.finalize())
+    hash16(&text)
 }
 
 /// Whether ranks of one host may want the same bytes.

@@ -3,6 +3,8 @@
 //! to be ended by its allocator.
 
 pub(crate) mod buffers;
+pub(crate) mod region;
+pub(crate) mod stream;
 
 use std::io;
 
@@ -29,15 +31,6 @@ pub(crate) fn room_for<T>(items: usize) -> Result<Vec<T>> {
 pub(crate) fn zeroed(len: u64) -> Result<Vec<u8>> {
     let fit = usize::try_from(len).map_err(|_| short(len))?;
     bytemuck::allocation::try_zeroed_vec(fit).map_err(|()| short(len))
-}
-
-/// A zeroed buffer whose pages are there already: the first touch is no part of what is measured.
-#[cfg(feature = "cli")]
-pub(crate) fn touched(len: u64) -> Result<Vec<u8>> {
-    let mut bytes = reserved(len)?;
-    // It fits: the buffer was made.
-    bytes.resize(usize::try_from(len).unwrap_or_default(), 0);
-    Ok(bytes)
 }
 
 /// Makes `bytes` at least `len` long, or an error where memory is short.

@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use parking_lot::Mutex;
 
 use super::gate::{Gate, Opens};
+use super::priority;
 use super::{
     Assignment, Checkpoint, Extras, Planned, SaveOptions, Timing, commit, help_uncommitted, plan,
     target, write,
@@ -22,9 +23,10 @@ use crate::plan::Receipt;
 use crate::plan::save::local_plan;
 use crate::report::SaveReport;
 use crate::sabotage::{self, Defect};
-use crate::stage::{Copying, Staging};
+use crate::shard::write_filled;
+use crate::stage::{Copying, Share, Staging};
 use crate::state::StateDict;
-use crate::storage::Storage;
+use crate::storage::{Directory, Storage};
 use crate::trace::Held;
 
 /// What the coordinator does after the commit, before the save counts as done: retention. On the
@@ -143,6 +145,10 @@ impl fmt::Debug for PendingSave {
 /// Starts to save `state` as checkpoint `path`, and returns once all of `state` may change: this
 /// rank's share, no more, is in memory of its own. Writing, commit and `after` follow in a thread.
 ///
+/// The memory, as large as the share, stays for the next such save, because memory that is new to
+/// the process is slower than the disk: [`free_staging`] gives it back, and so does the end of the
+/// group. The thread writes at the lowest priority that training has no use for.
+///
 /// A group has room for one such save: as long as a [`PendingSave`] exists on a rank, the next
 /// one is refused on every rank.
 ///
@@ -210,6 +216,13 @@ pub fn save_async_overlapped(
     start(group, storage, path, state, options, after, Copying::SteadyLater)
 }
 
+/// Frees what [`save_async`] has kept: memory as large as this rank's share of the last such save,
+/// whose next one is then as slow as the first. Does nothing while one is pending, which keeps its
+/// memory afterwards. Not collective. The end of the group frees it as well.
+pub fn free_staging(group: &ProcessGroup) {
+    drop(group.take_region());
+}
+
 fn start(
     group: &ProcessGroup,
     storage: &Arc<dyn Storage>,
@@ -234,8 +247,10 @@ fn start(
     // An error here was this rank's vote, so that phase "plan" has failed.
     let seat = seat?;
     // From here on what a rank meets goes to the vote.
-    let share = &planned.assignment.plan;
-    let stage = || Staging::begin(share, state, copying, &group.progress());
+    let stage = || {
+        let share = share(group, &planned.assignment, options.step);
+        Staging::begin(share, state, copying, group.take_region(), &group.progress())
+    };
     let staging = guarded(group.rank(), "commit", || timing.stage(stage));
     let gate = Arc::new(Gate::default());
     if copying == Copying::Now {
@@ -261,6 +276,10 @@ fn start(
     Ok(PendingSave { path, name, save_id, gate, held, verdict: Some(spawn(job)), _seat: seat })
 }
 
+fn share<'a>(group: &ProcessGroup, assignment: &'a Assignment, step: u64) -> Share<'a> {
+    Share { plan: &assignment.plan, rank: group.rank(), step }
+}
+
 /// Runs `job` in a thread, or, where there is none to be had, now: the other ranks wait for it.
 fn spawn(job: Job) -> Verdict {
     let shared = Arc::new(Mutex::new(Some(job)));
@@ -268,7 +287,8 @@ fn spawn(job: Job) -> Verdict {
     let run = move || {
         let job = of_thread.lock().take();
         drop(of_thread);
-        job.map_or_else(|| Err(Error::new(ErrorKind::Panic, "nothing to save")), Job::run)
+        let missing = || Err(Error::new(ErrorKind::Panic, "nothing to save"));
+        job.map_or_else(missing, |job| job.run(priority::lower))
     };
     match thread::Builder::new().name("tch-save".into()).spawn(run) {
         Ok(thread) => Verdict::Coming(thread),
@@ -299,22 +319,30 @@ impl Job {
     /// While the caller waits.
     fn run_here(mut self) -> Result<Checkpoint> {
         self.timing.hold_on();
-        self.run()
+        self.run(|| ())
     }
 
-    fn run(self) -> Result<Checkpoint> {
+    /// `calm_down` is called when nobody waits for copies any more.
+    fn run(self, calm_down: impl FnOnce()) -> Result<Checkpoint> {
         let Self { group, storage, path, step, extras, timing, planned, staging, gate, after } =
             self;
         let _inside = timing.enter();
         let opens = Opens(Arc::clone(&gate));
         let write_share = |assignment: &Assignment, timing: &Timing| -> Result<Receipt> {
-            let staging = staging?;
-            let (state, watch) = timing.stage(|| staging.finish(&group.progress()))?;
+            let (staging, share) = (staging?, share(&group, assignment, step));
+            let (staged, watch) = timing.stage(|| staging.finish(share, &group.progress()))?;
             gate.set_watch(watch);
             drop(opens);
-            let write = || write(&group, storage.as_ref(), &path, assignment, &state, step);
+            calm_down();
+            let images = staged.images(share)?;
+            let files = staged.files(&images);
+            let into = |dir: &dyn Directory, progress: &(dyn Fn(u64) + Sync)| {
+                write_filled(dir, &assignment.plan, &files, progress)
+            };
+            let write = || write(&group, storage.as_ref(), &path, assignment, into);
             let receipt = timing.write(write, |receipt| &mut receipt.times)?;
             gate.check()?;
+            group.keep_region(staged.into_region());
             Ok(receipt)
         };
         let channel = Channel::Background;

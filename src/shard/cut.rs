@@ -25,7 +25,7 @@ impl<'a> Cut<'a> {
     }
 
     /// As [`Cut::new`], with the boxes that the state has of the tensor.
-    pub(super) fn of_boxes(piece: &'a PlannedPiece, boxes: &'a [TensorEntry]) -> Result<Self> {
+    pub(crate) fn of_boxes(piece: &'a PlannedPiece, boxes: &'a [TensorEntry]) -> Result<Self> {
         let Some(entry) = boxes.iter().find(|b| b.slice == piece.held && b.spec == piece.spec)
         else {
             let message = format!("the state holds no box {} of {}", piece.held, piece.spec);
@@ -88,7 +88,7 @@ impl<'a> Cut<'a> {
 
 /// Finds the boxes of one tensor after the other. Names in order, as those of a planned file are but
 /// for a few turns, are found by going through the state once per turn.
-pub(super) struct Boxes<'a> {
+pub(crate) struct Boxes<'a> {
     state: &'a StateDict,
     ahead: Peekable<All<'a>>,
     turns: u32,
@@ -101,7 +101,7 @@ type All<'a> = Box<dyn Iterator<Item = (&'a TensorName, &'a [TensorEntry])> + 'a
 const TURNS_MAX: u32 = 8;
 
 impl<'a> Boxes<'a> {
-    pub(super) fn new(state: &'a StateDict) -> Self {
+    pub(crate) fn new(state: &'a StateDict) -> Self {
         Self { state, ahead: Self::all(state), turns: 0 }
     }
 
@@ -111,7 +111,7 @@ impl<'a> Boxes<'a> {
     }
 
     /// The boxes of `name`; empty if the state has none.
-    pub(super) fn of(&mut self, name: &TensorName) -> &'a [TensorEntry] {
+    pub(crate) fn of(&mut self, name: &TensorName) -> &'a [TensorEntry] {
         while self.turns < TURNS_MAX {
             let Some((next, boxes)) = self.ahead.peek() else { break };
             match (*next).cmp(name) {

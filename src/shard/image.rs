@@ -119,14 +119,6 @@ impl Image {
         Ok((sums, times))
     }
 
-    /// The sums of bytes that lie in memory.
-    pub(super) fn sums_of(&self, begin: u64, bytes: &[u8]) -> RangeSums {
-        let mut sums = self.begin_sums(begin, bytes.len());
-        let behind = bytes.get(sums.head..).unwrap_or_default();
-        self.sum(begin + sums.head as u64, behind, &mut sums.part);
-        sums
-    }
-
     /// For the sums of `len` bytes from `begin` on: what belongs to a block that began before.
     fn begin_sums(&self, begin: u64, len: usize) -> RangeSums {
         let part = SumsContent::part();

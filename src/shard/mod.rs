@@ -7,6 +7,7 @@
 mod bulk;
 mod crew;
 mod cut;
+mod filled;
 mod header;
 pub(crate) mod image;
 mod opened;
@@ -14,21 +15,19 @@ mod pipeline;
 mod ranges;
 mod reader;
 mod single;
-mod staged;
 mod sums;
 mod verify;
 mod writer;
 
 pub(crate) use bulk::{Part, Place, Sharing, Takers};
-pub(crate) use cut::Cut;
+pub(crate) use cut::{Boxes, Cut};
+pub(crate) use filled::{FilledFile, write_filled};
 pub use header::{
     DATA_ALIGNMENT, HEADER_JSON_MAX, Header, HeaderTensor, ParsedHeader, read_header,
 };
 pub(crate) use ranges::{RangePiece, write_ranges};
 pub use reader::{PieceAt, ShardReader};
 pub(crate) use single::{SingleFile, SingleText, plain_header, read_single, single_header};
-#[allow(unused_imports, reason = "for saves beside training")]
-pub(crate) use staged::{StagedFile, StagedShare, write_staged};
 pub use sums::{block_count, sum};
 pub use verify::{DAMAGE_MAX, Damage};
 pub use writer::write_shards;

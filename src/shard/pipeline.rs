@@ -211,7 +211,7 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
 }
 
 /// A file being written, front to back; the first error drops it.
-struct OpenFile<'a> {
+pub(super) struct OpenFile<'a> {
     dir: &'a dyn Directory,
     name: &'a str,
     file: Box<dyn WriteFile>,
@@ -219,20 +219,20 @@ struct OpenFile<'a> {
 }
 
 impl<'a> OpenFile<'a> {
-    fn create(dir: &'a dyn Directory, name: &'a str, len: u64) -> Result<Self> {
+    pub(super) fn create(dir: &'a dyn Directory, name: &'a str, len: u64) -> Result<Self> {
         let file = dir.create_file(name).map_err(|e| at_file(e, dir, name))?;
         file.reserve(len).map_err(|e| at_file(e, dir, name))?;
         Ok(Self { dir, name, file, end: 0 })
     }
 
-    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(super) fn append(&mut self, bytes: &[u8]) -> Result<()> {
         let written = self.file.write_at(self.end, bytes);
         written.map_err(|e| at_file(e, self.dir, self.name).with_offset(self.end))?;
         self.end += bytes.len() as u64;
         Ok(())
     }
 
-    fn finish(self) -> Result<()> {
+    pub(super) fn finish(self) -> Result<()> {
         let Self { dir, name, file, end } = self;
         sabotage::finished(Defect::DataNotSynced, || file.finish())
             .map_err(|e| at_file(e, dir, name))?;

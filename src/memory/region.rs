@@ -1,0 +1,104 @@
+//! One long piece of memory, for as much as a rank's whole share: kept between saves, because the
+//! first touch of a page costs more than the disk.
+
+use std::alloc::{Layout, alloc_zeroed};
+use std::fmt;
+
+use crate::error::{Error, Result};
+
+/// Where it begins, and what is placed in it: what direct I/O asks for.
+pub(crate) const PAGE: usize = 4096;
+/// A region that is longer than needed by more than this is not used again.
+const SURPLUS_MAX: usize = 32 << 20;
+
+/// Zeroes, or whatever was in it when it was used before; it begins on a page. Pages that no byte
+/// was written to take no memory.
+pub(crate) struct Region {
+    bytes: Vec<u8>,
+    begin: usize,
+}
+
+impl Region {
+    /// # Errors
+    /// [`ErrorKind::Storage`](crate::ErrorKind::Storage) where memory is short.
+    pub(crate) fn new(len: u64) -> Result<Self> {
+        let short = || Error::no_memory(len);
+        let len = usize::try_from(len).map_err(|_| short())?;
+        let bytes = zeroed_lazily(len.checked_add(PAGE).ok_or_else(short)?).ok_or_else(short)?;
+        let begin = bytes.as_ptr().align_offset(PAGE).min(PAGE);
+        Ok(Self { bytes, begin })
+    }
+
+    /// `kept`, if it is long enough and not much too long, else a new one. Never both at once.
+    ///
+    /// # Errors
+    /// As [`Region::new`].
+    pub(crate) fn of(len: u64, kept: Option<Self>) -> Result<Self> {
+        let fits = |region: &Self| {
+            let room = region.bytes.len() - PAGE;
+            usize::try_from(len).is_ok_and(|len| len <= room && room - len <= SURPLUS_MAX)
+        };
+        match kept.filter(fits) {
+            Some(region) => Ok(region),
+            None => Self::new(len),
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.bytes.get(self.begin..).unwrap_or_default()
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.bytes.get_mut(self.begin..).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Region").field("len", &self.bytes.len()).finish_non_exhaustive()
+    }
+}
+
+/// Zeroes that the system has not written yet, where it can (`calloc`); none if it refuses.
+///
+/// Of ordinary pages: once touched they are as fast as huge ones, and a virtual machine whose host
+/// has taken back what was free in one piece needs six times as long to touch huge ones first.
+fn zeroed_lazily(len: usize) -> Option<Vec<u8>> {
+    let layout = Layout::array::<u8>(len).ok().filter(|layout| layout.size() > 0)?;
+    // SAFETY: the layout is not empty; the vector is given exactly what was allocated, with the
+    // layout that it frees it with, and zeroes are valid bytes.
+    #[allow(unsafe_code)]
+    unsafe {
+        let pointer = alloc_zeroed(layout);
+        (!pointer.is_null()).then(|| Vec::from_raw_parts(pointer, len, len))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_begins_on_a_page_and_is_used_again_where_it_fits() {
+        let mut region = Region::new(10_000).unwrap();
+        assert_eq!(region.bytes().as_ptr().align_offset(PAGE), 0);
+        assert!(region.bytes().len() >= 10_000 && region.bytes().iter().all(|byte| *byte == 0));
+        region.bytes_mut()[9_999] = 7;
+        let address = region.bytes().as_ptr();
+        let again = Region::of(10_000, Some(region)).unwrap();
+        assert_eq!((again.bytes().as_ptr(), again.bytes()[9_999]), (address, 7));
+        let smaller = Region::of(1, Some(again)).unwrap();
+        assert_eq!(smaller.bytes()[9_999], 7, "a surplus of a few pages does not matter");
+        let larger = Region::of(100_000, Some(smaller)).unwrap();
+        assert!(larger.bytes().len() >= 100_000 && larger.bytes()[9_999] == 0);
+        let large = Region::new(SURPLUS_MAX as u64 + 100_000).unwrap();
+        assert!(Region::of(1, Some(large)).unwrap().bytes().len() < SURPLUS_MAX);
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_an_error() {
+        for len in [u64::MAX, u64::MAX / 2, 1 << 60] {
+            assert!(Region::new(len).unwrap_err().message().contains("no memory"));
+        }
+    }
+}

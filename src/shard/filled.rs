@@ -1,0 +1,110 @@
+//! Writing files whose data lies in memory as it will be: nothing is copied, and neither hashing
+//! nor writing waits for the other.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use super::crew::Written;
+use super::image::{FillTimes, Image};
+use super::pipeline::{self, DiskTimes, OpenFile, Progress};
+use super::sums::SumsContent;
+use super::writer::{finish_share, no_sums_file};
+use crate::clock;
+use crate::error::Result;
+use crate::memory::buffers::BUFFER_BYTES;
+use crate::plan::{Receipt, SavePlan};
+use crate::storage::Directory;
+
+/// A data file, and the bytes of its pieces, one after the other.
+pub(crate) struct FilledFile<'a> {
+    pub(crate) image: &'a Image,
+    pub(crate) data: &'a [u8],
+}
+
+/// Writes `files`, those that `plan` gives to this rank, in its order, into `dir`. One thread
+/// writes while this one hashes, both at the priority of this one; for the rest as
+/// [`write_shards`](super::write_shards).
+///
+/// # Errors
+/// As [`write_shards`](super::write_shards), but for those of sources.
+pub(crate) fn write_filled(
+    dir: &dyn Directory,
+    plan: &SavePlan,
+    files: &[FilledFile<'_>],
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Receipt> {
+    let begun = clock::now();
+    let Some(sums_name) = &plan.sums_file else {
+        return if files.is_empty() { Ok(Receipt::default()) } else { Err(no_sums_file()) };
+    };
+    let images: Vec<&Image> = files.iter().map(|file| file.image).collect();
+    let pieces = images.iter().flat_map(|image| image.header().piece_bytes()).copied();
+    let sums = SumsContent::new(&plan.save_id, pieces)?;
+    let has_failed = AtomicBool::new(false);
+    let write = || {
+        let written = write_files(dir, files, progress);
+        has_failed.store(written.is_err(), Ordering::Relaxed);
+        written
+    };
+    let mut hashed = (sums, Duration::ZERO);
+    let disk = if clock::is_simulated() {
+        let disk = write()?;
+        hash_files(files, &mut hashed, &has_failed);
+        disk
+    } else {
+        thread::scope(|scope| {
+            pipeline::beside(scope, write, || hash_files(files, &mut hashed, &has_failed))
+        })?
+    };
+    let (sums, hash) = hashed;
+    let written = Written { sums, fill: FillTimes { stage: Duration::ZERO, hash }, disk };
+    finish_share(dir, &images, written, sums_name, progress, begun)
+}
+
+fn write_files(
+    dir: &dyn Directory,
+    files: &[FilledFile<'_>],
+    progress: Progress<'_>,
+) -> Result<DiskTimes> {
+    let mut times = DiskTimes::default();
+    for FilledFile { image, data } in files {
+        let begun = clock::now();
+        let mut file = OpenFile::create(dir, image.name(), image.len())?;
+        let header = image.header().bytes();
+        for part in header.chunks(BUFFER_BYTES).chain(data.chunks(BUFFER_BYTES)) {
+            file.append(part)?;
+            progress(part.len() as u64);
+        }
+        let written = clock::now();
+        file.finish()?;
+        times.write += written.saturating_duration_since(begun);
+        times.fsync += clock::now().saturating_duration_since(written);
+        times.bytes += image.len();
+    }
+    Ok(times)
+}
+
+/// Takes the sums of all files, and the time; of some, if `is_void` says that nobody wants them any
+/// more.
+fn hash_files(
+    files: &[FilledFile<'_>],
+    (sums, took): &mut (SumsContent, Duration),
+    is_void: &AtomicBool,
+) {
+    let begun = clock::now();
+    for FilledFile { image, data } in files {
+        let mut rest = *data;
+        for piece_bytes in image.header().piece_bytes() {
+            let len = usize::try_from(*piece_bytes).unwrap_or(usize::MAX).min(rest.len());
+            let (piece, after) = rest.split_at(len);
+            for part in piece.chunks(BUFFER_BYTES).take_while(|_| !is_void.load(Ordering::Relaxed))
+            {
+                sums.update(part);
+            }
+            sums.end_piece();
+            rest = after;
+        }
+    }
+    *took = clock::now().saturating_duration_since(begun);
+}
