@@ -268,3 +268,6 @@ fn add_filler<'scope>(scope: &'scope Scope<'scope, '_>, crew: &'scope Crew<'_>) 
     tracing::debug!("one more thread fills");
     thread::Builder::new().name("shard-filler".to_owned()).spawn_scoped(scope, work).is_ok()
 }
+
+#[cfg(test)]
+mod tests;
