@@ -59,7 +59,7 @@ mod tests {
         let mut merged = merged();
         assert_eq!(index_of(&merged).unwrap(), None, "a tensor of the model is split");
         for plan in &mut merged.plans {
-            for piece in plan.files.iter_mut().flat_map(|file| &mut file.pieces) {
+            for piece in plan.files.iter_mut().flat_map(|file| file.pieces.iter_mut()) {
                 piece.slice = Slice::full(piece.spec.shape());
             }
         }

@@ -4,7 +4,7 @@
 //! phase "audit":  (if asked for) replicas are compared, see `audit`
 //! state (all, no I/O) → local_plan (all, pure)
 //! phase "plan":   gather plans ─(coordinator) merge, balance, sweep, see that it fits,
-//!                 make the attempt─ scatter
+//!                 make the attempt─ scatter; see `save/plan` for what is told again
 //! phase "commit": write (all): piece → block sums → file → fsync → receipt
 //!                 gather receipts ─(coordinator) check, seal, publish, rename─ one verdict
 //! after:          (coordinator) remove what was replaced; failures are only logged
@@ -14,6 +14,7 @@
 
 mod background;
 mod gate;
+mod plan;
 mod priority;
 mod timing;
 #[cfg(feature = "sabotage")]
@@ -32,17 +33,18 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::layout::{self, CheckpointName, SaveId};
 use crate::manifest::{Manifest, OtherFile, SealInfo, hash16};
-use crate::plan::save::{MergedPlan, local_plan, merge_plans};
-use crate::plan::{LocalPlan, OnExisting, Receipt, SavePlan, SaveTarget};
+use crate::plan::save::{MergedPlan, local_plan};
+use crate::plan::{OnExisting, Receipt, SaveTarget};
 use crate::report::{CommitTimes, RankSave, SaveBytes, SaveReport};
 use crate::sabotage;
 use crate::shard::write_shards;
-use crate::space::{Margin, Need};
+use crate::space::Margin;
 use crate::state::StateDict;
 use crate::storage::{Directory, Storage};
 use crate::sweep::{Pace, RETRY_INTERVAL, log_failure};
 
 pub use background::{AfterCommit, PendingSave, free_staging, save_async, save_async_overlapped};
+use plan::{Assignment, Planned, plan};
 pub(crate) use timing::Timing;
 
 /// How a save is to be done. The same on every rank.
@@ -87,20 +89,6 @@ pub struct Checkpoint {
     pub tensor_bytes: u64,
     /// What the save took, the same on every rank.
     pub report: SaveReport,
-}
-
-/// What each rank learns in phase "plan".
-#[derive(serde::Serialize, serde::Deserialize)]
-struct Assignment {
-    name: CheckpointName,
-    plan: SavePlan,
-}
-
-/// A save between its two phases.
-struct Planned {
-    assignment: Assignment,
-    /// On the coordinator alone.
-    coordinator: Option<(Attempt, MergedPlan)>,
 }
 
 /// What the manifest says that no rank has planned or written.
@@ -158,32 +146,6 @@ pub fn save(
     })
 }
 
-/// Phase "plan": who writes what, and where.
-fn plan(
-    group: &ProcessGroup,
-    storage: &dyn Storage,
-    path: &CheckpointPath,
-    options: &SaveOptions,
-    local: impl FnOnce() -> Result<LocalPlan>,
-) -> Result<Planned> {
-    let mut coordinator: Option<(Attempt, MergedPlan)> = None;
-    let assignment = group.phase(Channel::Save, "plan", local, |plans| {
-        let save_id = SaveId::random()?;
-        let merged = merge_plans(save_id, &plans)?;
-        let attempt = begin(group, storage, path, &merged, options)?;
-        let answers = assignments(&attempt, &merged);
-        coordinator = Some((attempt, merged));
-        Ok(answers)
-    });
-    match assignment {
-        Ok(assignment) => Ok(Planned { assignment, coordinator }),
-        Err(error) => {
-            close(group, coordinator);
-            Err(help_uncommitted(error))
-        }
-    }
-}
-
 /// Phase "commit": every rank writes its share, the coordinator publishes; and what comes after.
 fn commit(
     group: &ProcessGroup,
@@ -229,26 +191,6 @@ fn commit(
 struct Vote {
     receipt: Receipt,
     own: RankSave,
-}
-
-/// Phase "plan", coordinator: the directory of checkpoints, swept, with space for this one, and
-/// in it the attempt.
-fn begin(
-    group: &ProcessGroup,
-    storage: &dyn Storage,
-    path: &CheckpointPath,
-    merged: &MergedPlan,
-    options: &SaveOptions,
-) -> Result<Attempt> {
-    let need = Need::of_plan(merged, options.margin())?;
-    let parent = storage.create_dir_all(path.directory())?;
-    let (save_id, on_existing) = (merged.save_id, options.on_existing);
-    Attempt::begin(parent, path.name(), save_id, on_existing, &need, &Pace::of(group))
-}
-
-fn assignments(attempt: &Attempt, merged: &MergedPlan) -> Vec<Assignment> {
-    let name = attempt.name();
-    merged.plans.iter().map(|plan| Assignment { name: name.clone(), plan: plan.clone() }).collect()
 }
 
 /// Every rank: its share of the tensors into the directory of the attempt.

@@ -23,6 +23,7 @@ mod exchange;
 mod frame;
 mod heartbeat;
 mod inbox;
+mod job;
 mod launch;
 mod leave;
 #[cfg(feature = "mpi")]
@@ -45,15 +46,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::background::Seat;
 use self::data::{DataPlane, NoData};
+pub use self::job::JobId;
 use self::phase::Answers;
 pub(crate) use self::phase::{guarded, panic_text};
 use self::star::Star;
 use crate::error::{Error, ErrorKind, Result};
+use crate::plan::reuse::PlanCache;
 use crate::rank::{LocalRank, Rank, WorldSize};
 use crate::sabotage::{self, Defect};
 
@@ -116,33 +120,6 @@ impl Deadlines {
     }
 }
 
-/// What tells the ranks of one job from those of another.
-#[derive(Clone, PartialEq, Eq)]
-pub struct JobId {
-    id: String,
-    token: String,
-}
-
-impl JobId {
-    /// A job `id`, whose ranks all know `token`.
-    pub fn new(id: impl Into<String>, token: impl Into<String>) -> Self {
-        Self { id: id.into(), token: token.into() }
-    }
-
-    /// A job without a secret: whoever can guess `id` and reach rank 0 can join.
-    pub fn without_secret(id: impl Into<String>) -> Self {
-        let id = id.into();
-        Self { token: id.clone(), id }
-    }
-}
-
-/// Shows the id, never the token.
-impl fmt::Debug for JobId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JobId").field("id", &self.id).finish_non_exhaustive()
-    }
-}
-
 /// Tells peers that this rank works; cheap to clone and to call.
 #[derive(Clone, Debug, Default)]
 pub struct Progress(Arc<AtomicU64>);
@@ -180,6 +157,8 @@ struct Inner {
     /// Absent in a job of one rank.
     star: Option<Star>,
     data: Box<dyn DataPlane>,
+    /// What this rank knows of plans that all have agreed on.
+    plans: Mutex<PlanCache>,
     /// For a save that runs beside training: the channel has room for one.
     background: background::Place,
     /// Present if MPI has to be finalised.
@@ -373,10 +352,16 @@ impl ProcessGroup {
             progress,
             star,
             data,
+            plans: Mutex::default(),
             background: background::Place::default(),
             #[cfg(feature = "mpi")]
             mpi: None,
         }))
+    }
+
+    /// What this rank remembers of the plans of earlier saves.
+    pub(crate) fn plans(&self) -> MutexGuard<'_, PlanCache> {
+        self.0.plans.lock()
     }
 
     fn star(&self) -> Option<&Star> {

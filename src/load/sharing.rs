@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::group::ProcessGroup;
-use crate::manifest::{Manifest, hash16};
+use crate::manifest::{Manifest, truncated};
 use crate::plan::load::{LoadPlan, WantedBox};
 use crate::shard::Sharing;
 
@@ -37,17 +37,18 @@ impl Share {
     }
 }
 
+/// Taken as it goes: a list of all names would be memory that may be short.
 fn hash(wanted: &[WantedBox]) -> [u8; 16] {
-    let mut text = Vec::new();
+    let mut hasher = blake3::Hasher::new();
     for wanted in wanted {
-        text.extend_from_slice(wanted.name().as_str().as_bytes());
+        hasher.update(wanted.name().as_str().as_bytes());
         // No name holds it.
-        text.push(0);
+        hasher.update(&[0]);
         for number in wanted.slice().offsets().iter().chain(wanted.slice().lengths()) {
-            text.extend_from_slice(&number.to_le_bytes());
+            hasher.update(&number.to_le_bytes());
         }
     }
-    hash16(&text)
+    truncated(&hasher.finalize())
 }
 
 /// Whether ranks of one host may want the same bytes.

@@ -42,8 +42,13 @@ pub const SUMS_HEADER_BYTES: u64 = 32;
 /// BLAKE3 of `bytes`, first 16 bytes: every hash and sum of the format.
 #[must_use]
 pub fn hash16(bytes: &[u8]) -> [u8; 16] {
+    truncated(&blake3::hash(bytes))
+}
+
+/// First 16 bytes of a BLAKE3 hash.
+pub(crate) fn truncated(hash: &blake3::Hash) -> [u8; 16] {
     let mut short = [0; 16];
-    short.copy_from_slice(&blake3::hash(bytes).as_bytes()[..16]);
+    short.copy_from_slice(&hash.as_bytes()[..16]);
     short
 }
 

@@ -33,6 +33,15 @@ pub(crate) fn zeroed(len: u64) -> Result<Vec<u8>> {
     bytemuck::allocation::try_zeroed_vec(fit).map_err(|()| short(len))
 }
 
+/// A zeroed buffer whose pages are there already: the first touch is no part of what is measured.
+#[cfg(feature = "cli")]
+pub(crate) fn touched(len: u64) -> Result<Vec<u8>> {
+    let mut bytes = reserved(len)?;
+    // It fits: the buffer was made.
+    bytes.resize(usize::try_from(len).unwrap_or_default(), 0);
+    Ok(bytes)
+}
+
 /// Makes `bytes` at least `len` long, or an error where memory is short.
 pub(crate) fn grow(bytes: &mut Vec<u8>, len: usize) -> Result<()> {
     let more = len.saturating_sub(bytes.len());

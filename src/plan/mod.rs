@@ -4,10 +4,13 @@
 pub(crate) mod cover;
 pub mod load;
 pub(crate) mod names;
+mod pieces;
+pub(crate) mod reuse;
 pub mod save;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::pieces::Pieces;
 use crate::layout::SaveId;
 use crate::manifest::OtherFile;
 pub use crate::report::WriteTimes;
@@ -93,7 +96,7 @@ pub struct PlannedFile {
     /// The component whose tensors it holds.
     pub component: Component,
     /// Its pieces in file order: larger element sizes first, then by tensor name.
-    pub pieces: Vec<PlannedPiece>,
+    pub pieces: Pieces,
 }
 
 /// One piece to be written: part of a box that the rank declared.

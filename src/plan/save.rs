@@ -81,6 +81,47 @@ fn attached(state: &StateDict) -> Vec<OtherFile> {
     state.attached_files().iter().map(file).collect()
 }
 
+impl MergedPlan {
+    /// What of it does not change from save to save of the same structure.
+    pub(crate) fn without_values(&self) -> Self {
+        Self {
+            save_id: self.save_id,
+            target: self.target.clone(),
+            plans: self.plans.clone(),
+            aliases: self.aliases.clone(),
+            values: Values::new(),
+            rank_values: Vec::new(),
+            attached: self.attached.clone(),
+        }
+    }
+
+    /// The same for another save, of whose ranks `plans` say target and values alone.
+    ///
+    /// # Errors
+    /// As [`merge_plans`], for what the plans say.
+    pub(crate) fn renewed<'a>(
+        &self,
+        save_id: SaveId,
+        plans: impl Iterator<Item = &'a LocalPlan> + Clone,
+    ) -> Result<Self> {
+        agree::check_job(plans.clone())?;
+        let invalid = || Error::new(ErrorKind::InvalidInput, "a plan for other ranks");
+        let first = plans.clone().next().ok_or_else(invalid)?;
+        let world_size = u32::try_from(self.plans.len()).map_err(|_| invalid())?;
+        let world_size = WorldSize::new(world_size)?;
+        let ranks = world_size.ranks().zip(&self.plans);
+        Ok(Self {
+            save_id,
+            target: first.target.clone(),
+            plans: ranks.map(|(rank, plan)| plan.renewed(save_id, rank, world_size)).collect(),
+            values: first.values.clone(),
+            rank_values: plans.map(|plan| plan.rank_values.clone()).collect(),
+            aliases: self.aliases.clone(),
+            attached: self.attached.clone(),
+        })
+    }
+}
+
 /// Decides what each rank writes, so that every byte is written exactly once and replicated
 /// boxes are shared among the ranks that hold them, by bytes. Same plans, same answer.
 ///
@@ -197,7 +238,7 @@ fn rank_plan(
         // Parts come by name, which stays the order of what has elements of one size.
         pieces.sort_by_key(|piece| Reverse(piece.spec.dtype().size_bytes()));
         let name = layout::data_file(component, rank, world_size, nth, &save_id);
-        PlannedFile { name, component: component.clone(), pieces }
+        PlannedFile { name, component: component.clone(), pieces: pieces.into() }
     };
     let files: Vec<_> = files.into_iter().map(planned_file).collect();
     let sums_file = (!files.is_empty()).then(|| layout::sums_file(rank, world_size, &save_id));

@@ -5,7 +5,7 @@
 
 use crate::error::Result;
 use crate::layout::SaveId;
-use crate::manifest::{BLOCK_BYTES, SUM_BYTES, SUMS_HEADER_BYTES, hash16};
+use crate::manifest::{BLOCK_BYTES, SUM_BYTES, SUMS_HEADER_BYTES, hash16, truncated};
 use crate::memory::reserved;
 
 const MAGIC: &[u8; 8] = b"TCHSUMS\n";
@@ -26,13 +26,6 @@ pub fn sum(block: &[u8]) -> [u8; 16] {
 #[must_use]
 pub const fn block_count(piece_bytes: u64) -> u64 {
     piece_bytes.div_ceil(BLOCK_BYTES)
-}
-
-/// First 16 bytes of a BLAKE3 hash.
-pub(super) fn truncated(hash: &blake3::Hash) -> [u8; 16] {
-    let mut short = [0; 16];
-    short.copy_from_slice(&hash.as_bytes()[..16]);
-    short
 }
 
 /// How a sums file of this save begins.

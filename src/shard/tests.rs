@@ -50,7 +50,7 @@ fn whole(state: &mut StateDict, text: &str, dtype: Dtype, shape: &[u64]) -> Plan
 }
 
 fn planned_file(name: &str, pieces: Vec<PlannedPiece>) -> PlannedFile {
-    PlannedFile { name: name.to_owned(), component: Component::model(), pieces }
+    PlannedFile { name: name.to_owned(), component: Component::model(), pieces: pieces.into() }
 }
 
 fn plan_of(files: Vec<PlannedFile>) -> SavePlan {

@@ -6,13 +6,12 @@ use std::ops::Range;
 use super::bulk::batches::{Batch, batches};
 use super::bulk::fetch::{Fetcher, Outlet};
 use super::bulk::workers::{self, Message, Pace};
-use super::bulk::{Part, Place, Sharing};
+use super::bulk::{Failed, Part, Place, Sharing};
 use super::header::{DATA_ALIGNMENT, HEADER_JSON_MAX};
 use super::opened::Opened;
 use super::reader::{CHUNK_BYTES, PieceAt, ShardReader, sized};
-use super::sums::truncated;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::{DataFile, Form};
+use crate::manifest::{DataFile, Form, truncated};
 use crate::storage::ReadFile;
 
 /// Most damaged places that [`ShardReader::verify_file`] lists per file.
@@ -129,9 +128,13 @@ impl ShardReader {
             let spans: Vec<_> = batch.parts.iter().map(Part::span).collect();
             let bytes = batch.parts.iter().map(Part::len).sum();
             let mut damage = Listed::default();
-            if fetcher.fetch(batch.parts, &mut damage).is_err() {
+            match fetcher.fetch(batch.parts, &mut damage) {
+                Ok(()) => {}
+                Err(Failed { item, error }) if error.is_no_memory() => {
+                    damage.0 = vec![Damage { piece: Some(item), error }];
+                }
                 // Part by part, to tell what cannot be read from what is damaged.
-                damage.0 = self.damage_of(opened, &spans);
+                Err(_) => damage.0 = self.damage_of(opened, &spans),
             }
             hand((batch.number, bytes, damage.0));
         };

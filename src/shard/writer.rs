@@ -19,9 +19,9 @@ use crate::state::StateDict;
 use crate::storage::Directory;
 
 /// Writes the files that `plan` gives to this rank into `dir`, makes them durable, and returns
-/// the proof of what was written. Needs at most 32 MiB of buffers, plus headers and sums.
+/// the proof of what was written. Needs at most 48 MiB of buffers, plus headers and sums.
 ///
-/// `progress` is called with the bytes of each finished write, from another thread. The plan is
+/// `progress` is called with the bytes of each finished write, from another thread or this one. The plan is
 /// checked against `state` before the first file is created. After an error the files are
 /// incomplete, and no file whose write or fsync failed is touched again.
 ///

@@ -115,7 +115,8 @@ fn merged(manifest: &Manifest) -> Result<MergedPlan> {
             spec: tensor.spec.clone(),
             held: Slice::full(tensor.spec.shape()),
             slice: Slice::full(tensor.spec.shape()),
-        }],
+        }]
+        .into(),
     });
     let nothing = SavePlan { save_id, files: Vec::new(), sums_file: None };
     let mut plans = vec![nothing; manifest.world_size().len()];

@@ -51,7 +51,8 @@ fn piece(name: &str, rows: u64, begin: u64, end: u64) -> PlannedPiece {
 }
 
 fn plan(pieces: Vec<PlannedPiece>) -> SavePlan {
-    let file = PlannedFile { name: "f".to_owned(), component: Component::model(), pieces };
+    let file =
+        PlannedFile { name: "f".to_owned(), component: Component::model(), pieces: pieces.into() };
     let save_id = SaveId::from_bytes([1; 16]);
     SavePlan { save_id, files: vec![file], sums_file: Some("s".to_owned()) }
 }

@@ -9,7 +9,7 @@ use super::content;
 use super::spec::Spec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
-use crate::memory::zeroed;
+use crate::memory::touched;
 use crate::rank::{Rank, WorldSize};
 use crate::slice::Slice;
 use crate::state::{LoadTargets, StateDict, TensorSink};
@@ -79,7 +79,7 @@ impl Held {
             let Some((slice, begin)) = rows.transpose()? else { continue };
             let size = slice.elements() * tensor.spec.dtype().size_bytes();
             let at = tensor.at + begin;
-            let mut bytes = zeroed(size).map_err(|e| e.with_tensor(tensor.name.as_str()))?;
+            let mut bytes = touched(size).map_err(|e| e.with_tensor(tensor.name.as_str()))?;
             for (part, index) in bytes.chunks_mut(PART).zip(0..) {
                 fill(at + index * PART as u64, part);
                 progress.add(part.len() as u64);

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Progress;
-use crate::memory::zeroed;
+use crate::memory::touched;
 
 /// Bytes of one write or read.
 pub(super) const BLOCK: usize = 8 << 20;
@@ -29,7 +29,7 @@ pub(super) struct Block {
 
 impl Block {
     fn new() -> Result<Self> {
-        let memory = zeroed((BLOCK + ALIGNMENT) as u64)?;
+        let memory = touched((BLOCK + ALIGNMENT) as u64)?;
         let begin = memory.as_ptr().align_offset(ALIGNMENT);
         if begin > ALIGNMENT {
             return Err(Error::new(ErrorKind::Unsupported, "memory cannot be aligned"));

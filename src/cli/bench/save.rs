@@ -20,7 +20,7 @@ use crate::cli::stress::ranks::Ranks;
 use crate::cli::{Output, Stop};
 use crate::error::Result;
 use crate::group::ProcessGroup;
-use crate::memory::zeroed;
+use crate::memory::touched;
 use crate::plan::OnExisting;
 use crate::save::{SaveOptions, save, save_async};
 use crate::state::StateDict;
@@ -178,7 +178,7 @@ impl<'a> Saver<'a> {
         let share = held.share(how.layout, group.rank(), group.world_size());
         let (mut state, blocks, target) = everywhere(group, "memory", || {
             let own: u64 = share.iter().map(|part| part.len() as u64).sum();
-            let target = zeroed(if saves.beside { own } else { 0 })?;
+            let target = touched(if saves.beside { own } else { 0 })?;
             Ok((held.state()?, Blocks::new()?, target))
         })?;
         state.values.set(MARK, spec.name());

@@ -20,16 +20,25 @@ type Aliases = Vec<(TensorName, TensorName)>;
 /// [`ErrorKind::Disagreement`], or [`ErrorKind::InvalidInput`] for a box outside its tensor or an
 /// alias of nothing.
 pub(super) fn check_agreement(plans: &[LocalPlan]) -> Result<(Aliases, Declared<'_>)> {
+    check_job(plans.iter())?;
     let ranked: Vec<Ranked> = (0..).map(Rank::new).zip(plans).collect();
-    if let Some((first, others)) = ranked.split_first() {
-        for other in others {
-            check_target(*first, *other)?;
-            check_values(*first, *other)?;
-            check_attached(*first, *other)?;
-        }
-    }
     let tensors = check_tensors(&ranked)?;
     Ok((check_aliases(&ranked, &tensors)?, tensors))
+}
+
+/// Checks that the ranks agree on everything but tensors.
+///
+/// # Errors
+/// [`ErrorKind::Disagreement`].
+pub(super) fn check_job<'a>(plans: impl Iterator<Item = &'a LocalPlan>) -> Result<()> {
+    let mut ranked = (0..).map(Rank::new).zip(plans);
+    let Some(first) = ranked.next() else { return Ok(()) };
+    for other in ranked {
+        check_target(first, other)?;
+        check_values(first, other)?;
+        check_attached(first, other)?;
+    }
+    Ok(())
 }
 
 /// "`what` differs: rank 0 has A, rank 3 has B".

@@ -1,0 +1,201 @@
+//! Phase "plan": who writes what, and where.
+//!
+//! A rank whose structure all have planned before sends a hash of it. If all do so, and the
+//! coordinator knows that job as well, the plan is the one of before, in the files of this
+//! attempt. Else the answer to every rank is to send everything, in phase "plan again".
+
+use serde::{Deserialize, Serialize};
+
+use super::{SaveOptions, close, help_uncommitted};
+use crate::catalog::CheckpointPath;
+use crate::commit::Attempt;
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::{Channel, ProcessGroup};
+use crate::layout::{CheckpointName, SaveId};
+use crate::plan::reuse::{PlanVote, Structure, job_of};
+use crate::plan::save::{MergedPlan, merge_plans};
+use crate::plan::{LocalPlan, SavePlan};
+use crate::space::Need;
+use crate::storage::Storage;
+use crate::sweep::Pace;
+
+/// What each rank learns in phase "plan".
+pub(super) struct Assignment {
+    pub(super) name: CheckpointName,
+    pub(super) plan: SavePlan,
+}
+
+/// A save between its two phases.
+pub(super) struct Planned {
+    pub(super) assignment: Assignment,
+    /// On the coordinator alone.
+    pub(super) coordinator: Option<(Attempt, MergedPlan)>,
+}
+
+/// What the coordinator says to each rank.
+#[derive(Clone, Serialize, Deserialize)]
+enum Answer {
+    /// What to write, in a job of that structure.
+    Write { name: CheckpointName, job: Structure, plan: SavePlan },
+    /// What was written in that job, in files of this save.
+    AsBefore { name: CheckpointName, job: Structure, save_id: SaveId },
+    /// Ranks or coordinator have not seen this job. The same for all.
+    SendAll,
+}
+
+/// What a rank holds on to while it votes.
+#[derive(Default)]
+struct Kept {
+    structure: Structure,
+    /// All of its plan, of which it has sent a hash.
+    whole: Option<PlanVote>,
+    /// What it had to write in the jobs that it knows.
+    known: Vec<(Structure, SavePlan)>,
+}
+
+/// What the coordinator has made.
+type Made = (Attempt, MergedPlan);
+
+pub(super) fn plan(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    path: &CheckpointPath,
+    options: &SaveOptions,
+    local: impl FnOnce() -> Result<LocalPlan>,
+) -> Result<Planned> {
+    let (mut kept, mut made, mut sent) = (Kept::default(), None, Vec::new());
+    let begin = |merged: &MergedPlan| begin(group, storage, path, merged, options);
+    let vote = || Ok(kept.vote(group, local()?));
+    let mut answer = group.phase(Channel::Save, "plan", vote, |votes| {
+        if let Some(answers) = as_before(group, &votes, &mut made, begin)? {
+            return Ok(answers);
+        }
+        if votes.iter().all(PlanVote::is_whole) {
+            return merge(votes, &mut made, begin);
+        }
+        let answers = vec![Answer::SendAll; votes.len()];
+        sent = votes;
+        Ok(answers)
+    });
+    if let Ok(Answer::SendAll) = answer {
+        // Nothing lies between the two: every rank was told the same.
+        let vote = || Ok(kept.whole.take());
+        answer = group.phase(Channel::Save, "plan again", vote, |votes: Vec<Option<PlanVote>>| {
+            let pairs = std::mem::take(&mut sent).into_iter().zip(votes);
+            merge(pairs.map(|(sent, vote)| vote.unwrap_or(sent)).collect(), &mut made, begin)
+        });
+    }
+    let planned = answer.and_then(|answer| kept.follow(group, answer, made.as_ref()));
+    match planned {
+        Ok(assignment) => Ok(Planned { assignment, coordinator: made }),
+        Err(error) => {
+            close(group, made);
+            Err(help_uncommitted(error))
+        }
+    }
+}
+
+/// Coordinator: the plan of before, if this job has one that all know.
+fn as_before(
+    group: &ProcessGroup,
+    votes: &[PlanVote],
+    made: &mut Option<Made>,
+    begin: impl FnOnce(&MergedPlan) -> Result<Attempt>,
+) -> Result<Option<Vec<Answer>>> {
+    let job = job_of(votes);
+    if !votes.iter().all(|vote| vote.known.contains(&job)) {
+        return Ok(None);
+    }
+    let Some(before) = group.plans().merged(&job).cloned() else { return Ok(None) };
+    let save_id = SaveId::random()?;
+    let merged = before.renewed(save_id, votes.iter().map(|vote| &vote.plan))?;
+    let attempt = begin(&merged)?;
+    let name = attempt.name().clone();
+    *made = Some((attempt, merged));
+    Ok(Some(vec![Answer::AsBefore { name, job, save_id }; votes.len()]))
+}
+
+/// Coordinator: a plan out of all that the ranks hold.
+fn merge(
+    votes: Vec<PlanVote>,
+    made: &mut Option<Made>,
+    begin: impl FnOnce(&MergedPlan) -> Result<Attempt>,
+) -> Result<Vec<Answer>> {
+    let job = job_of(&votes);
+    let plans: Vec<LocalPlan> = votes.into_iter().map(|vote| vote.plan).collect();
+    let merged = merge_plans(SaveId::random()?, &plans)?;
+    drop(plans);
+    let attempt = begin(&merged)?;
+    let answer = |plan: &SavePlan| {
+        let (name, plan) = (attempt.name().clone(), plan.clone());
+        Answer::Write { name, job, plan }
+    };
+    let answers = merged.plans.iter().map(answer).collect();
+    *made = Some((attempt, merged));
+    Ok(answers)
+}
+
+/// Coordinator: the directory of checkpoints, swept, with space for this one, and in it the
+/// attempt.
+fn begin(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    path: &CheckpointPath,
+    merged: &MergedPlan,
+    options: &SaveOptions,
+) -> Result<Attempt> {
+    let need = Need::of_plan(merged, options.margin())?;
+    let parent = storage.create_dir_all(path.directory())?;
+    let (save_id, on_existing) = (merged.save_id, options.on_existing);
+    Attempt::begin(parent, path.name(), save_id, on_existing, &need, &Pace::of(group))
+}
+
+impl Kept {
+    /// The vote of this rank, as short as it can be.
+    fn vote(&mut self, group: &ProcessGroup, plan: LocalPlan) -> PlanVote {
+        let vote = PlanVote::whole(plan);
+        self.structure = vote.structure;
+        self.known = group.plans().known(&vote.structure);
+        if self.known.is_empty() {
+            return vote;
+        }
+        let jobs = self.known.iter().map(|(job, _)| *job).collect();
+        let (short, whole) = vote.shortened(jobs);
+        self.whole = Some(whole);
+        short
+    }
+
+    /// What this rank is to do, remembered for the next time, since all have been told.
+    fn follow(
+        self,
+        group: &ProcessGroup,
+        answer: Answer,
+        made: Option<&Made>,
+    ) -> Result<Assignment> {
+        let mut plans = group.plans();
+        let (name, job, plan) = match answer {
+            Answer::Write { name, job, plan } => (name, job, plan),
+            Answer::AsBefore { name, job, save_id } => {
+                plans.count_reuse();
+                let (rank, world_size) = (group.rank(), group.world_size());
+                let before = self.known.iter().find(|(known, _)| *known == job);
+                let plan = before.map(|(_, plan)| plan.renewed(save_id, rank, world_size));
+                // Without one it is for phase "commit" to find out that nothing was written.
+                let none = || SavePlan { save_id, files: Vec::new(), sums_file: None };
+                (name, job, plan.unwrap_or_else(none))
+            }
+            Answer::SendAll => {
+                let message = "the coordinator asked for all of the plan twice";
+                return Err(Error::new(ErrorKind::Disagreement, message));
+            }
+        };
+        plans.keep_own(job, self.structure, &plan);
+        if let Some((_, merged)) = made {
+            plans.keep_merged(job, merged);
+        }
+        Ok(Assignment { name, plan })
+    }
+}
+
+#[cfg(test)]
+mod tests;
