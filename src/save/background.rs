@@ -147,7 +147,8 @@ impl fmt::Debug for PendingSave {
 ///
 /// The memory, as large as the share, stays for the next such save, because memory that is new to
 /// the process is slower than the disk: [`free_staging`] gives it back, and so does the end of the
-/// group. The thread writes at the lowest priority that training has no use for.
+/// group. The thread writes at a priority below that of training: where
+/// both want a core, it gets a tenth.
 ///
 /// A group has room for one such save: as long as a [`PendingSave`] exists on a rank, the next
 /// one is refused on every rank.
