@@ -29,12 +29,28 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>> {
     encode_with(value, fixed())
 }
 
-/// As [`encode`], in few bytes.
+/// As [`encode`], in few bytes. What [`decode_compact`] would refuse is refused here already.
 ///
 /// # Errors
 /// As [`encode`].
 pub(crate) fn encode_compact<T: Serialize>(value: &T) -> Result<Vec<u8>> {
-    encode_with(value, compact())
+    let bytes = encode_with(value, compact())?;
+    // A byte stands for at most eight.
+    if bytes.len() > ENCODED_BYTES_MAX / 8 {
+        check_claims(value, ENCODED_BYTES_MAX)?;
+    }
+    Ok(bytes)
+}
+
+/// Decoding counts numbers at their full width, however few bytes they take.
+fn check_claims(value: &impl Serialize, max: usize) -> Result<()> {
+    let invalid = |what: String| Error::new(ErrorKind::InvalidInput, what);
+    let claimed = bincode::serde::encode_into_std_write(value, &mut std::io::sink(), fixed())
+        .map_err(|e| invalid(format!("cannot be encoded: {e}")))?;
+    if claimed > max {
+        return Err(invalid(format!("{claimed} bytes when decoded, at most {max} are allowed")));
+    }
+    Ok(())
 }
 
 fn encode_with<T: Serialize>(value: &T, config: impl bincode::config::Config) -> Result<Vec<u8>> {
@@ -114,5 +130,27 @@ impl<'de> Deserialize<'de> for Bytes {
             }
         }
         deserializer.deserialize_bytes(Borrowed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_encoded_that_decoding_would_refuse() {
+        type Value = (Vec<u64>, String, Option<i32>, f64);
+        // 8 + 800, 8 + 4, 1 + 4, 8.
+        const CLAIMED: usize = 833;
+        let value: Value = (vec![0; 100], "name".into(), Some(-1), 0.5);
+        let bytes = encode_compact(&value).unwrap();
+        assert!(bytes.len() < 130);
+        check_claims(&value, CLAIMED).unwrap();
+        let refused = check_claims(&value, CLAIMED - 1).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidInput);
+        let just = bincode::config::standard().with_limit::<CLAIMED>();
+        assert!(bincode::serde::borrow_decode_from_slice::<Value, _>(&bytes, just).is_ok());
+        let less = bincode::config::standard().with_limit::<{ CLAIMED - 1 }>();
+        assert!(bincode::serde::borrow_decode_from_slice::<Value, _>(&bytes, less).is_err());
     }
 }

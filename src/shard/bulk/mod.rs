@@ -22,7 +22,7 @@ use self::batches::{Batch, batches};
 use self::fetch::{Fetcher, Outlet};
 use self::workers::{Message, Pace};
 use super::reader::{PieceAt, ShardReader};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::memory::copied;
 
 /// Most bytes that are handed to the calling thread at once.
@@ -156,7 +156,8 @@ impl Outlet for Distributor<'_, '_> {
         for step in bytes.chunks(HANDED_BYTES) {
             let handed = Handed { number: self.number, item, offset, bytes: copied(step)? };
             if let Message::NobodyListens = (self.hand)(handed) {
-                break;
+                // The panic of who listened is what is told; this ends the other batches.
+                return Err(Error::new(ErrorKind::Panic, "nobody takes what was read"));
             }
             offset += step.len() as u64;
         }

@@ -11,6 +11,7 @@ use crate::plan::{PlannedFile, PlannedPiece};
 use crate::rank::Rank;
 use crate::shard::cut::Cut;
 use crate::shard::header::Header;
+use crate::shard::sums::BLOCK;
 use crate::slice::Slice;
 use crate::state::StateDict;
 use crate::tensor::{Component, Dtype, TensorName, TensorSpec};
@@ -21,7 +22,8 @@ fn planned(state: &mut StateDict, lens: &[u64]) -> PlannedFile {
     let pieces = lens.iter().enumerate().map(|(n, len)| {
         let name = TensorName::new(format!("t{n:03}")).unwrap();
         let spec = TensorSpec::new(Dtype::U8, vec![*len]).unwrap();
-        let bytes: Vec<u8> = (0..*len).map(|i| (i * 31 + i / 257 + n as u64) as u8).collect();
+        let bytes: Vec<u8> =
+            (0..*len).map(|i| (i * 31 + i / 257 + n as u64).to_le_bytes()[0]).collect();
         state.add(&Component::model(), name.clone(), spec.clone(), Arc::new(bytes)).unwrap();
         let slice = Slice::full(spec.shape());
         PlannedPiece { name, spec, held: slice.clone(), slice }
@@ -69,7 +71,7 @@ proptest! {
         prop_assert_eq!(found.content.bytes(), expected.content.bytes());
         let blocks: Vec<u8> = cuts
             .iter()
-            .flat_map(|cut| cut.host_bytes().unwrap().unwrap().chunks(BLOCK_BYTES as usize))
+            .flat_map(|cut| cut.host_bytes().unwrap().unwrap().chunks(BLOCK))
             .flat_map(crate::manifest::hash16)
             .collect();
         prop_assert_eq!(&found.content.bytes()[32..], blocks);
