@@ -130,7 +130,7 @@ impl Progress {
         self.0.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }

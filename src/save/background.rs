@@ -337,8 +337,9 @@ impl Job {
             calm_down();
             let images = staged.images(share)?;
             let files = staged.files(&images);
+            let alive = group.progress();
             let into = |dir: &dyn Directory, progress: &(dyn Fn(u64) + Sync)| {
-                write_filled(dir, &assignment.plan, &files, progress)
+                write_filled(dir, &assignment.plan, &files, progress, &alive)
             };
             let write = || write(&group, storage.as_ref(), &path, assignment, into);
             let receipt = timing.write(write, |receipt| &mut receipt.times)?;

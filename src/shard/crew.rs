@@ -242,9 +242,11 @@ fn beside_each_other(
         let write = move || {
             let mut growth = Growth::new();
             writer.write_all(&todo, Some(&give_back), |wrote, waited| {
-                if growth.wants_one_more(wrote, waited) && add_filler(scope, crew) {
+                if growth.wants_one_more(wrote, waited)
+                    && let Some(buffer) = add_filler(scope, crew)
+                {
                     growth.grown();
-                    let _ = give_back.send(None);
+                    let _ = give_back.send(Some(buffer));
                 }
             })?;
             Ok(writer.times)
@@ -259,14 +261,18 @@ fn beside_each_other(
     })
 }
 
-fn add_filler<'scope>(scope: &'scope Scope<'scope, '_>, crew: &'scope Crew<'_>) -> bool {
-    let Some(added) = crew.may_grow().then(Added::new).flatten() else { return false };
+/// One more thread, and the buffer that comes with it. A wish: where a thread or memory is not to be
+/// had, those that are there go on.
+fn add_filler<'scope>(scope: &'scope Scope<'scope, '_>, crew: &'scope Crew<'_>) -> Option<Buffer> {
+    let added = crew.may_grow().then(Added::new).flatten()?;
+    let buffer = Buffer::new().ok()?;
     let work = move || {
         let _added = added;
         crew.work();
     };
     tracing::debug!("one more thread fills");
-    thread::Builder::new().name("shard-filler".to_owned()).spawn_scoped(scope, work).is_ok()
+    let thread = thread::Builder::new().name("shard-filler".to_owned());
+    thread.spawn_scoped(scope, work).ok().map(|_| buffer)
 }
 
 #[cfg(test)]

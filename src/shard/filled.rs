@@ -12,6 +12,7 @@ use super::sums::SumsContent;
 use super::writer::{finish_share, no_sums_file};
 use crate::clock;
 use crate::error::Result;
+use crate::group::Progress as Alive;
 use crate::memory::buffers::BUFFER_BYTES;
 use crate::plan::{Receipt, SavePlan};
 use crate::storage::Directory;
@@ -28,11 +29,13 @@ pub(crate) struct FilledFile<'a> {
 ///
 /// # Errors
 /// As [`write_shards`](super::write_shards), but for those of sources.
+/// `alive` moves with what is hashed, which may go on long after the last write.
 pub(crate) fn write_filled(
     dir: &dyn Directory,
     plan: &SavePlan,
     files: &[FilledFile<'_>],
     progress: &(dyn Fn(u64) + Sync),
+    alive: &Alive,
 ) -> Result<Receipt> {
     let begun = clock::now();
     let Some(sums_name) = &plan.sums_file else {
@@ -50,11 +53,19 @@ pub(crate) fn write_filled(
     let mut hashed = (sums, Duration::ZERO);
     let disk = if clock::is_simulated() {
         let disk = write()?;
-        hash_files(files, &mut hashed, &has_failed);
+        hash_files(files, &mut hashed, &has_failed, alive);
         disk
     } else {
         thread::scope(|scope| {
-            pipeline::beside(scope, write, || hash_files(files, &mut hashed, &has_failed))
+            let thread = thread::Builder::new().name("shard-writer".to_owned());
+            let Ok(writer) = thread.spawn_scoped(scope, write) else {
+                // Where no thread is to be had, one after the other.
+                let disk = write()?;
+                hash_files(files, &mut hashed, &has_failed, alive);
+                return Ok(disk);
+            };
+            hash_files(files, &mut hashed, &has_failed, alive);
+            writer.join().unwrap_or_else(|panic| Err(pipeline::panicked(&*panic)))
         })?
     };
     let (sums, hash) = hashed;
@@ -91,6 +102,7 @@ fn hash_files(
     files: &[FilledFile<'_>],
     (sums, took): &mut (SumsContent, Duration),
     is_void: &AtomicBool,
+    alive: &Alive,
 ) {
     let begun = clock::now();
     for FilledFile { image, data } in files {
@@ -101,6 +113,7 @@ fn hash_files(
             for part in piece.chunks(BUFFER_BYTES).take_while(|_| !is_void.load(Ordering::Relaxed))
             {
                 sums.update(part);
+                alive.add(part.len() as u64);
             }
             sums.end_piece();
             rest = after;

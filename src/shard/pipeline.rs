@@ -203,7 +203,7 @@ pub(super) fn beside<'scope, T: Send + 'scope>(
 }
 
 /// The error of a writer that panicked.
-fn panicked(panic: &(dyn Any + Send)) -> Error {
+pub(super) fn panicked(panic: &(dyn Any + Send)) -> Error {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     let message = format!("the writer thread panicked: {}", text.unwrap_or("no message"));

@@ -129,7 +129,10 @@ proptest! {
         let (staged, _) = staging.finish(share(&plan), &progress).unwrap();
         let images = staged.images(share(&plan)).unwrap();
         let files = staged.files(&images);
-        let mut receipt = write_filled(&*dir(&beside), &plan, &files, &|_| {}).unwrap();
+        let alive = Progress::default();
+        let mut receipt = write_filled(&*dir(&beside), &plan, &files, &|_| {}, &alive).unwrap();
+        let hashed: u64 = files.iter().map(|file| file.data.len() as u64).sum();
+        prop_assert_eq!(alive.total(), hashed, "peers see that this rank is at work");
         receipt.times = expected.times;
         prop_assert_eq!(receipt, expected);
         prop_assert_eq!(content(&beside), content(&plain));
