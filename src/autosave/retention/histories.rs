@@ -178,7 +178,12 @@ impl World {
             Event::Copy { place } => {
                 if let Some(info) = self.at(*place).cloned() {
                     let name = format!("{}c", info.name);
+                    let is_harm = !info.is_committed() && self.disk.contains_key(&name);
                     self.put(CheckpointInfo { name, ..info });
+                    if is_harm {
+                        // A damaged one in the place of a copy that may have been good.
+                        self.made = self.good();
+                    }
                 }
             }
             Event::Pin { place } => {
