@@ -16,6 +16,10 @@
 #include <exception>
 #include <mutex>
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 namespace {
 
 void report(const char* text, char* message, size_t message_size) noexcept {
@@ -37,6 +41,25 @@ int guarded(char* message, size_t message_size, Body&& body) noexcept {
     report("an exception of an unknown type", message, message_size);
   }
   return 1;
+}
+
+// Past the caches, which training needs, where that is worth it.
+void copy_bytes(const uint8_t* from, uint8_t* to, size_t size) {
+#ifdef __SSE2__
+  if (size >= 32 * 1024) {
+    const size_t head = (16 - reinterpret_cast<uintptr_t>(to) % 16) % 16;
+    std::memcpy(to, from, head);
+    size_t at = head;
+    for (; at + 16 <= size; at += 16) {
+      const __m128i word = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + at));
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to + at), word);
+    }
+    _mm_sfence();
+    std::memcpy(to + at, from + at, size - at);
+    return;
+  }
+#endif
+  std::memcpy(to, from, size);
 }
 
 bool is_sparse_layout(c10::Layout layout) {
@@ -127,7 +150,7 @@ int tch_checkpoint_count_change(const at::Tensor* tensor, char* message,
 int tch_checkpoint_read(const at::Tensor* tensor, size_t offset, uint8_t* out, size_t size,
                         char* message, size_t message_size) noexcept {
   return guarded(message, message_size, [&] {
-    std::memcpy(out, static_cast<const uint8_t*>(tensor->const_data_ptr()) + offset, size);
+    copy_bytes(static_cast<const uint8_t*>(tensor->const_data_ptr()) + offset, out, size);
   });
 }
 

@@ -146,3 +146,25 @@ fn a_source_outlives_its_variable() {
     });
     assert!(threads.iter().all(|bytes| *bytes == all));
 }
+
+/// Steady tensors are read without a reference to them, on any path of the shim.
+#[test]
+fn a_tensor_in_host_memory_reads_the_same_at_any_place() {
+    let tensor = patterned(Dtype::U8, &[300_001]);
+    let (all, source) = (expected(&tensor), TchSource::new(&tensor).unwrap().steady());
+    for (begin, len) in [(0, 300_001), (1, 32_768), (17, 32_767), (5, 0), (300_000, 1), (3, 99_999)]
+    {
+        for skip in [0, 1, 9] {
+            let mut out = vec![0xEE; skip + len + 1];
+            source.read_into(begin as u64, &mut out[skip..skip + len]).unwrap();
+            assert_eq!(out[skip..skip + len], all[begin..begin + len], "{begin} {len} {skip}");
+            assert!(out[..skip].iter().chain(&out[skip + len..]).all(|byte| *byte == 0xEE));
+        }
+    }
+    assert!(source.read_into(300_000, &mut [0; 2]).is_err());
+    let scalar = TchSource::new(&Tensor::from(7i64)).unwrap().steady();
+    assert_eq!(read_all(&scalar), 7i64.to_le_bytes());
+    assert!(
+        read_all(&TchSource::new(&patterned(Dtype::F32, &[3, 0])).unwrap().steady()).is_empty()
+    );
+}
