@@ -26,12 +26,13 @@ enum Committed {
     Perhaps,
 }
 
-/// The second save of a job is its visit to these.
+/// The second save of a job is its visit to these. Of parts, a save writes three, and five beside training,
+/// where headers are parts of their own.
 const PLACES: &[(&str, Committed)] = &[
     ("kill@plan.voted@1@2", Committed::No),
     ("kill@commit.enter@0@2", Committed::No),
     ("kill@commit.enter@1@2", Committed::No),
-    ("kill@write.part@0@5", Committed::No),
+    ("kill@write.part@0@6", Committed::No),
     ("kill@commit.voted@1@2", Committed::Perhaps),
     ("kill@commit.decided@0@2", Committed::Yes),
 ];
