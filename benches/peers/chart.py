@@ -8,7 +8,7 @@ import math
 import sys
 from html import escape
 
-NAMES = {"raw_direct": "raw write (the limit)", "torch_save": "torch.save",
+NAMES = {"raw_direct": "raw O_DIRECT write", "torch_save": "torch.save",
          "safetensors": "safetensors", "dcp": "PyTorch DCP", "torchsnapshot": "torchsnapshot"}
 TITLES = {"W1": "GPT-2 124M + Adam, 1.49 GB", "W2": "20,000 tensors of 4 KiB, 82 MB",
           "W3": "4 tensors of 512 MiB, 2.1 GB", "W4": "Llama block + Adam, 1.94 GB"}
@@ -35,7 +35,8 @@ def rows_of(path):
         if not durable_save or d["ranks"] != 1 or "vs_raw" not in d:
             continue
         if d["peer"] in NAMES or d["peer"] == OURS:
-            groups.setdefault(d["workload"], {})[d["peer"]] = (d["vs_raw"], d["seconds"])
+            # The first: runs beside training write the raw bytes once more.
+            groups.setdefault(d["workload"], {}).setdefault(d["peer"], (d["vs_raw"], d["seconds"]))
     rows = {w: sorted(((p, *v) for p, v in found.items()), key=lambda row: row[1])
             for w, found in sorted(groups.items()) if w in TITLES}
     if not rows:
