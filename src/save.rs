@@ -328,3 +328,6 @@ pub(crate) fn help_uncommitted(error: Error) -> Error {
         None => error.with_help(SAFE),
     }
 }
+
+#[cfg(test)]
+mod tests;

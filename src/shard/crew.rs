@@ -25,6 +25,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::memory::buffers::{BUFFER_BYTES, Buffer};
 use crate::storage::Directory;
+use crate::threads;
 
 /// Together 32 MiB, whatever the size of the state.
 const BUFFERS: usize = 4;
@@ -202,15 +203,10 @@ pub(super) fn write_files(
         jobs,
         free,
     };
-    let writer = Writer::new(dir, &images, progress);
-    let written = if is_in_turn {
-        in_turn(&crew, writer)
-    } else {
-        for _ in 0..BUFFERS {
-            let _ = give_back.send(None);
-        }
-        beside_each_other(&crew, writer, todo, give_back)
-    };
+    let writer = || Writer::new(dir, &images, progress);
+    let beside =
+        if is_in_turn { None } else { beside_each_other(&crew, writer(), todo, give_back) };
+    let written = beside.unwrap_or_else(|| in_turn(&crew, writer()));
     match crew.failed.into_inner() {
         Some(Failure::Panic(panic)) => resume_unwind(panic),
         Some(Failure::Error(error)) => Err(error),
@@ -221,7 +217,8 @@ pub(super) fn write_files(
     }
 }
 
-/// Without a thread: for little, and where threads would escape a simulation.
+/// Without a thread: for little, where there is none to be had, and where it would escape a
+/// simulation.
 fn in_turn(crew: &Crew<'_>, mut writer: Writer<'_>) -> Result<DiskTimes> {
     let mut buffer = Buffer::new()?;
     loop {
@@ -232,12 +229,16 @@ fn in_turn(crew: &Crew<'_>, mut writer: Writer<'_>) -> Result<DiskTimes> {
     }
 }
 
+/// `None`, with nothing done, where there is no thread to be had.
 fn beside_each_other(
     crew: &Crew<'_>,
     mut writer: Writer<'_>,
     todo: Receiver<Job>,
     give_back: Sender<Option<Buffer>>,
-) -> Result<DiskTimes> {
+) -> Option<Result<DiskTimes>> {
+    for _ in 0..BUFFERS {
+        let _ = give_back.send(None);
+    }
     thread::scope(|scope| {
         let write = move || {
             let mut growth = Growth::new();
@@ -271,8 +272,7 @@ fn add_filler<'scope>(scope: &'scope Scope<'scope, '_>, crew: &'scope Crew<'_>) 
         crew.work();
     };
     tracing::debug!("one more thread fills");
-    let thread = thread::Builder::new().name("shard-filler".to_owned());
-    thread.spawn_scoped(scope, work).ok().map(|_| buffer)
+    threads::start_in(scope, "shard-filler", work).ok().map(|_| buffer)
 }
 
 #[cfg(test)]

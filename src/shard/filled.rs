@@ -25,11 +25,11 @@ pub(crate) struct FilledFile<'a> {
 
 /// Writes `files`, those that `plan` gives to this rank, in its order, into `dir`. One thread
 /// writes while this one hashes, both at the priority of this one; for the rest as
-/// [`write_shards`](super::write_shards).
+/// [`write_shards`](super::write_shards). `alive` moves with what is hashed, which may go on long
+/// after the last write.
 ///
 /// # Errors
 /// As [`write_shards`](super::write_shards), but for those of sources.
-/// `alive` moves with what is hashed, which may go on long after the last write.
 pub(crate) fn write_filled(
     dir: &dyn Directory,
     plan: &SavePlan,
@@ -51,22 +51,19 @@ pub(crate) fn write_filled(
         written
     };
     let mut hashed = (sums, Duration::ZERO);
-    let disk = if clock::is_simulated() {
-        let disk = write()?;
-        hash_files(files, &mut hashed, &has_failed, alive);
-        disk
+    let mut hash = || hash_files(files, &mut hashed, &has_failed, alive);
+    let beside = if clock::is_simulated() {
+        None
     } else {
-        thread::scope(|scope| {
-            let thread = thread::Builder::new().name("shard-writer".to_owned());
-            let Ok(writer) = thread.spawn_scoped(scope, write) else {
-                // Where no thread is to be had, one after the other.
-                let disk = write()?;
-                hash_files(files, &mut hashed, &has_failed, alive);
-                return Ok(disk);
-            };
-            hash_files(files, &mut hashed, &has_failed, alive);
-            writer.join().unwrap_or_else(|panic| Err(pipeline::panicked(&*panic)))
-        })?
+        thread::scope(|scope| pipeline::beside(scope, write, &mut hash))
+    };
+    let disk = match beside {
+        Some(disk) => disk?,
+        None => {
+            let disk = write()?;
+            hash();
+            disk
+        }
     };
     let (sums, hash) = hashed;
     let written = Written { sums, fill: FillTimes { stage: Duration::ZERO, hash }, disk };

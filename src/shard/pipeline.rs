@@ -5,7 +5,7 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::thread::{self, Scope};
+use std::thread::Scope;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::memory::buffers::{BUFFER_BYTES, Buffer};
 use crate::sabotage::{self, Defect};
 use crate::storage::{Directory, WriteFile};
+use crate::threads;
 
 /// Bytes of the first slot where another thread writes: the sooner it is filled, the sooner the
 /// disk has something to do. Each of the next ones is twice as long, up to a whole buffer.
@@ -185,25 +186,27 @@ fn next_slot(
     }
 }
 
-/// Runs `write` in a thread of its own, beside `fill`.
-///
-/// # Errors
-/// That of `write`, [`ErrorKind::Panic`] if it panicked.
+/// Runs `write` in a thread of its own, beside `fill`. What becomes of `write`, with
+/// [`ErrorKind::Panic`] if it panicked; `None`, with neither of them begun, where there is no thread
+/// to be had.
 pub(super) fn beside<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     write: impl FnOnce() -> Result<T> + Send + 'scope,
     fill: impl FnOnce(),
-) -> Result<T> {
-    let writer = thread::Builder::new()
-        .name("shard-writer".to_owned())
-        .spawn_scoped(scope, write)
-        .map_err(|e| Error::new(ErrorKind::Storage, format!("starting the writer thread: {e}")))?;
+) -> Option<Result<T>> {
+    let writer = match threads::start_in(scope, "shard-writer", write) {
+        Ok(writer) => writer,
+        Err(error) => {
+            tracing::debug!(%error, "no thread that writes; filling and writing take turns");
+            return None;
+        }
+    };
     fill();
-    writer.join().unwrap_or_else(|panic| Err(panicked(&*panic)))
+    Some(writer.join().unwrap_or_else(|panic| Err(panicked(&*panic))))
 }
 
 /// The error of a writer that panicked.
-pub(super) fn panicked(panic: &(dyn Any + Send)) -> Error {
+fn panicked(panic: &(dyn Any + Send)) -> Error {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     let message = format!("the writer thread panicked: {}", text.unwrap_or("no message"));

@@ -11,6 +11,7 @@ use crate::group::{Progress, guarded};
 use crate::memory::stream;
 use crate::rank::Rank;
 use crate::shard::Cut;
+use crate::threads;
 
 /// Copied at a time by one thread.
 const UNIT: usize = 2 << 20;
@@ -94,9 +95,8 @@ impl<'a> Copier<'a> {
         let copy = || fill(std::iter::from_fn(take), progress);
         thread::scope(|scope| {
             let helpers = (1..threads(bytes)).map_while(|_| {
-                let thread = thread::Builder::new().name("tch-stage".to_owned());
                 // Where there is no thread to be had, those that are there do it.
-                thread.spawn_scoped(scope, || guarded(rank, "commit", copy)).ok()
+                threads::start_in(scope, "tch-stage", || guarded(rank, "commit", copy)).ok()
             });
             let helpers: Vec<_> = helpers.collect();
             let copied = fill(own.into_iter(), progress).and_then(|()| copy());
