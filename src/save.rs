@@ -14,6 +14,7 @@
 
 mod background;
 mod gate;
+mod helper;
 mod plan;
 mod priority;
 mod timing;
@@ -135,7 +136,7 @@ pub fn save(
         audit(group, state).map_err(help_uncommitted)?;
     }
     let local = || Ok(local_plan(target(path, options), state));
-    let planned = timing.plan(|| plan(group, storage, path, options, local))?;
+    let planned = timing.plan(|| plan(group, storage, path, options, false, local))?;
     let extras = Extras::of(state, options);
     commit(group, Channel::Save, timing, path, &extras, planned, |assignment, timing| {
         let into = |dir: &dyn Directory, progress: &(dyn Fn(u64) + Sync)| {
@@ -156,7 +157,7 @@ fn commit(
     planned: Planned,
     write: impl FnOnce(&Assignment, &Timing) -> Result<Receipt>,
 ) -> Result<Checkpoint> {
-    let Planned { assignment, mut coordinator } = planned;
+    let Planned { assignment, mut coordinator, .. } = planned;
     let voted = OnceCell::new();
     let vote = || {
         let receipt = write(&assignment, &timing)?;
