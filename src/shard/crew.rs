@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use super::image::{FillTimes, Image, RangeSums};
 use super::pipeline::{self, DiskTimes, FIRST_BYTES, Job, Progress, Slot, Slots, Writer};
 use super::sums::SumsContent;
-use super::writer::PreparedFile;
+use super::writer::{PreparedFile, refusal};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::memory::buffers::{BUFFER_BYTES, Buffer};
@@ -104,7 +104,7 @@ impl Crew<'_> {
     }
 
     fn fill(&self, slot: Slot, buffer: &mut Buffer) -> Result<()> {
-        let Some(file) = self.files.get(slot.file) else { return Ok(()) };
+        let file = self.files.get(slot.file).ok_or_else(|| refusal("a slot of no file"))?;
         let room = buffer.take(slot.len);
         let (sums, times) = file.image.fill_and_sum(&file.cuts, slot.begin, room)?;
         self.sums.lock().add(slot.index, room, sums);
