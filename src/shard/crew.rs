@@ -10,6 +10,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, Scope};
 use std::time::Duration;
@@ -71,6 +72,8 @@ struct Crew<'a> {
     sums: Mutex<Sums>,
     times: Mutex<FillTimes>,
     failed: Mutex<Option<Failure>>,
+    /// Whether all that is to be filled lies in host memory, once somebody has asked.
+    is_in_host: OnceLock<bool>,
     jobs: Sender<Job>,
     /// Buffers, and rooms for new ones.
     free: Receiver<Option<Buffer>>,
@@ -116,8 +119,11 @@ impl Crew<'_> {
 
     /// Whether threads beside each other can fill what is left.
     fn may_grow(&self) -> bool {
-        let cuts = || self.files.iter().flat_map(|file| &file.cuts);
-        !self.slots.lock().is_empty() && cuts().all(|cut| cut.entry.source.bytes().is_some())
+        let is_in_host = || {
+            let mut cuts = self.files.iter().flat_map(|file| &file.cuts);
+            cuts.all(|cut| cut.entry.source.bytes().is_some())
+        };
+        !self.slots.lock().is_empty() && *self.is_in_host.get_or_init(is_in_host)
     }
 }
 
@@ -200,6 +206,7 @@ pub(super) fn write_files(
         sums: Mutex::new(Sums { content, next: 0, early: BTreeMap::new() }),
         times: Mutex::default(),
         failed: Mutex::default(),
+        is_in_host: OnceLock::new(),
         jobs,
         free,
     };
@@ -265,7 +272,8 @@ fn beside_each_other(
 /// One more thread, and the buffer that comes with it. A wish: where a thread or memory is not to be
 /// had, those that are there go on.
 fn add_filler<'scope>(scope: &'scope Scope<'scope, '_>, crew: &'scope Crew<'_>) -> Option<Buffer> {
-    let added = crew.may_grow().then(Added::new).flatten()?;
+    // First what costs nothing to ask.
+    let added = Added::new().filter(|_| crew.may_grow())?;
     let buffer = Buffer::new().ok()?;
     let work = move || {
         let _added = added;
