@@ -1,7 +1,7 @@
 //! Direct I/O: large writes go past the page cache, which would copy them once more and compete
 //! with training for memory and for the disk.
 //!
-//! A write goes direct where its address, offset and length are multiples of [`ALIGNMENT`]; what is
+//! A write goes direct where its address, offset and length are multiples of [`DIRECT_ALIGNMENT`]; what is
 //! left of it in front and behind goes through the page cache, on pages that no direct write
 //! touches. It needs a file system that is known to do this well ([`is_known`]): local ones, and
 //! layers over them. tmpfs has no other place than the page cache, and network file systems (NFS,
@@ -23,9 +23,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::uninterrupted;
+use crate::storage::DIRECT_ALIGNMENT;
 
-/// What addresses, offsets and lengths are multiples of: a page, and of all usual sectors.
-pub(super) const ALIGNMENT: usize = 4096;
 /// A file is opened for direct I/O by its first aligned write of at least so many bytes: less is
 /// no faster than through the cache.
 const BEGIN_BYTES: usize = 1 << 20;
@@ -77,15 +76,16 @@ impl Direct {
 
 /// How many bytes from the begin of `bytes` can be written directly at `offset`.
 fn aligned_bytes(bytes: &[u8], offset: u64) -> usize {
-    let is_aligned =
-        bytes.as_ptr().addr().is_multiple_of(ALIGNMENT) && offset.is_multiple_of(ALIGNMENT as u64);
-    if is_aligned { bytes.len() - bytes.len() % ALIGNMENT } else { 0 }
+    let is_aligned = bytes.as_ptr().addr().is_multiple_of(DIRECT_ALIGNMENT)
+        && offset.is_multiple_of(DIRECT_ALIGNMENT as u64);
+    if is_aligned { bytes.len() - bytes.len() % DIRECT_ALIGNMENT } else { 0 }
 }
 
 /// How many bytes have to be written before the rest can be written directly; all of them where
 /// that is not worth it.
 pub(super) fn bytes_in_front(bytes: &[u8], offset: u64) -> usize {
-    let to_boundary = (ALIGNMENT as u64 - offset % ALIGNMENT as u64) % ALIGNMENT as u64;
+    let to_boundary =
+        (DIRECT_ALIGNMENT as u64 - offset % DIRECT_ALIGNMENT as u64) % DIRECT_ALIGNMENT as u64;
     let front = usize::try_from(to_boundary).unwrap_or_default();
     let rest = bytes.get(front..).unwrap_or_default();
     let is_worth_it = front > 0 && aligned_bytes(rest, offset + front as u64) >= BEGIN_BYTES;
