@@ -232,7 +232,7 @@ fn in_turn(crew: &Crew<'_>, mut writer: Writer<'_>) -> Result<DiskTimes> {
         let Some(slot) = crew.slots.lock().next() else { return Ok(writer.times) };
         buffer.clear();
         crew.fill(slot, &mut buffer)?;
-        writer.write(slot, buffer.bytes())?;
+        writer.write(slot.file, buffer.bytes())?;
     }
 }
 

@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::at_file;
 use super::image::Image;
+use super::writer::refusal;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::buffers::{BUFFER_BYTES, Buffer};
@@ -112,12 +113,13 @@ impl<'a> Writer<'a> {
         self.finished == self.images.len()
     }
 
-    /// Writes the next slot; fsyncs and closes its file after the last one.
+    /// Writes the next bytes of file number `file`; fsyncs and closes it after its last ones.
     ///
     /// # Errors
-    /// As the operations of the directory, with the path of the file.
-    pub(super) fn write(&mut self, slot: Slot, bytes: &[u8]) -> Result<()> {
-        let Some(image) = self.images.get(slot.file) else { return Ok(()) };
+    /// As the operations of the directory, with the path of the file;
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for a number without a file.
+    pub(super) fn write(&mut self, file: usize, bytes: &[u8]) -> Result<()> {
+        let image = self.images.get(file).ok_or_else(|| refusal("bytes of no file"))?;
         let begun = clock::now();
         let mut file = match self.open.take() {
             Some(file) => file,
@@ -156,7 +158,7 @@ impl<'a> Writer<'a> {
             let Some((slot, mut buffer)) = next_slot(next, todo, &mut early) else { break };
             let waited = clock::now().saturating_duration_since(begun);
             let before = self.times.write;
-            self.write(slot, buffer.bytes())?;
+            self.write(slot.file, buffer.bytes())?;
             next += 1;
             if let Some(give_back) = give_back {
                 buffer.clear();
