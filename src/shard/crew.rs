@@ -249,7 +249,7 @@ fn beside_each_other(
     thread::scope(|scope| {
         let write = move || {
             let mut growth = Growth::new();
-            writer.write_all(&todo, Some(&give_back), |wrote, waited| {
+            writer.write_all(&todo, &give_back, |wrote, waited| {
                 if growth.wants_one_more(wrote, waited)
                     && let Some(buffer) = add_filler(scope, crew)
                 {

@@ -149,7 +149,7 @@ impl<'a> Writer<'a> {
     pub(super) fn write_all(
         &mut self,
         todo: &Receiver<Job>,
-        give_back: Option<&Sender<Option<Buffer>>>,
+        give_back: &Sender<Option<Buffer>>,
         mut starved: impl FnMut(Duration, Duration),
     ) -> Result<()> {
         let (mut early, mut next) = (BTreeMap::new(), 0);
@@ -160,11 +160,9 @@ impl<'a> Writer<'a> {
             let before = self.times.write;
             self.write(slot.file, buffer.bytes())?;
             next += 1;
-            if let Some(give_back) = give_back {
-                buffer.clear();
-                // Fails only when the other side has left and wants no more buffers.
-                let _ = give_back.try_send(Some(buffer));
-            }
+            buffer.clear();
+            // Fails only when the other side has left and wants no more buffers.
+            let _ = give_back.try_send(Some(buffer));
             starved(self.times.write.saturating_sub(before), waited);
         }
         Ok(())
