@@ -5,7 +5,7 @@
 //! left of it in front and behind goes through the page cache, on pages that no direct write
 //! touches. It needs a file system that is known to do this well ([`is_known`]): local ones, and
 //! layers over them. tmpfs has no other place than the page cache, and network file systems (NFS,
-//! SMB, 9p, FUSE, Lustre, …) have rules of their own for it: they are written as ever.
+//! SMB, 9p, FUSE, Lustre, …) have rules of their own for it: they are written, and read, as ever.
 //! Whether the one at hand takes it is found out by trying: where opening is refused, or a write
 //! gives EINVAL (larger sectors, layers that lie), files of that device are written through the
 //! cache for the rest of the process.
@@ -93,14 +93,10 @@ pub(super) fn bytes_in_front(bytes: &[u8], offset: u64) -> usize {
 }
 
 fn open(file: &OwnedFd, path: &Path) -> Option<OwnedFd> {
-    let known = rustix::fs::fstatfs(file).is_ok_and(|fs| is_known(fs.f_type as u64));
-    if !known || is_refused(file) {
+    if is_refused(file) {
         return None;
     }
-    // The same file, whatever has happened to its name.
-    let own = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
-    let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
-    match uninterrupted(|| rustix::fs::open(&own, flags, Mode::empty())) {
+    match reopened(file, OFlags::WRONLY)? {
         Ok(fd) => Some(fd),
         Err(errno) => {
             tracing::debug!(path = %path.display(), %errno, "no direct I/O");
@@ -110,6 +106,15 @@ fn open(file: &OwnedFd, path: &Path) -> Option<OwnedFd> {
             None
         }
     }
+}
+
+/// The same file, whatever has happened to its name, once more and past the page cache; `None`
+/// where the file system is not known to do that well.
+pub(super) fn reopened(file: &OwnedFd, access: OFlags) -> Option<Result<OwnedFd, Errno>> {
+    rustix::fs::fstatfs(file).ok().filter(|fs| is_known(fs.f_type as u64))?;
+    let own = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    let flags = access | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NOCTTY;
+    Some(uninterrupted(|| rustix::fs::open(&own, flags, Mode::empty())))
 }
 
 /// Whether a file system of that type (see statfs(2)) is known to do direct I/O well.
