@@ -128,9 +128,12 @@ fn as_before(
     if !votes.iter().all(|vote| vote.known.contains(&job)) {
         return Ok(None);
     }
-    let Some(before) = group.plans().merged(&job).cloned() else { return Ok(None) };
-    let save_id = SaveId::random()?;
-    let merged = before.renewed(save_id, votes.iter().map(|vote| &vote.plan))?;
+    let plans = votes.iter().map(|vote| &vote.plan);
+    let renew = |before: &MergedPlan| before.renewed(SaveId::random()?, plans);
+    let Some(merged) = group.plans().merged(&job).map(renew).transpose()? else {
+        return Ok(None);
+    };
+    let save_id = merged.save_id;
     let attempt = begin(&merged)?;
     let name = attempt.name().clone();
     *made = Some((attempt, merged));
