@@ -19,7 +19,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
 use super::image::{FillTimes, Image, RangeSums};
-use super::pipeline::{self, DiskTimes, FIRST_BYTES, Job, Progress, Slot, Slots, Writer};
+use super::pipeline::{self, BUFFERS, DiskTimes, FIRST_BYTES, Job, Progress, Slot, Slots, Writer};
 use super::sums::SumsContent;
 use super::writer::{PreparedFile, refusal};
 use crate::clock;
@@ -28,8 +28,6 @@ use crate::memory::buffers::{BUFFER_BYTES, Buffer};
 use crate::storage::Directory;
 use crate::threads;
 
-/// Together 32 MiB, whatever the size of the state.
-const BUFFERS: usize = 4;
 /// Threads that fill for one save, the caller included; each one beyond it has a buffer more.
 const FILLERS_MAX: usize = 3;
 /// Added by all saves of this process.

@@ -12,7 +12,7 @@ use crate::clock;
 use crate::error::Result;
 
 /// Copied and then hashed, while it is in the cache of the core. No less than a block.
-const STEP: usize = 128 * 1024;
+pub(super) const STEP: usize = 128 * 1024;
 const _: () = assert!(STEP >= BLOCK);
 
 /// Where time goes while an image is filled.

@@ -20,6 +20,9 @@ use crate::sabotage::{self, Defect};
 use crate::storage::{Directory, WriteFile};
 use crate::threads;
 
+/// Buffers of one save that are filled or written at once: together 32 MiB, whatever the size of the
+/// state.
+pub(super) const BUFFERS: usize = 4;
 /// Bytes of the first slot where another thread writes: the sooner it is filled, the sooner the
 /// disk has something to do. Each of the next ones is twice as long, up to a whole buffer.
 pub(super) const FIRST_BYTES: u64 = 1 << 20;

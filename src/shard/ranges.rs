@@ -6,7 +6,8 @@ use crossbeam_channel::unbounded;
 
 use super::cut::Cut;
 use super::header::DATA_ALIGNMENT;
-use super::pipeline::beside;
+use super::image::STEP;
+use super::pipeline::{BUFFERS, beside};
 use super::sums::SumsContent;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -15,11 +16,6 @@ use crate::memory::buffers::{BUFFER_BYTES, Buffer};
 use crate::plan::PlannedPiece;
 use crate::state::StateDict;
 use crate::storage::WriteFile;
-
-/// Buffers in use at once.
-const BUFFERS: usize = 4;
-/// Copied and then hashed, while it is in the cache of the core.
-const STEP: u64 = 128 << 10;
 
 /// A piece and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -116,7 +112,7 @@ fn fill(cuts: &[(u64, Cut<'_>)], sums: &mut SumsContent, swap: &mut Swap<'_>) ->
     for (begin, cut) in cuts {
         let mut done = 0;
         while done < cut.bytes {
-            let room = out.room(begin + done, (cut.bytes - done).min(STEP))?;
+            let room = out.room(begin + done, (cut.bytes - done).min(STEP as u64))?;
             cut.fill(done, room)?;
             // From the copy, not the source: what is hashed is what is written.
             sums.update(room);
