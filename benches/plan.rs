@@ -9,10 +9,10 @@ use std::sync::Arc;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use tch_checkpoint::OnExisting;
 use tch_checkpoint::layout::SaveId;
-use tch_checkpoint::manifest::{Manifest, SUM_BYTES, SUMS_HEADER_BYTES, SealInfo, sums_of};
+use tch_checkpoint::manifest::{Manifest, SealInfo};
 use tch_checkpoint::plan::load::{LoadRules, WantedBox, plan_load};
 use tch_checkpoint::plan::save::{MergedPlan, local_plan, merge_plans};
-use tch_checkpoint::plan::{FileReceipt, LocalPlan, Receipt, SavePlan, SaveTarget, SumsReceipt};
+use tch_checkpoint::plan::{LocalPlan, Receipt, SaveTarget};
 use tch_checkpoint::slice::Slice;
 use tch_checkpoint::state::{StateDict, TensorSource};
 use tch_checkpoint::tensor::{Component, Dtype, TensorName, TensorSpec};
@@ -56,28 +56,6 @@ fn plans() -> Vec<LocalPlan> {
     (0..RANKS).map(|rank| local_plan(target(), &state(rank))).collect()
 }
 
-/// What a rank reports that has done as planned.
-fn receipt(plan: &SavePlan) -> Receipt {
-    let mut end = SUMS_HEADER_BYTES;
-    let mut files = Vec::new();
-    for file in &plan.files {
-        let piece_bytes: Vec<u64> = file.pieces.iter().map(|piece| piece.size_bytes()).collect();
-        let sums: u64 = piece_bytes.iter().map(|bytes| sums_of(*bytes) * SUM_BYTES).sum();
-        files.push(FileReceipt {
-            name: file.name.clone(),
-            len: 4096 + piece_bytes.iter().sum::<u64>(),
-            data_start: 4096,
-            header_hash: [1; 16],
-            piece_bytes,
-            sums_begin: end,
-            sums_hash: [2; 16],
-        });
-        end += sums;
-    }
-    let sums = |name: String| SumsReceipt { name, len: end, hash: [3; 16] };
-    Receipt { files, sums_file: plan.sums_file.clone().map(sums), ..Receipt::default() }
-}
-
 fn seal(merged: &MergedPlan, receipts: Vec<Receipt>) -> Manifest {
     Manifest::seal(merged, receipts, Vec::new(), SealInfo::default()).unwrap()
 }
@@ -85,7 +63,7 @@ fn seal(merged: &MergedPlan, receipts: Vec<Receipt>) -> Manifest {
 fn saving(c: &mut Criterion) {
     let (first, plans) = (state(0), plans());
     let merged = merge_plans(SaveId::random().unwrap(), &plans).unwrap();
-    let receipts: Vec<Receipt> = merged.plans.iter().map(receipt).collect();
+    let receipts: Vec<Receipt> = merged.plans.iter().map(Receipt::as_planned).collect();
     let manifest = seal(&merged, receipts.clone());
     let mut group = c.benchmark_group("plan of a save");
     group.throughput(Throughput::Elements(TENSORS));
@@ -103,7 +81,7 @@ fn saving(c: &mut Criterion) {
 
 fn loading(c: &mut Criterion) {
     let merged = merge_plans(SaveId::random().unwrap(), &plans()).unwrap();
-    let manifest = seal(&merged, merged.plans.iter().map(receipt).collect());
+    let manifest = seal(&merged, merged.plans.iter().map(Receipt::as_planned).collect());
     let bytes = manifest.encode().unwrap();
     let wanted = |(name, spec, slice)| WantedBox::new(name, spec, slice).unwrap();
     let wanted: Vec<WantedBox> = boxes(RANKS / 2).map(wanted).collect();

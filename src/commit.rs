@@ -13,7 +13,7 @@ use std::time::Instant;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, CheckpointName, SaveId};
-use crate::manifest::{HEADER_BYTES_MAX, Manifest};
+use crate::manifest::{HEADER_BYTES_MAX, Manifest, hash16_of};
 use crate::memory::buffers::Buffer;
 use crate::memory::zeroed;
 use crate::plan::{FileReceipt, OnExisting, Receipt};
@@ -332,18 +332,9 @@ fn check_data_file(dir: &dyn Directory, file: &FileReceipt, until: Instant) -> R
 
 /// Hash of the first `len` bytes.
 fn hash_of(file: &dyn ReadFile, len: u64) -> Result<[u8; 16]> {
-    let (mut hasher, mut buffer) = (blake3::Hasher::new(), Buffer::new()?);
-    let mut at = 0;
-    while at < len {
-        buffer.clear();
-        let part = buffer.take(usize::try_from(len - at).unwrap_or(usize::MAX));
-        file.read_at(at, part)?;
-        hasher.update(part);
-        at += part.len() as u64;
-    }
-    let (mut short, hash) = ([0; 16], hasher.finalize());
-    short.copy_from_slice(&hash.as_bytes()[..16]);
-    Ok(short)
+    let mut buffer = Buffer::new()?;
+    let scratch = buffer.take(usize::try_from(len).unwrap_or(usize::MAX));
+    hash16_of(len, scratch, |at, part| file.read_at(at, part))
 }
 
 fn check_length(

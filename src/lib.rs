@@ -18,6 +18,7 @@ mod sabotage;
 pub mod slice;
 pub mod state;
 pub mod tensor;
+mod threads;
 // Decisions: pure, no I/O
 pub mod autosave;
 pub mod cast;

@@ -14,13 +14,13 @@
 
 mod background;
 mod gate;
+mod helper;
 mod plan;
 mod priority;
 mod timing;
 #[cfg(feature = "sabotage")]
 mod unproved;
 
-use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -135,7 +135,7 @@ pub fn save(
         audit(group, state).map_err(help_uncommitted)?;
     }
     let local = || Ok(local_plan(target(path, options), state));
-    let planned = timing.plan(|| plan(group, storage, path, options, local))?;
+    let planned = timing.plan(|| plan(group, storage, path, options, false, local))?;
     let extras = Extras::of(state, options);
     commit(group, Channel::Save, timing, path, &extras, planned, |assignment, timing| {
         let into = |dir: &dyn Directory, progress: &(dyn Fn(u64) + Sync)| {
@@ -150,30 +150,24 @@ pub fn save(
 fn commit(
     group: &ProcessGroup,
     channel: Channel,
-    timing: Timing,
+    mut timing: Timing,
     path: &CheckpointPath,
     extras: &Extras,
     planned: Planned,
     write: impl FnOnce(&Assignment, &Timing) -> Result<Receipt>,
 ) -> Result<Checkpoint> {
-    let Planned { assignment, mut coordinator } = planned;
-    let voted = OnceCell::new();
+    let Planned { assignment, mut coordinator, .. } = planned;
     let vote = || {
         let receipt = write(&assignment, &timing)?;
-        let vote = Vote { own: timing.vote(receipt.times), receipt };
-        voted.get_or_init(|| timing.commit());
-        Ok(vote)
+        Ok(Vote { own: timing.vote(receipt.times), receipt })
     };
     let verdict = group.phase_all(channel, "commit", vote, |votes| match &mut coordinator {
         Some((attempt, merged)) => {
-            let publish = || publish(group, &timing, attempt, merged, votes, extras);
-            voted.get_or_init(|| timing.commit()).run(publish)
+            timing.publish(|| publish(group, &timing, attempt, merged, votes, extras))
         }
         None => Err(Error::new(ErrorKind::Disagreement, "commit without a plan")),
     });
-    let ended = verdict.is_ok().then(|| voted.into_inner()).flatten();
-    ended.map(|commit| commit.end(None));
-
+    timing.judged(&verdict);
     close(group, coordinator);
     let report = verdict.map_err(|error| verdict_error(error, path, &assignment))?;
     timing.end(&report);
@@ -328,3 +322,6 @@ pub(crate) fn help_uncommitted(error: Error) -> Error {
         None => error.with_help(SAFE),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -109,7 +109,7 @@ impl Staging {
         let mut staged = Staged::new(share.plan, kept)?;
         let mut copier = Copier::new(share.rank, progress);
         for ((file, out), sources) in staged.data_mut().zip(&sources) {
-            copier.add(&file.ends, sources, out);
+            copier.add(&file.ends, sources, out)?;
         }
         copier.run()?;
         let Postponed { late, state: late_state, watch } = postponed;
@@ -125,9 +125,8 @@ impl Staging {
         let Self { mut staged, late, late_state, watch } = self;
         for Late { file, piece: number } in late {
             let piece = share.plan.files.get(file).and_then(|file| file.pieces.get(number));
-            let (Some(piece), Some(out)) = (piece, staged.piece_mut(file, number)) else {
-                continue;
-            };
+            let (piece, out) =
+                piece.zip(staged.piece_mut(file, number)).ok_or_else(copy::misfit)?;
             let place = |e: Error| e.with_tensor(piece.name.as_str());
             let cut = Cut::new(piece, &late_state).map_err(place)?;
             let mut offset = cut.begin;

@@ -50,29 +50,20 @@ def _copy(dst, src):
 
 def raw_read(x, peer):
     fd = os.open(_file(x, peer, ".bin"), os.O_RDONLY)
-    vs = ps._views(x, x.dst_mine)
-    i = off = 0
-    while i < len(vs):
-        batch = vs[i:i + 1024]
-        n = os.preadv(fd, batch, off)
+
+    def read(batch):
+        n = os.readv(fd, batch)
         if n == 0:
             raise EOFError(peer)
-        off += n
-        for v in batch:
-            if n >= len(v):
-                n -= len(v)
-                i += 1
-            else:
-                vs[i] = v[n:]
-                break
+        return n
+
+    ps.vectored(ps._views(x, x.dst_mine), read)
     os.close(fd)
 
 
 def raw_direct(x, peer, depth=3, block=8 << 20):
     """O_DIRECT: one thread reads 8 MiB blocks, one copies them out."""
-    bufs = x.keep.setdefault("direct", [])
-    while len(bufs) < depth:
-        bufs.append(ps._Aligned(block))
+    bufs = ps.aligned(x, depth, block)
     fd = os.open(_file(x, peer, ".bin"), os.O_RDONLY | os.O_DIRECT)
     total = os.fstat(fd).st_size
     free, ready = threading.Semaphore(depth), threading.Semaphore(0)

@@ -84,21 +84,25 @@ def _views(x, mine):
     return list(x.keep[key])
 
 
-def raw_writev(x, path, durable):
-    """writev(2) of the tensors in place to one file per rank (buffered)."""
-    fd = os.open(x.rank_file(path, ".bin"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    vs = _views(x, x.mine)
+def vectored(views, call):
+    """Calls `call` with batches of views until it has moved all bytes; it returns how many."""
     i = 0
-    while i < len(vs):
-        batch = vs[i:i + 1024]
-        n = os.writev(fd, batch)
+    while i < len(views):
+        batch = views[i:i + 1024]
+        n = call(batch)
         for v in batch:
             if n >= len(v):
                 n -= len(v)
                 i += 1
             else:
-                vs[i] = v[n:]
+                views[i] = v[n:]
                 break
+
+
+def raw_writev(x, path, durable):
+    """writev(2) of the tensors in place to one file per rank (buffered)."""
+    fd = os.open(x.rank_file(path, ".bin"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    vectored(_views(x, x.mine), lambda batch: os.writev(fd, batch))
     if durable:
         os.fsync(fd)
     os.close(fd)
@@ -111,11 +115,17 @@ class _Aligned:
         self.addr = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
 
 
-def raw_direct(x, path, durable, depth=3, block=8 << 20):
-    """O_DIRECT of 8 MiB blocks: one thread packs tensors, one writes."""
+def aligned(x, depth, block):
+    """Blocks for O_DIRECT, made once."""
     bufs = x.keep.setdefault("direct", [])
     while len(bufs) < depth:
         bufs.append(_Aligned(block))
+    return bufs
+
+
+def raw_direct(x, path, durable, depth=3, block=8 << 20):
+    """O_DIRECT of 8 MiB blocks: one thread packs tensors, one writes."""
+    bufs = aligned(x, depth, block)
     fd = os.open(x.rank_file(path, ".bin"),
                  os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT, 0o644)
     total = x.my_bytes

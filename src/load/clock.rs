@@ -22,13 +22,13 @@ impl<'a> Clock<'a> {
     pub(super) fn manifest<T>(&mut self, find: impl FnOnce() -> Result<T>) -> Result<T> {
         self.own = RankLoad::default();
         let found;
-        (found, self.own.manifest) = self.time(Part::Manifest, find, |_| None)?;
+        (found, self.own.manifest) = self.time(Part::Manifest, find, || None)?;
         Ok(found)
     }
 
     pub(super) fn plan(&mut self, plan: impl FnOnce() -> Result<Session>) -> Result<Session> {
         let planned;
-        (planned, self.own.plan) = self.time(Part::Plan, plan, |_| None)?;
+        (planned, self.own.plan) = self.time(Part::Plan, plan, || None)?;
         Ok(planned)
     }
 
@@ -40,7 +40,7 @@ impl<'a> Clock<'a> {
     ) -> Result<T> {
         let (done, bytes);
         (done, self.own.read) =
-            self.time(Part::Read, read, |_| Some(session.reader.bytes_read()))?;
+            self.time(Part::Read, read, || Some(session.reader.bytes_read()))?;
         bytes = (session.plan.bytes_wanted(), session.reader.bytes_read());
         (self.own.bytes_wanted, self.own.bytes_read) = bytes;
         Ok(done)
@@ -49,7 +49,7 @@ impl<'a> Clock<'a> {
     /// The last part; what this rank brings to the vote on it.
     pub(super) fn place(&mut self, place: impl FnOnce() -> Result<()>) -> Result<RankLoad> {
         let bytes = self.own.bytes_wanted;
-        ((), self.own.place) = self.time(Part::Place, place, |()| Some(bytes))?;
+        ((), self.own.place) = self.time(Part::Place, place, || Some(bytes))?;
         Ok(self.own)
     }
 
@@ -63,11 +63,10 @@ impl<'a> Clock<'a> {
         &self,
         part: Part,
         work: impl FnOnce() -> Result<T>,
-        bytes: impl FnOnce(&T) -> Option<u64>,
+        bytes: impl FnOnce() -> Option<u64>,
     ) -> Result<(T, Duration)> {
         let running = self.operation.part(part);
         let done = running.run(work)?;
-        let bytes = bytes(&done);
-        Ok((done, running.end(bytes)))
+        Ok((done, running.end(bytes())))
     }
 }

@@ -23,6 +23,7 @@ pub(crate) use self::info::{count_of, floats_of, save_metrics};
 pub use self::parse::MANIFEST_BYTES_MAX;
 pub use self::seal::SealInfo;
 pub(crate) use self::single::{FileParts, SingleParts, place_in};
+use crate::error::Result;
 use crate::layout::SaveId;
 use crate::rank::{Rank, WorldSize};
 use crate::slice::Slice;
@@ -43,6 +44,26 @@ pub const SUMS_HEADER_BYTES: u64 = 32;
 #[must_use]
 pub fn hash16(bytes: &[u8]) -> [u8; 16] {
     truncated(&blake3::hash(bytes))
+}
+
+/// As [`hash16`], of `len` bytes, which `read` gives from any place on; `scratch` is not empty.
+///
+/// # Errors
+/// Those of `read`.
+pub(crate) fn hash16_of(
+    len: u64,
+    scratch: &mut [u8],
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<()>,
+) -> Result<[u8; 16]> {
+    let (mut hasher, mut at) = (blake3::Hasher::new(), 0);
+    while at < len && !scratch.is_empty() {
+        let count = usize::try_from(len - at).unwrap_or(usize::MAX).min(scratch.len());
+        let part = &mut scratch[..count];
+        read(at, part)?;
+        hasher.update(part);
+        at += count as u64;
+    }
+    Ok(truncated(&hasher.finalize()))
 }
 
 /// First 16 bytes of a BLAKE3 hash.

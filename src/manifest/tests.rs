@@ -1,9 +1,7 @@
 use super::*;
 use crate::error::{ErrorKind, Result};
 use crate::plan::save::{MergedPlan, merge_plans};
-use crate::plan::{
-    FileReceipt, LocalPlan, OnExisting, Receipt, SaveTarget, SumsReceipt, WriteItem,
-};
+use crate::plan::{LocalPlan, OnExisting, Receipt, SaveTarget, WriteItem};
 use crate::tensor::Dtype;
 
 const ID: SaveId = SaveId::from_bytes([7; 16]);
@@ -61,26 +59,7 @@ pub(crate) fn merged() -> MergedPlan {
 
 /// What ranks would report that have done as planned.
 pub(crate) fn receipts(merged: &MergedPlan) -> Vec<Receipt> {
-    let receipt = |plan: &crate::plan::SavePlan| {
-        let mut sums_begin = SUMS_HEADER_BYTES;
-        let mut files = Vec::new();
-        for file in &plan.files {
-            let piece_bytes: Vec<u64> = file.pieces.iter().map(|p| p.size_bytes()).collect();
-            files.push(FileReceipt {
-                name: file.name.clone(),
-                len: 4096 + piece_bytes.iter().sum::<u64>(),
-                data_start: 4096,
-                header_hash: [1; 16],
-                sums_begin,
-                sums_hash: [2; 16],
-                piece_bytes: piece_bytes.clone(),
-            });
-            sums_begin += piece_bytes.iter().map(|b| sums_of(*b) * SUM_BYTES).sum::<u64>();
-        }
-        let sums = |name: String| SumsReceipt { name, len: sums_begin, hash: [3; 16] };
-        Receipt { files, sums_file: plan.sums_file.clone().map(sums), ..Receipt::default() }
-    };
-    merged.plans.iter().map(receipt).collect()
+    merged.plans.iter().map(Receipt::as_planned).collect()
 }
 
 fn others() -> Vec<OtherFile> {

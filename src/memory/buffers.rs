@@ -1,5 +1,5 @@
-//! Buffers for large I/O: aligned, counted, and used again by the next save or load, because the
-//! first touch of a page costs more than the disk.
+//! Buffers for large I/O: aligned, counted, and used again by the next save, because the first touch
+//! of a page costs more than the disk.
 
 use parking_lot::Mutex;
 use rustix::mm::Advice;
@@ -11,7 +11,7 @@ use crate::error::Result;
 pub(crate) const BUFFER_BYTES: usize = 8 << 20;
 /// The size of a huge page: a multiple of what direct I/O asks for.
 const ALIGNMENT: usize = 2 << 20;
-/// Buffers kept for the next save or load of this process: 48 MiB, as many as one save takes.
+/// Buffers kept for the next save of this process: 48 MiB, as many as one save takes.
 const KEPT_MAX: usize = 6;
 
 static KEPT: Mutex<Vec<Memory>> = Mutex::new(Vec::new());
@@ -23,7 +23,7 @@ struct Memory {
 }
 
 /// [`BUFFER_BYTES`] of memory that begin on a page, filled from the front. Kept for the next one
-/// who needs it when it is dropped.
+/// who saves when it is dropped.
 pub(crate) struct Buffer {
     memory: Option<Memory>,
     /// Bytes in front that are left out.

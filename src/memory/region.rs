@@ -1,9 +1,9 @@
 //! One long piece of memory, for as much as a rank's whole share: kept between saves, because the
 //! first touch of a page costs more than the disk.
 
-use std::alloc::{Layout, alloc_zeroed};
 use std::fmt;
 
+use super::zeroed;
 use crate::error::{Error, Result};
 
 /// Where it begins, and what is placed in it: what direct I/O asks for.
@@ -23,8 +23,10 @@ impl Region {
     /// [`ErrorKind::Storage`](crate::ErrorKind::Storage) where memory is short.
     pub(crate) fn new(len: u64) -> Result<Self> {
         let short = || Error::no_memory(len);
-        let len = usize::try_from(len).map_err(|_| short())?;
-        let bytes = zeroed_lazily(len.checked_add(PAGE).ok_or_else(short)?).ok_or_else(short)?;
+        // Of ordinary pages: once touched they are as fast as huge ones, and a virtual machine
+        // whose host has taken back what was free in one piece needs six times as long to touch
+        // huge ones first.
+        let bytes = zeroed(len.checked_add(PAGE as u64).ok_or_else(short)?).map_err(|_| short())?;
         let begin = bytes.as_ptr().align_offset(PAGE).min(PAGE);
         Ok(Self { bytes, begin })
     }
@@ -56,21 +58,6 @@ impl Region {
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Region").field("len", &self.bytes.len()).finish_non_exhaustive()
-    }
-}
-
-/// Zeroes that the system has not written yet, where it can (`calloc`); none if it refuses.
-///
-/// Of ordinary pages: once touched they are as fast as huge ones, and a virtual machine whose host
-/// has taken back what was free in one piece needs six times as long to touch huge ones first.
-fn zeroed_lazily(len: usize) -> Option<Vec<u8>> {
-    let layout = Layout::array::<u8>(len).ok().filter(|layout| layout.size() > 0)?;
-    // SAFETY: the layout is not empty; the vector is given exactly what was allocated, with the
-    // layout that it frees it with, and zeroes are valid bytes.
-    #[allow(unsafe_code)]
-    unsafe {
-        let pointer = alloc_zeroed(layout);
-        (!pointer.is_null()).then(|| Vec::from_raw_parts(pointer, len, len))
     }
 }
 

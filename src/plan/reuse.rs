@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::save::MergedPlan;
-use super::{LocalPlan, SavePlan, WriteItem};
+use super::{LocalPlan, PlannedFile, SavePlan, WriteItem};
 use crate::layout::{self, SaveId};
 use crate::rank::{Rank, WorldSize};
 
@@ -195,15 +195,15 @@ impl PlanCache {
 impl SavePlan {
     /// The same pieces in the files of another attempt.
     pub(crate) fn renewed(&self, save_id: SaveId, rank: Rank, world_size: WorldSize) -> Self {
-        let mut files = self.files.clone();
+        let before = std::iter::once(None).chain(self.files.iter().map(Some));
         let mut nth = 0;
-        for index in 0..files.len() {
-            let before = index.checked_sub(1).and_then(|before| files.get(before));
-            let follows = before.map(|file| file.component.clone());
-            let Some(file) = files.get_mut(index) else { continue };
-            nth = if follows.as_ref() == Some(&file.component) { nth + 1 } else { 0 };
-            file.name = layout::data_file(&file.component, rank, world_size, nth, &save_id);
-        }
+        let renewed = |(file, before): (&PlannedFile, Option<&PlannedFile>)| {
+            let follows = before.is_some_and(|before| before.component == file.component);
+            nth = if follows { nth + 1 } else { 0 };
+            let name = layout::data_file(&file.component, rank, world_size, nth, &save_id);
+            PlannedFile { name, ..file.clone() }
+        };
+        let files = self.files.iter().zip(before).map(renewed).collect();
         let sums_file =
             self.sums_file.as_ref().map(|_| layout::sums_file(rank, world_size, &save_id));
         Self { save_id, files, sums_file }

@@ -3,12 +3,10 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
-
-use parking_lot::Mutex;
+use std::thread::JoinHandle;
 
 use super::gate::{Gate, Opens};
-use super::priority;
+use super::helper::Helper;
 use super::{
     Assignment, Checkpoint, Extras, Planned, SaveOptions, Timing, commit, help_uncommitted, plan,
     target, write,
@@ -54,7 +52,7 @@ pub struct PendingSave {
 }
 
 #[expect(clippy::large_enum_variant, reason = "one per save")]
-enum Verdict {
+pub(super) enum Verdict {
     Coming(JoinHandle<Result<Checkpoint>>),
     Here(Result<Checkpoint>),
 }
@@ -240,11 +238,13 @@ fn start(
         audit(group, state).map_err(help_uncommitted)?;
     }
     let refused = seat.as_ref().err().cloned();
+    let helper = if refused.is_none() { Helper::start() } else { None };
     let local = || match refused {
         Some(error) => Err(error),
         None => Ok(local_plan(target(path, options), state)),
     };
-    let planned = timing.plan(|| plan(group, storage.as_ref(), path, options, local))?;
+    let can_wait = helper.is_some();
+    let planned = timing.plan(|| plan(group, storage.as_ref(), path, options, can_wait, local))?;
     // An error here was this rank's vote, so that phase "plan" has failed.
     let seat = seat?;
     // From here on what a rank meets goes to the vote.
@@ -257,6 +257,7 @@ fn start(
     if copying == Copying::Now {
         gate.open();
     }
+    let goes_beside = planned.goes_beside;
     let Assignment { name, plan } = &planned.assignment;
     let (name, save_id) = (name.clone(), plan.save_id);
     let held = timing.go_beside();
@@ -274,36 +275,20 @@ fn start(
         after,
     };
     let path = path.directory().join(name.as_str());
-    Ok(PendingSave { path, name, save_id, gate, held, verdict: Some(spawn(job)), _seat: seat })
+    // Where one rank has no thread, all save now: what each waits for is then the same.
+    let verdict = match helper.filter(|_| goes_beside) {
+        Some(helper) => helper.run(job),
+        None => Verdict::Here(job.run_here()),
+    };
+    Ok(PendingSave { path, name, save_id, gate, held, verdict: Some(verdict), _seat: seat })
 }
 
 fn share<'a>(group: &ProcessGroup, assignment: &'a Assignment, step: u64) -> Share<'a> {
     Share { plan: &assignment.plan, rank: group.rank(), step }
 }
 
-/// Runs `job` in a thread, or, where there is none to be had, now: the other ranks wait for it.
-fn spawn(job: Job) -> Verdict {
-    let shared = Arc::new(Mutex::new(Some(job)));
-    let of_thread = Arc::clone(&shared);
-    let run = move || {
-        let job = of_thread.lock().take();
-        drop(of_thread);
-        let missing = || Err(Error::new(ErrorKind::Panic, "nothing to save"));
-        job.map_or_else(missing, |job| job.run(priority::lower))
-    };
-    match thread::Builder::new().name("tch-save".into()).spawn(run) {
-        Ok(thread) => Verdict::Coming(thread),
-        Err(error) => {
-            tracing::warn!(%error, "no thread for a save beside training, which waits for it");
-            let job = shared.lock().take();
-            let missing = || Err(Error::new(ErrorKind::Panic, "nothing to save"));
-            Verdict::Here(job.map_or_else(missing, Job::run_here))
-        }
-    }
-}
-
 /// What the thread needs, all its own.
-struct Job {
+pub(super) struct Job {
     group: ProcessGroup,
     storage: Arc<dyn Storage>,
     path: CheckpointPath,
@@ -318,13 +303,13 @@ struct Job {
 
 impl Job {
     /// While the caller waits.
-    fn run_here(mut self) -> Result<Checkpoint> {
+    pub(super) fn run_here(mut self) -> Result<Checkpoint> {
         self.timing.hold_on();
         self.run(|| ())
     }
 
     /// `calm_down` is called when nobody waits for copies any more.
-    fn run(self, calm_down: impl FnOnce()) -> Result<Checkpoint> {
+    pub(super) fn run(self, calm_down: impl FnOnce()) -> Result<Checkpoint> {
         let Self { group, storage, path, step, extras, timing, planned, staging, gate, after } =
             self;
         let _inside = timing.enter();
@@ -361,3 +346,6 @@ impl Job {
         Ok(saved)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,19 +28,36 @@ pub(super) struct Assignment {
 /// A save between its two phases.
 pub(super) struct Planned {
     pub(super) assignment: Assignment,
+    /// Whether every rank can save beside its caller.
+    pub(super) goes_beside: bool,
     /// On the coordinator alone.
     pub(super) coordinator: Option<(Attempt, MergedPlan)>,
 }
 
 /// What the coordinator says to each rank.
 #[derive(Clone, Serialize, Deserialize)]
-enum Answer {
+struct Answer {
+    goes_beside: bool,
+    plan: Told,
+}
+
+/// What it says of the plan.
+#[derive(Clone, Serialize, Deserialize)]
+enum Told {
     /// What to write, in a job of that structure.
     Write { name: CheckpointName, job: Structure, plan: SavePlan },
     /// What was written in that job, in files of this save.
     AsBefore { name: CheckpointName, job: Structure, save_id: SaveId },
     /// Ranks or coordinator have not seen this job. The same for all.
     SendAll,
+}
+
+/// What a rank brings to phase "plan".
+#[derive(Serialize, Deserialize)]
+struct Vote {
+    plan: PlanVote,
+    /// Whether it has a thread to save in, beside its caller.
+    can_wait: bool,
 }
 
 /// What a rank holds on to while it votes.
@@ -61,23 +78,28 @@ pub(super) fn plan(
     storage: &dyn Storage,
     path: &CheckpointPath,
     options: &SaveOptions,
+    can_wait: bool,
     local: impl FnOnce() -> Result<LocalPlan>,
 ) -> Result<Planned> {
     let (mut kept, mut made, mut sent) = (Kept::default(), None, Vec::new());
     let begin = |merged: &MergedPlan| begin(group, storage, path, merged, options);
-    let vote = || Ok(kept.vote(group, local()?));
-    let mut answer = group.phase(Channel::Save, "plan", vote, |votes| {
-        if let Some(answers) = as_before(group, &votes, &mut made, begin)? {
-            return Ok(answers);
-        }
-        if votes.iter().all(PlanVote::is_whole) {
-            return merge(votes, &mut made, begin);
-        }
-        let answers = vec![Answer::SendAll; votes.len()];
-        sent = votes;
-        Ok(answers)
+    let vote = || Ok(Vote { plan: kept.vote(group, local()?), can_wait });
+    let answer = group.phase(Channel::Save, "plan", vote, |votes: Vec<Vote>| {
+        let goes_beside = votes.iter().all(|vote| vote.can_wait);
+        let votes: Vec<PlanVote> = votes.into_iter().map(|vote| vote.plan).collect();
+        let plans = if let Some(before) = as_before(group, &votes, &mut made, begin)? {
+            before
+        } else if votes.iter().all(PlanVote::is_whole) {
+            merge(votes, &mut made, begin)?
+        } else {
+            sent = votes;
+            vec![Told::SendAll; sent.len()]
+        };
+        Ok(plans.into_iter().map(|plan| Answer { goes_beside, plan }).collect())
     });
-    if let Ok(Answer::SendAll) = answer {
+    let goes_beside = answer.as_ref().is_ok_and(|answer| answer.goes_beside);
+    let mut answer = answer.map(|answer| answer.plan);
+    if let Ok(Told::SendAll) = answer {
         // Nothing lies between the two: every rank was told the same.
         let vote = || Ok(kept.whole.take());
         answer = group.phase(Channel::Save, "plan again", vote, |votes: Vec<Option<PlanVote>>| {
@@ -87,7 +109,7 @@ pub(super) fn plan(
     }
     let planned = answer.and_then(|answer| kept.follow(group, answer, made.as_ref()));
     match planned {
-        Ok(assignment) => Ok(Planned { assignment, coordinator: made }),
+        Ok(assignment) => Ok(Planned { assignment, goes_beside, coordinator: made }),
         Err(error) => {
             close(group, made);
             Err(help_uncommitted(error))
@@ -101,18 +123,21 @@ fn as_before(
     votes: &[PlanVote],
     made: &mut Option<Made>,
     begin: impl FnOnce(&MergedPlan) -> Result<Attempt>,
-) -> Result<Option<Vec<Answer>>> {
+) -> Result<Option<Vec<Told>>> {
     let job = job_of(votes);
     if !votes.iter().all(|vote| vote.known.contains(&job)) {
         return Ok(None);
     }
-    let Some(before) = group.plans().merged(&job).cloned() else { return Ok(None) };
-    let save_id = SaveId::random()?;
-    let merged = before.renewed(save_id, votes.iter().map(|vote| &vote.plan))?;
+    let plans = votes.iter().map(|vote| &vote.plan);
+    let renew = |before: &MergedPlan| before.renewed(SaveId::random()?, plans);
+    let Some(merged) = group.plans().merged(&job).map(renew).transpose()? else {
+        return Ok(None);
+    };
+    let save_id = merged.save_id;
     let attempt = begin(&merged)?;
     let name = attempt.name().clone();
     *made = Some((attempt, merged));
-    Ok(Some(vec![Answer::AsBefore { name, job, save_id }; votes.len()]))
+    Ok(Some(vec![Told::AsBefore { name, job, save_id }; votes.len()]))
 }
 
 /// Coordinator: a plan out of all that the ranks hold.
@@ -120,7 +145,7 @@ fn merge(
     votes: Vec<PlanVote>,
     made: &mut Option<Made>,
     begin: impl FnOnce(&MergedPlan) -> Result<Attempt>,
-) -> Result<Vec<Answer>> {
+) -> Result<Vec<Told>> {
     let job = job_of(&votes);
     let plans: Vec<LocalPlan> = votes.into_iter().map(|vote| vote.plan).collect();
     let merged = merge_plans(SaveId::random()?, &plans)?;
@@ -128,7 +153,7 @@ fn merge(
     let attempt = begin(&merged)?;
     let answer = |plan: &SavePlan| {
         let (name, plan) = (attempt.name().clone(), plan.clone());
-        Answer::Write { name, job, plan }
+        Told::Write { name, job, plan }
     };
     let answers = merged.plans.iter().map(answer).collect();
     *made = Some((attempt, merged));
@@ -166,16 +191,11 @@ impl Kept {
     }
 
     /// What this rank is to do, remembered for the next time, since all have been told.
-    fn follow(
-        self,
-        group: &ProcessGroup,
-        answer: Answer,
-        made: Option<&Made>,
-    ) -> Result<Assignment> {
+    fn follow(self, group: &ProcessGroup, answer: Told, made: Option<&Made>) -> Result<Assignment> {
         let mut plans = group.plans();
         let (name, job, plan) = match answer {
-            Answer::Write { name, job, plan } => (name, job, plan),
-            Answer::AsBefore { name, job, save_id } => {
+            Told::Write { name, job, plan } => (name, job, plan),
+            Told::AsBefore { name, job, save_id } => {
                 plans.count_reuse();
                 let (rank, world_size) = (group.rank(), group.world_size());
                 let before = self.known.iter().find(|(known, _)| *known == job);
@@ -184,7 +204,7 @@ impl Kept {
                 let none = || SavePlan { save_id, files: Vec::new(), sums_file: None };
                 (name, job, plan.unwrap_or_else(none))
             }
-            Answer::SendAll => {
+            Told::SendAll => {
                 let message = "the coordinator asked for all of the plan twice";
                 return Err(Error::new(ErrorKind::Disagreement, message));
             }

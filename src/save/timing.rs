@@ -1,6 +1,6 @@
 //! The clock that runs along with a save, on each rank.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -19,6 +19,8 @@ pub(crate) struct Timing {
     stage: Mutex<Duration>,
     /// For a save beside training.
     held: Option<Arc<Held>>,
+    /// From the vote to the verdict.
+    commit: OnceLock<Running>,
 }
 
 impl Timing {
@@ -26,7 +28,8 @@ impl Timing {
     pub(crate) fn begin(group: &ProcessGroup, path: &CheckpointPath, step: u64) -> Self {
         let path = path.directory().join(path.name().as_str());
         let operation = Operation::save(group, &path.display(), step);
-        Self { operation, plan: Duration::ZERO, stage: Mutex::default(), held: None }
+        let (stage, commit) = (Mutex::default(), OnceLock::new());
+        Self { operation, plan: Duration::ZERO, stage, held: None, commit }
     }
 
     /// What this thread logs from now on is said of this save.
@@ -80,15 +83,29 @@ impl Timing {
         Ok(written)
     }
 
-    /// What this rank brings to the vote.
+    /// What this rank brings to the vote, with which its part "commit" begins.
     pub(crate) fn vote(&self, write: WriteTimes) -> RankSave {
         let held = self.held.as_ref().map(|held| held.so_far());
+        self.running();
         RankSave { write, stage: *self.stage.lock(), held }
     }
 
-    /// From the vote to the verdict.
-    pub(crate) fn commit(&self) -> Running {
-        self.operation.part(Part::Commit)
+    /// Coordinator: what follows the votes, also where its own has failed.
+    pub(crate) fn publish<T>(&self, publish: impl FnOnce() -> T) -> T {
+        self.running().run(publish)
+    }
+
+    fn running(&self) -> &Running {
+        self.commit.get_or_init(|| self.operation.part(Part::Commit))
+    }
+
+    /// The verdict is there: the end of part "commit", if it has begun.
+    pub(crate) fn judged<T>(&mut self, verdict: &Result<T>) {
+        if let Some(commit) = self.commit.take()
+            && verdict.is_ok()
+        {
+            commit.end(None);
+        }
     }
 
     pub(crate) fn steps(&self) -> Steps<'_> {

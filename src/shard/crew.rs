@@ -10,6 +10,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, Scope};
 use std::time::Duration;
@@ -18,16 +19,15 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
 use super::image::{FillTimes, Image, RangeSums};
-use super::pipeline::{self, DiskTimes, FIRST_BYTES, Job, Progress, Slot, Slots, Writer};
+use super::pipeline::{self, BUFFERS, DiskTimes, FIRST_BYTES, Job, Progress, Slot, Slots, Writer};
 use super::sums::SumsContent;
-use super::writer::PreparedFile;
+use super::writer::{PreparedFile, refusal};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::memory::buffers::{BUFFER_BYTES, Buffer};
 use crate::storage::Directory;
+use crate::threads;
 
-/// Together 32 MiB, whatever the size of the state.
-const BUFFERS: usize = 4;
 /// Threads that fill for one save, the caller included; each one beyond it has a buffer more.
 const FILLERS_MAX: usize = 3;
 /// Added by all saves of this process.
@@ -70,6 +70,8 @@ struct Crew<'a> {
     sums: Mutex<Sums>,
     times: Mutex<FillTimes>,
     failed: Mutex<Option<Failure>>,
+    /// Whether all that is to be filled lies in host memory, once somebody has asked.
+    is_in_host: OnceLock<bool>,
     jobs: Sender<Job>,
     /// Buffers, and rooms for new ones.
     free: Receiver<Option<Buffer>>,
@@ -103,7 +105,7 @@ impl Crew<'_> {
     }
 
     fn fill(&self, slot: Slot, buffer: &mut Buffer) -> Result<()> {
-        let Some(file) = self.files.get(slot.file) else { return Ok(()) };
+        let file = self.files.get(slot.file).ok_or_else(|| refusal("a slot of no file"))?;
         let room = buffer.take(slot.len);
         let (sums, times) = file.image.fill_and_sum(&file.cuts, slot.begin, room)?;
         self.sums.lock().add(slot.index, room, sums);
@@ -115,8 +117,11 @@ impl Crew<'_> {
 
     /// Whether threads beside each other can fill what is left.
     fn may_grow(&self) -> bool {
-        let cuts = || self.files.iter().flat_map(|file| &file.cuts);
-        !self.slots.lock().is_empty() && cuts().all(|cut| cut.entry.source.bytes().is_some())
+        let is_in_host = || {
+            let mut cuts = self.files.iter().flat_map(|file| &file.cuts);
+            cuts.all(|cut| cut.entry.source.bytes().is_some())
+        };
+        !self.slots.lock().is_empty() && *self.is_in_host.get_or_init(is_in_host)
     }
 }
 
@@ -199,18 +204,14 @@ pub(super) fn write_files(
         sums: Mutex::new(Sums { content, next: 0, early: BTreeMap::new() }),
         times: Mutex::default(),
         failed: Mutex::default(),
+        is_in_host: OnceLock::new(),
         jobs,
         free,
     };
-    let writer = Writer::new(dir, &images, progress);
-    let written = if is_in_turn {
-        in_turn(&crew, writer)
-    } else {
-        for _ in 0..BUFFERS {
-            let _ = give_back.send(None);
-        }
-        beside_each_other(&crew, writer, todo, give_back)
-    };
+    let writer = || Writer::new(dir, &images, progress);
+    let beside =
+        if is_in_turn { None } else { beside_each_other(&crew, writer(), todo, give_back) };
+    let written = beside.unwrap_or_else(|| in_turn(&crew, writer()));
     match crew.failed.into_inner() {
         Some(Failure::Panic(panic)) => resume_unwind(panic),
         Some(Failure::Error(error)) => Err(error),
@@ -221,27 +222,32 @@ pub(super) fn write_files(
     }
 }
 
-/// Without a thread: for little, and where threads would escape a simulation.
+/// Without a thread: for little, where there is none to be had, and where it would escape a
+/// simulation.
 fn in_turn(crew: &Crew<'_>, mut writer: Writer<'_>) -> Result<DiskTimes> {
     let mut buffer = Buffer::new()?;
     loop {
         let Some(slot) = crew.slots.lock().next() else { return Ok(writer.times) };
         buffer.clear();
         crew.fill(slot, &mut buffer)?;
-        writer.write(slot, buffer.bytes())?;
+        writer.write(slot.file, buffer.bytes())?;
     }
 }
 
+/// `None`, with nothing done, where there is no thread to be had.
 fn beside_each_other(
     crew: &Crew<'_>,
     mut writer: Writer<'_>,
     todo: Receiver<Job>,
     give_back: Sender<Option<Buffer>>,
-) -> Result<DiskTimes> {
+) -> Option<Result<DiskTimes>> {
+    for _ in 0..BUFFERS {
+        let _ = give_back.send(None);
+    }
     thread::scope(|scope| {
         let write = move || {
             let mut growth = Growth::new();
-            writer.write_all(&todo, Some(&give_back), |wrote, waited| {
+            writer.write_all(&todo, &give_back, |wrote, waited| {
                 if growth.wants_one_more(wrote, waited)
                     && let Some(buffer) = add_filler(scope, crew)
                 {
@@ -264,15 +270,15 @@ fn beside_each_other(
 /// One more thread, and the buffer that comes with it. A wish: where a thread or memory is not to be
 /// had, those that are there go on.
 fn add_filler<'scope>(scope: &'scope Scope<'scope, '_>, crew: &'scope Crew<'_>) -> Option<Buffer> {
-    let added = crew.may_grow().then(Added::new).flatten()?;
+    // First what costs nothing to ask.
+    let added = Added::new().filter(|_| crew.may_grow())?;
     let buffer = Buffer::new().ok()?;
     let work = move || {
         let _added = added;
         crew.work();
     };
     tracing::debug!("one more thread fills");
-    let thread = thread::Builder::new().name("shard-filler".to_owned());
-    thread.spawn_scoped(scope, work).ok().map(|_| buffer)
+    threads::start_in(scope, "shard-filler", work).ok().map(|_| buffer)
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::crew::Written;
 use super::image::{FillTimes, Image};
-use super::pipeline::{self, DiskTimes, OpenFile, Progress};
+use super::pipeline::{self, DiskTimes, Progress, Writer};
 use super::sums::SumsContent;
-use super::writer::{finish_share, no_sums_file};
+use super::writer::{finish_share, no_sums_file, refusal};
 use crate::clock;
 use crate::error::Result;
 use crate::group::Progress as Alive;
@@ -25,11 +25,11 @@ pub(crate) struct FilledFile<'a> {
 
 /// Writes `files`, those that `plan` gives to this rank, in its order, into `dir`. One thread
 /// writes while this one hashes, both at the priority of this one; for the rest as
-/// [`write_shards`](super::write_shards).
+/// [`write_shards`](super::write_shards). `alive` moves with what is hashed, which may go on long
+/// after the last write.
 ///
 /// # Errors
 /// As [`write_shards`](super::write_shards), but for those of sources.
-/// `alive` moves with what is hashed, which may go on long after the last write.
 pub(crate) fn write_filled(
     dir: &dyn Directory,
     plan: &SavePlan,
@@ -46,27 +46,24 @@ pub(crate) fn write_filled(
     let sums = SumsContent::new(&plan.save_id, pieces)?;
     let has_failed = AtomicBool::new(false);
     let write = || {
-        let written = write_files(dir, files, progress);
+        let written = write_files(dir, &images, files, progress);
         has_failed.store(written.is_err(), Ordering::Relaxed);
         written
     };
     let mut hashed = (sums, Duration::ZERO);
-    let disk = if clock::is_simulated() {
-        let disk = write()?;
-        hash_files(files, &mut hashed, &has_failed, alive);
-        disk
+    let mut hash = || hash_files(files, &mut hashed, &has_failed, alive);
+    let beside = if clock::is_simulated() {
+        None
     } else {
-        thread::scope(|scope| {
-            let thread = thread::Builder::new().name("shard-writer".to_owned());
-            let Ok(writer) = thread.spawn_scoped(scope, write) else {
-                // Where no thread is to be had, one after the other.
-                let disk = write()?;
-                hash_files(files, &mut hashed, &has_failed, alive);
-                return Ok(disk);
-            };
-            hash_files(files, &mut hashed, &has_failed, alive);
-            writer.join().unwrap_or_else(|panic| Err(pipeline::panicked(&*panic)))
-        })?
+        thread::scope(|scope| pipeline::beside(scope, write, &mut hash))
+    };
+    let disk = match beside {
+        Some(disk) => disk?,
+        None => {
+            let disk = write()?;
+            hash();
+            disk
+        }
     };
     let (sums, hash) = hashed;
     let written = Written { sums, fill: FillTimes { stage: Duration::ZERO, hash }, disk };
@@ -75,25 +72,18 @@ pub(crate) fn write_filled(
 
 fn write_files(
     dir: &dyn Directory,
+    images: &[&Image],
     files: &[FilledFile<'_>],
     progress: Progress<'_>,
 ) -> Result<DiskTimes> {
-    let mut times = DiskTimes::default();
-    for FilledFile { image, data } in files {
-        let begun = clock::now();
-        let mut file = OpenFile::create(dir, image.name(), image.len())?;
+    let mut writer = Writer::new(dir, images, progress);
+    for (number, FilledFile { image, data }) in files.iter().enumerate() {
         let header = image.header().bytes();
         for part in header.chunks(BUFFER_BYTES).chain(data.chunks(BUFFER_BYTES)) {
-            file.append(part)?;
-            progress(part.len() as u64);
+            writer.write(number, part)?;
         }
-        let written = clock::now();
-        file.finish()?;
-        times.write += written.saturating_duration_since(begun);
-        times.fsync += clock::now().saturating_duration_since(written);
-        times.bytes += image.len();
     }
-    Ok(times)
+    if writer.is_done() { Ok(writer.times) } else { Err(refusal("data shorter than its pieces")) }
 }
 
 /// Takes the sums of all files, and the time; of some, if `is_void` says that nobody wants them any

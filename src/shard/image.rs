@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use super::cut::Cut;
 use super::sums::{BLOCK, SumsContent};
+use super::writer::refusal;
 use crate::clock;
 use crate::error::Result;
 
 /// Copied and then hashed, while it is in the cache of the core. No less than a block.
-const STEP: usize = 128 * 1024;
+pub(super) const STEP: usize = 128 * 1024;
 const _: () = assert!(STEP >= BLOCK);
 
 /// Where time goes while an image is filled.
@@ -74,7 +75,8 @@ impl Image {
     /// pieces, in file order.
     ///
     /// # Errors
-    /// The error of a source, with its tensor.
+    /// The error of a source, with its tensor; [`InvalidInput`](crate::ErrorKind::InvalidInput)
+    /// beyond the last of `cuts`.
     pub(crate) fn fill(&self, cuts: &[Cut<'_>], begin: u64, out: &mut [u8]) -> Result<()> {
         let header = self.header.bytes();
         let from_header = usize::try_from(begin).ok().and_then(|begin| header.get(begin..));
@@ -84,7 +86,10 @@ impl Image {
         let mut at = begin + head.len() as u64;
         let mut piece = self.ends.partition_point(|end| *end <= at);
         while !rest.is_empty() {
-            let (Some(end), Some(cut)) = (self.ends.get(piece), cuts.get(piece)) else { break };
+            let (Some(end), Some(cut)) = (self.ends.get(piece), cuts.get(piece)) else {
+                // What is in `out` is not of this file.
+                return Err(refusal(format!("{} bytes behind the last piece", rest.len())));
+            };
             let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(rest.len());
             let (part, after) = std::mem::take(&mut rest).split_at_mut(len);
             cut.fill(at - (end - cut.bytes), part)?;

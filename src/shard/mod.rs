@@ -28,7 +28,7 @@ pub use header::{
 pub(crate) use ranges::{RangePiece, write_ranges};
 pub use reader::{PieceAt, ShardReader};
 pub(crate) use single::{SingleFile, SingleText, plain_header, read_single, single_header};
-pub use sums::{block_count, sum};
+pub use sums::sum;
 pub use verify::{DAMAGE_MAX, Damage};
 pub use writer::write_shards;
 

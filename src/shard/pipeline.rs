@@ -5,19 +5,24 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::thread::{self, Scope};
+use std::thread::Scope;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
 use super::at_file;
 use super::image::Image;
+use super::writer::refusal;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::buffers::{BUFFER_BYTES, Buffer};
 use crate::sabotage::{self, Defect};
 use crate::storage::{Directory, WriteFile};
+use crate::threads;
 
+/// Buffers of one save that are filled or written at once: together 32 MiB, whatever the size of the
+/// state.
+pub(super) const BUFFERS: usize = 4;
 /// Bytes of the first slot where another thread writes: the sooner it is filled, the sooner the
 /// disk has something to do. Each of the next ones is twice as long, up to a whole buffer.
 pub(super) const FIRST_BYTES: u64 = 1 << 20;
@@ -111,12 +116,13 @@ impl<'a> Writer<'a> {
         self.finished == self.images.len()
     }
 
-    /// Writes the next slot; fsyncs and closes its file after the last one.
+    /// Writes the next bytes of file number `file`; fsyncs and closes it after its last ones.
     ///
     /// # Errors
-    /// As the operations of the directory, with the path of the file.
-    pub(super) fn write(&mut self, slot: Slot, bytes: &[u8]) -> Result<()> {
-        let Some(image) = self.images.get(slot.file) else { return Ok(()) };
+    /// As the operations of the directory, with the path of the file;
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for a number without a file.
+    pub(super) fn write(&mut self, file: usize, bytes: &[u8]) -> Result<()> {
+        let image = self.images.get(file).ok_or_else(|| refusal("bytes of no file"))?;
         let begun = clock::now();
         let mut file = match self.open.take() {
             Some(file) => file,
@@ -146,7 +152,7 @@ impl<'a> Writer<'a> {
     pub(super) fn write_all(
         &mut self,
         todo: &Receiver<Job>,
-        give_back: Option<&Sender<Option<Buffer>>>,
+        give_back: &Sender<Option<Buffer>>,
         mut starved: impl FnMut(Duration, Duration),
     ) -> Result<()> {
         let (mut early, mut next) = (BTreeMap::new(), 0);
@@ -155,13 +161,11 @@ impl<'a> Writer<'a> {
             let Some((slot, mut buffer)) = next_slot(next, todo, &mut early) else { break };
             let waited = clock::now().saturating_duration_since(begun);
             let before = self.times.write;
-            self.write(slot, buffer.bytes())?;
+            self.write(slot.file, buffer.bytes())?;
             next += 1;
-            if let Some(give_back) = give_back {
-                buffer.clear();
-                // Fails only when the other side has left and wants no more buffers.
-                let _ = give_back.try_send(Some(buffer));
-            }
+            buffer.clear();
+            // Fails only when the other side has left and wants no more buffers.
+            let _ = give_back.try_send(Some(buffer));
             starved(self.times.write.saturating_sub(before), waited);
         }
         Ok(())
@@ -185,25 +189,27 @@ fn next_slot(
     }
 }
 
-/// Runs `write` in a thread of its own, beside `fill`.
-///
-/// # Errors
-/// That of `write`, [`ErrorKind::Panic`] if it panicked.
+/// Runs `write` in a thread of its own, beside `fill`. What becomes of `write`, with
+/// [`ErrorKind::Panic`] if it panicked; `None`, with neither of them begun, where there is no thread
+/// to be had.
 pub(super) fn beside<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     write: impl FnOnce() -> Result<T> + Send + 'scope,
     fill: impl FnOnce(),
-) -> Result<T> {
-    let writer = thread::Builder::new()
-        .name("shard-writer".to_owned())
-        .spawn_scoped(scope, write)
-        .map_err(|e| Error::new(ErrorKind::Storage, format!("starting the writer thread: {e}")))?;
+) -> Option<Result<T>> {
+    let writer = match threads::start_in(scope, "shard-writer", write) {
+        Ok(writer) => writer,
+        Err(error) => {
+            tracing::debug!(%error, "no thread that writes; filling and writing take turns");
+            return None;
+        }
+    };
     fill();
-    writer.join().unwrap_or_else(|panic| Err(panicked(&*panic)))
+    Some(writer.join().unwrap_or_else(|panic| Err(panicked(&*panic))))
 }
 
 /// The error of a writer that panicked.
-pub(super) fn panicked(panic: &(dyn Any + Send)) -> Error {
+fn panicked(panic: &(dyn Any + Send)) -> Error {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     let message = format!("the writer thread panicked: {}", text.unwrap_or("no message"));

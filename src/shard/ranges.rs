@@ -6,7 +6,8 @@ use crossbeam_channel::unbounded;
 
 use super::cut::Cut;
 use super::header::DATA_ALIGNMENT;
-use super::pipeline::beside;
+use super::image::STEP;
+use super::pipeline::{BUFFERS, beside};
 use super::sums::SumsContent;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -15,11 +16,6 @@ use crate::memory::buffers::{BUFFER_BYTES, Buffer};
 use crate::plan::PlannedPiece;
 use crate::state::StateDict;
 use crate::storage::WriteFile;
-
-/// Buffers in use at once.
-const BUFFERS: usize = 4;
-/// Copied and then hashed, while it is in the cache of the core.
-const STEP: u64 = 128 << 10;
 
 /// A piece and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -55,25 +51,25 @@ pub(crate) fn write_ranges(
         progress(buffer.bytes().len() as u64);
         Ok(())
     };
-    if clock::is_simulated() || total <= BUFFER_BYTES as u64 {
+    let is_in_turn = clock::is_simulated() || total <= BUFFER_BYTES as u64;
+    let beside = if is_in_turn { None } else { fill_beside(&cuts, &mut sums, &write) };
+    beside.unwrap_or_else(|| {
         let mut swap = |full: Option<(u64, Buffer)>| {
             let Some((begin, buffer)) = full else { return Buffer::new() };
             write(begin, &buffer)?;
             Ok(buffer)
         };
-        fill(&cuts, &mut sums, &mut swap)?;
-    } else {
-        fill_beside(&cuts, &mut sums, write)?;
-    }
+        fill(&cuts, &mut sums, &mut swap)
+    })?;
     Ok(sums.into_sums())
 }
 
-/// Fills while another thread writes.
+/// Fills while another thread writes; `None`, with nothing done, where there is none to be had.
 fn fill_beside(
     cuts: &[(u64, Cut<'_>)],
     sums: &mut SumsContent,
-    write: impl Fn(u64, &Buffer) -> Result<()> + Sync,
-) -> Result<()> {
+    write: &(impl Fn(u64, &Buffer) -> Result<()> + Sync),
+) -> Option<Result<()>> {
     let (jobs, todo) = unbounded::<(u64, Buffer)>();
     let (give_back, free) = unbounded();
     for _ in 0..BUFFERS {
@@ -82,7 +78,6 @@ fn fill_beside(
     let mut filled = Ok(());
     let outcome = &mut filled;
     let written = thread::scope(|scope| {
-        let write = &write;
         let write_all = move || {
             for (begin, buffer) in todo {
                 write(begin, &buffer)?;
@@ -101,7 +96,7 @@ fn fill_beside(
         beside(scope, write_all, send)
     });
     // An error of the writer is why nothing more could be filled.
-    written.and(filled)
+    written.map(|written| written.and(filled))
 }
 
 fn gone() -> Error {
@@ -117,7 +112,7 @@ fn fill(cuts: &[(u64, Cut<'_>)], sums: &mut SumsContent, swap: &mut Swap<'_>) ->
     for (begin, cut) in cuts {
         let mut done = 0;
         while done < cut.bytes {
-            let room = out.room(begin + done, (cut.bytes - done).min(STEP))?;
+            let room = out.room(begin + done, (cut.bytes - done).min(STEP as u64))?;
             cut.fill(done, room)?;
             // From the copy, not the source: what is hashed is what is written.
             sums.update(room);

@@ -114,8 +114,9 @@ impl ShardReader {
     /// # Errors
     /// [`ErrorKind::NotFound`], [`ErrorKind::Corrupt`] or [`ErrorKind::Storage`], with the path.
     pub fn check_lengths(&self) -> Result<()> {
-        for file in &self.files {
-            self.open_checked(&file.name, file.len)?;
+        for index in 0..self.files.len() {
+            // It stays open for what reads it next, if there are not too many.
+            self.open(index)?;
         }
         for file in &self.sums_files {
             self.open_checked(&file.name, file.len)?;

@@ -5,7 +5,7 @@
 
 use crate::error::Result;
 use crate::layout::SaveId;
-use crate::manifest::{BLOCK_BYTES, SUM_BYTES, SUMS_HEADER_BYTES, hash16, truncated};
+use crate::manifest::{BLOCK_BYTES, SUM_BYTES, SUMS_HEADER_BYTES, hash16, sums_of, truncated};
 use crate::memory::reserved;
 
 const MAGIC: &[u8; 8] = b"TCHSUMS\n";
@@ -20,12 +20,6 @@ const _: () = assert!(SUM_BYTES == 16 && SUMS_HEADER_BYTES == HEADER_BYTES as u6
 #[must_use]
 pub fn sum(block: &[u8]) -> [u8; 16] {
     hash16(block)
-}
-
-/// How many block sums a piece of `piece_bytes` has; none if it is empty.
-#[must_use]
-pub const fn block_count(piece_bytes: u64) -> u64 {
-    piece_bytes.div_ceil(BLOCK_BYTES)
 }
 
 /// How a sums file of this save begins.
@@ -51,7 +45,7 @@ impl SumsContent {
     /// # Errors
     /// [`ErrorKind::Storage`](crate::ErrorKind::Storage) if memory is short.
     pub(super) fn new(save_id: &SaveId, pieces: impl Iterator<Item = u64>) -> Result<Self> {
-        let blocks = pieces.fold(0u64, |sum, bytes| sum.saturating_add(block_count(bytes)));
+        let blocks = pieces.fold(0u64, |sum, bytes| sum.saturating_add(sums_of(bytes)));
         let len = blocks.saturating_mul(SUM_BYTES).saturating_add(SUMS_HEADER_BYTES);
         let mut bytes = reserved(len)?;
         bytes.extend_from_slice(&sums_header(save_id));
@@ -141,7 +135,7 @@ mod tests {
             content.end_piece();
             let expected: Vec<u8> = piece.chunks(BLOCK).flat_map(sum).collect();
             prop_assert_eq!(&content.bytes()[HEADER_BYTES..], expected);
-            prop_assert_eq!(content.bytes().len() as u64, SUMS_HEADER_BYTES + 16 * block_count(len as u64));
+            prop_assert_eq!(content.bytes().len() as u64, SUMS_HEADER_BYTES + 16 * sums_of(len as u64));
         }
     }
 }

@@ -16,7 +16,7 @@ use memory::MemoryDir;
 use super::*;
 use crate::error::Result;
 use crate::layout::SaveId;
-use crate::manifest::{DataFile, OtherFile};
+use crate::manifest::{DataFile, OtherFile, sums_of};
 use crate::plan::{PlannedFile, PlannedPiece, Receipt, SavePlan};
 use crate::rank::Rank;
 use crate::slice::Slice;
@@ -86,7 +86,7 @@ fn records(plan: &SavePlan, receipt: &Receipt) -> (Vec<DataFile>, OtherFile, Vec
         for &bytes in &file.piece_bytes {
             pieces.push(PieceAt { file: index, begin, bytes, first_sum });
             begin += bytes;
-            first_sum += block_count(bytes);
+            first_sum += sums_of(bytes);
         }
         assert_eq!(begin, file.len);
         all_pieces.push(pieces);

@@ -11,7 +11,8 @@ use super::header::{DATA_ALIGNMENT, HEADER_JSON_MAX};
 use super::opened::Opened;
 use super::reader::{CHUNK_BYTES, PieceAt, ShardReader, sized};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::{DataFile, Form, truncated};
+use crate::manifest::{DataFile, Form, hash16_of};
+use crate::memory::zeroed;
 use crate::storage::ReadFile;
 
 /// Most damaged places that [`ShardReader::verify_file`] lists per file.
@@ -181,14 +182,8 @@ impl ShardReader {
 
     /// BLAKE3 of the first `len` bytes, first 16 bytes.
     fn hash_of(&self, file: &dyn ReadFile, name: &str, len: u64) -> Result<[u8; 16]> {
-        let (mut hasher, mut scratch, mut offset) = (blake3::Hasher::new(), Vec::new(), 0);
-        while offset < len {
-            let bytes = sized(&mut scratch, (len - offset).min(CHUNK_BYTES))?;
-            self.read_at(file, name, offset, bytes)?;
-            hasher.update(bytes);
-            offset += bytes.len() as u64;
-        }
-        Ok(truncated(&hasher.finalize()))
+        let mut scratch = zeroed(len.min(CHUNK_BYTES))?;
+        hash16_of(len, &mut scratch, |at, part| self.read_at(file, name, at, part))
     }
 }
 

@@ -8,10 +8,10 @@ use super::cut::{Boxes, Cut};
 use super::header::Header;
 use super::image::Image;
 use super::pipeline::{self, Progress};
-use super::sums::{SumsContent, block_count};
+use super::sums::SumsContent;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::{SUM_BYTES, SUMS_HEADER_BYTES, hash16};
+use crate::manifest::{SUM_BYTES, SUMS_HEADER_BYTES, hash16, sums_of};
 use crate::plan::{FileReceipt, PlannedFile, Receipt, SavePlan, SumsReceipt, WriteTimes};
 use crate::rank::Rank;
 use crate::sabotage::{self, Defect};
@@ -87,7 +87,7 @@ fn receipts_of(images: &[&Image], sums: &SumsContent) -> Vec<FileReceipt> {
     let mut sums_begin = SUMS_HEADER_BYTES;
     let receipt = |image: &&Image| {
         let header = image.header();
-        let blocks: u64 = header.piece_bytes().iter().map(|bytes| block_count(*bytes)).sum();
+        let blocks: u64 = header.piece_bytes().iter().map(|bytes| sums_of(*bytes)).sum();
         let (begin, end) = (sums_begin, sums_begin + blocks * SUM_BYTES);
         sums_begin = end;
         let range = usize::try_from(begin).ok().zip(usize::try_from(end).ok());

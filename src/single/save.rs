@@ -1,6 +1,5 @@
 //! Saving into files, from top to bottom as the protocol; see [`crate::save`] for its rules.
 
-use std::cell::OnceCell;
 use std::time::Duration;
 
 use crate::audit::audit;
@@ -131,23 +130,19 @@ fn save_files(
             return Err(help_uncommitted(error));
         }
     };
-    let voted = OnceCell::new();
     let vote = || {
         let write = || write(group, storage, path, &assignment, state);
         let (receipt, times) = timing.write(write, |(_, times)| times)?;
-        voted.get_or_init(|| timing.commit());
         Ok((receipt, timing.vote(times)))
     };
     let verdict = group.phase_all(Channel::Save, "commit", vote, |votes| match &mut coordinator {
         Some(coordinator) => {
             let (receipts, ranks): (Vec<Receipt>, Vec<RankSave>) = votes.into_iter().unzip();
-            let commit = || coordinator.commit(&receipts, &ranks, &timing, &Pace::of(group));
-            voted.get_or_init(|| timing.commit()).run(commit)
+            timing.publish(|| coordinator.commit(&receipts, &ranks, &timing, &Pace::of(group)))
         }
         None => Err(Error::new(ErrorKind::Disagreement, "commit without a plan")),
     });
-    let ended = verdict.is_ok().then(|| voted.into_inner()).flatten();
-    ended.map(|commit| commit.end(None));
+    timing.judged(&verdict);
     close(coordinator);
     let (name, report) = verdict.map_err(|e| verdict_error(e, path, &assignment))?;
     timing.end(&report);

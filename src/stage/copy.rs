@@ -6,11 +6,12 @@ use std::thread;
 use parking_lot::Mutex;
 
 use crate::clock;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Progress, guarded};
 use crate::memory::stream;
 use crate::rank::Rank;
 use crate::shard::Cut;
+use crate::threads;
 
 /// Copied at a time by one thread.
 const UNIT: usize = 2 << 20;
@@ -57,12 +58,15 @@ impl<'a> Copier<'a> {
     }
 
     /// `all_ends` and `sources` are those of the pieces, in file order; `out` is as long as all.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if it is longer.
     pub(super) fn add(
         &mut self,
         all_ends: &'a [usize],
         sources: &'a [From<'a>],
         out: &'a mut [u8],
-    ) {
+    ) -> Result<()> {
         let mut begin = 0;
         for out in out.chunks_mut(UNIT) {
             let end = begin + out.len();
@@ -71,7 +75,7 @@ impl<'a> Copier<'a> {
             let (Some(ends), Some(sources)) =
                 (all_ends.get(first..=last), sources.get(first..=last))
             else {
-                break;
+                return Err(misfit());
             };
             let piece_begin = first.checked_sub(1).and_then(|before| all_ends.get(before));
             let is_own = sources.iter().any(|from| matches!(from, From::Source(_)));
@@ -80,6 +84,7 @@ impl<'a> Copier<'a> {
             units.push(Unit { ends, sources, skip, begin, out });
             begin = end;
         }
+        Ok(())
     }
 
     /// Returns when all is copied.
@@ -94,9 +99,8 @@ impl<'a> Copier<'a> {
         let copy = || fill(std::iter::from_fn(take), progress);
         thread::scope(|scope| {
             let helpers = (1..threads(bytes)).map_while(|_| {
-                let thread = thread::Builder::new().name("tch-stage".to_owned());
                 // Where there is no thread to be had, those that are there do it.
-                thread.spawn_scoped(scope, || guarded(rank, "commit", copy)).ok()
+                threads::start_in(scope, "tch-stage", || guarded(rank, "commit", copy)).ok()
             });
             let helpers: Vec<_> = helpers.collect();
             let copied = fill(own.into_iter(), progress).and_then(|()| copy());
@@ -136,9 +140,8 @@ fn fill<'a>(units: impl Iterator<Item = Unit<'a>>, progress: &Progress) -> Resul
 fn fill_part(from: &From<'_>, skip: usize, part: &mut [u8]) -> Result<()> {
     match from {
         From::Memory(memory) => {
-            // Always there: a piece is as long in its file as in memory.
             let wanted = memory.get(skip..).and_then(|memory| memory.get(..part.len()));
-            wanted.into_iter().for_each(|wanted| stream::copy(wanted, part));
+            stream::copy(wanted.ok_or_else(misfit)?, part);
             Ok(())
         }
         From::Source(cut) => {
@@ -146,5 +149,29 @@ fn fill_part(from: &From<'_>, skip: usize, part: &mut [u8]) -> Result<()> {
             read.map_err(|e| e.with_tensor(cut.tensor))
         }
         From::Later => Ok(()),
+    }
+}
+
+/// Pieces are as long in their files as in memory: where that is not so, what was in a region
+/// before would be written.
+pub(super) fn misfit() -> Error {
+    Error::new(ErrorKind::InvalidInput, "a piece is not as long as its place in a file")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nothing_is_copied_to_is_an_error() {
+        let (progress, memory) = (Progress::default(), [7u8; 10]);
+        let sources = [From::Memory(&memory[..6]), From::Memory(&memory[6..9])];
+        let (mut fits, mut longer) = ([0; 10], [0; 11]);
+        let mut copier = Copier::new(Rank::new(0), &progress);
+        let refused = copier.add(&[6, 10], &sources, &mut longer).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidInput);
+        // The second piece is shorter than its place.
+        copier.add(&[6, 10], &sources, &mut fits).unwrap();
+        assert_eq!(copier.run().unwrap_err().kind(), ErrorKind::InvalidInput);
     }
 }

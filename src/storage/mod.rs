@@ -19,6 +19,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory::region::PAGE;
 pub use faulty::{Fault, FaultyStorage};
 pub use local::LocalStorage;
 pub use memory::MemoryStorage;
@@ -180,7 +181,7 @@ pub trait WriteFile: Send + Sync {
 
 /// What offset, address and length of a [`ReadFile::read_direct`] are multiples of, in bytes: the
 /// largest unit in which devices in use want to be read.
-pub const DIRECT_ALIGNMENT: usize = 4096;
+pub const DIRECT_ALIGNMENT: usize = PAGE;
 
 /// A file being read. Several threads may read it at once.
 #[allow(clippy::len_without_is_empty)]

@@ -3,9 +3,13 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use tch_checkpoint::load::Atomicity;
+use tch_checkpoint::load::{Atomicity, load};
+use tch_checkpoint::plan::load::LoadRules;
+use tch_checkpoint::save::{SaveOptions, save};
+use tch_checkpoint::slice::Slice;
+use tch_checkpoint::state::{LoadTargets, StateDict};
 use tch_checkpoint::storage::{LocalStorage, MemoryStorage};
-use tch_checkpoint::tensor::Dtype;
+use tch_checkpoint::tensor::{Component, Dtype, TensorSpec};
 
 use crate::harness::*;
 
@@ -100,4 +104,50 @@ fn only_the_wanted_bytes_are_read() {
         assert!(bytes >= wanted, "fewer bytes than wanted: {bytes}");
         assert!(bytes <= wanted + wanted / 20, "{bytes} bytes read for {wanted} wanted");
     }
+}
+
+/// The shapes of one layer of a small language model and of its embedding, zeroes: what a rank of
+/// 14 reads beyond its rows are blocks at their ends, and sums.
+#[test]
+fn a_real_state_on_many_ranks_is_read_about_once() {
+    const D: u64 = 768;
+    let weights = [[10_000, D], [D, 3 * D], [D, D], [D, 4 * D], [4 * D, D]];
+    let vectors = [D, D, 3 * D, D, D, D, 4 * D, D];
+    let shapes = weights.iter().map(|shape| shape.to_vec()).chain(vectors.map(|len| vec![len]));
+    let specs: Vec<_> = shapes.map(|shape| TensorSpec::new(Dtype::F32, shape).unwrap()).collect();
+    let (storage, to_save) = (MemoryStorage::new(), specs.clone());
+    let saved_in = storage.clone();
+    on_ranks(1, move |group| {
+        let mut state = StateDict::new();
+        for (number, spec) in to_save.iter().enumerate() {
+            let zeroes = vec![0u8; spec.size_bytes() as usize];
+            let name = name(&format!("t{number}"));
+            state.add(&Component::model(), name, spec.clone(), Arc::new(zeroes)).unwrap();
+        }
+        save(&group, &saved_in, &path("runs/a"), &state, &SaveOptions::default()).unwrap()
+    });
+    let read = on_ranks(14, move |group| {
+        let (rank, ranks) = (u64::from(group.rank().get()), u64::from(group.world_size().get()));
+        let rows = |spec: &TensorSpec| {
+            let rows = spec.shape()[0];
+            Slice::full(spec.shape()).rows(rows * rank / ranks..rows * (rank + 1) / ranks).unwrap()
+        };
+        let wanted: Vec<_> = specs.iter().map(|spec| (spec, rows(spec))).collect();
+        let len = |(_, slice): &(_, Slice)| 4 * slice.elements() as usize;
+        let mut memory: Vec<Vec<u8>> = wanted.iter().map(|own| vec![1; len(own)]).collect();
+        let mut targets = LoadTargets::new();
+        for (number, ((spec, slice), out)) in wanted.into_iter().zip(&mut memory).enumerate() {
+            let (name, sink) = (name(&format!("t{number}")), Box::new(out.as_mut_slice()));
+            targets.add_slice(name, spec.clone(), slice, sink).unwrap();
+        }
+        let (wanted, rules) = (crate::harness::wanted("runs/a"), LoadRules::default());
+        let loaded =
+            load(&group, &storage, &wanted, &mut targets, &rules, Atomicity::InPlace).unwrap();
+        drop(targets);
+        assert!(memory.iter().flatten().all(|byte| *byte == 0));
+        (loaded.bytes_read, memory.iter().map(|part| part.len() as u64).sum::<u64>())
+    });
+    let (read, wanted) = read.into_iter().fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
+    assert!(read >= wanted, "fewer bytes than wanted: {read} of {wanted}");
+    assert!(read <= wanted + wanted / 20, "{read} bytes read for {wanted} wanted");
 }

@@ -109,21 +109,20 @@ impl Data {
         let wanted = memory.iter().map(|part| part.len() as u64).sum();
         let (give_free, free) = bounded(DEPTH);
         let (give_full, full) = bounded::<(Block, usize)>(DEPTH);
-        for block in blocks.0.drain(..) {
+        for block in blocks.free.drain(..) {
             // There is room for all of them.
             drop(give_free.send(block));
         }
-        let back = free.clone();
         let done = thread::scope(|scope| {
+            let free = &free;
             let reader = thread::Builder::new()
-                .spawn_scoped(scope, move || self.blocks(begin, wanted, &free, &give_full))
+                .spawn_scoped(scope, move || self.blocks(begin, wanted, free, &give_full))
                 .map_err(|e| Error::io(&e, "starting a thread", Path::new("")))?;
             unpack(memory, &full, &give_free, progress);
             let panicked = |_| Err(Error::io(&io::Error::other("panic"), "reading", "".as_ref()));
             reader.join().unwrap_or_else(panicked)
         });
-        drop(give_free);
-        blocks.0.extend(back.try_iter());
+        blocks.free.extend(free.try_iter());
         done
     }
 
@@ -147,18 +146,18 @@ impl Data {
                 let count = usize::try_from((end - at).min(left)).unwrap_or(BLOCK).min(BLOCK);
                 let room = count.next_multiple_of(ALIGNMENT);
                 let into = block.bytes_mut().get_mut(..room).unwrap_or_default();
-                match rustix::io::pread(&file, into, at) {
+                let read = rustix::io::pread(&file, into, at).map(|read| read.min(count));
+                let got = read.unwrap_or_default();
+                (at, left) = (at + got as u64, left - got as u64);
+                // An empty one as well: it is given back like the others.
+                let is_wanted = full.send((block, got)).is_ok();
+                match read {
                     Err(Errno::INVAL) => return Ok(false),
                     Err(errno) => return Err(Error::io(&errno.into(), "reading", path)),
                     // It was longer a moment ago.
                     Ok(0) => return Ok(true),
-                    Ok(read) => {
-                        let got = read.min(count);
-                        (at, left) = (at + got as u64, left - got as u64);
-                        if full.send((block, got)).is_err() {
-                            return Ok(true);
-                        }
-                    }
+                    Ok(_) if !is_wanted => return Ok(true),
+                    Ok(_) => {}
                 }
             }
         }
@@ -201,6 +200,7 @@ fn unpack(
 
 #[cfg(test)]
 mod tests {
+    use super::super::raw::tests::misplaced;
     use super::*;
 
     /// Two files with something before their data; what lies from a place on is read.
@@ -231,7 +231,35 @@ mod tests {
                 assert!(second == first, "{begin}");
             }
         }
+        assert_eq!(blocks.free.len(), DEPTH);
         assert_eq!(data.begin_of(1, 2, 100), (BLOCK / 2 + 7500 - 7500 % 4096) as u64);
         assert!(data.begin_of(7, 2, data.bytes) == 0);
+    }
+
+    #[test]
+    fn a_read_that_is_refused_or_ends_early_gives_every_block_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let content: Vec<u8> = (0..=250u8).cycle().take(BLOCK + 5000).collect();
+        std::fs::write(&path, &content).unwrap();
+        let data = |end: usize| {
+            let end = end as u64;
+            Data { regions: vec![Region { path: path.clone(), begin: 0, end }], bytes: end }
+        };
+        let (mut blocks, progress) = (misplaced(), Progress::default());
+        let mut memory = vec![0; content.len()];
+        for _ in 0..2 {
+            // A file system without sectors reads wherever they lie.
+            let done =
+                data(content.len()).read_direct(&mut blocks, 0, vec![&mut memory], &progress);
+            assert!(!done.unwrap() || memory == content);
+            assert_eq!(blocks.free.len(), DEPTH);
+        }
+        let (mut blocks, mut more) = (Blocks::new().unwrap(), vec![0; 4 * BLOCK]);
+        for _ in 0..2 {
+            let done = data(4 * BLOCK).read_direct(&mut blocks, 0, vec![&mut more], &progress);
+            assert!(!done.unwrap() || more.starts_with(&content));
+            assert_eq!(blocks.free.len(), DEPTH);
+        }
     }
 }

@@ -14,12 +14,10 @@ use crate::cli::format::{bytes, table};
 use crate::cli::{Output, Stop};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::SaveId;
-use crate::manifest::{Manifest, SUM_BYTES, SUMS_HEADER_BYTES, SealInfo, sums_of};
+use crate::manifest::{Manifest, SealInfo};
 use crate::plan::load::{LoadRules, WantedBox, plan_load};
 use crate::plan::save::{MergedPlan, local_plan, merge_plans};
-use crate::plan::{
-    FileReceipt, LocalPlan, OnExisting, PlannedFile, Receipt, SavePlan, SaveTarget, SumsReceipt,
-};
+use crate::plan::{LocalPlan, OnExisting, Receipt, SaveTarget};
 use crate::rank::{Rank, WorldSize};
 use crate::slice::Slice;
 use crate::state::{StateDict, TensorSource};
@@ -260,26 +258,5 @@ fn clocked<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
 
 /// What ranks say that have done as planned; no part of what is measured.
 fn receipts(merged: &MergedPlan) -> Vec<Receipt> {
-    merged.plans.iter().map(receipt).collect()
-}
-
-fn receipt(plan: &SavePlan) -> Receipt {
-    let mut sums_begin = SUMS_HEADER_BYTES;
-    let mut file = |file: &PlannedFile| {
-        let piece_bytes: Vec<u64> = file.pieces.iter().map(|piece| piece.size_bytes()).collect();
-        let begin = sums_begin;
-        sums_begin += piece_bytes.iter().map(|bytes| sums_of(*bytes) * SUM_BYTES).sum::<u64>();
-        FileReceipt {
-            name: file.name.clone(),
-            len: 4096 + piece_bytes.iter().sum::<u64>(),
-            data_start: 4096,
-            header_hash: [1; 16],
-            piece_bytes,
-            sums_begin: begin,
-            sums_hash: [2; 16],
-        }
-    };
-    let files = plan.files.iter().map(&mut file).collect();
-    let sums = |name: String| SumsReceipt { name, len: sums_begin, hash: [3; 16] };
-    Receipt { files, sums_file: plan.sums_file.clone().map(sums), ..Receipt::default() }
+    merged.plans.iter().map(Receipt::as_planned).collect()
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Failed, Part, Place, Sharing};
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::zeroed;
+use crate::memory::region::Region;
 use crate::shard::opened::Opened;
 use crate::shard::reader::{ShardReader, to_usize};
 use crate::storage::DIRECT_ALIGNMENT;
@@ -53,7 +53,7 @@ impl<'r> Fetcher<'r> {
         };
         // A batch may be longer by a block, and its begin and end are not aligned.
         let limit = limit.saturating_add(reader.block).saturating_add(2 * ALIGNMENT);
-        let buffer = Buffer { memory: Vec::new(), limit };
+        let buffer = Buffer { memory: None, limit };
         Self { reader, opened: None, buffer, first }
     }
 
@@ -284,34 +284,30 @@ fn deliver(
     Ok(())
 }
 
-/// Memory that is used again for every read.
+/// Memory that is used again for every read, and begins at a multiple of [`DIRECT_ALIGNMENT`].
 struct Buffer {
-    memory: Vec<u8>,
+    memory: Option<Region>,
     limit: u64,
 }
 
 impl Buffer {
-    /// So many bytes that begin at a multiple of [`DIRECT_ALIGNMENT`].
+    /// So many bytes from its begin.
     fn first(&mut self, len: usize) -> Result<&mut [u8]> {
-        if self.memory.len() < len.saturating_add(DIRECT_ALIGNMENT) {
-            // Pages that are never reached cost nothing.
-            let room = self.limit.max(len as u64).saturating_add(ALIGNMENT);
-            self.memory = Vec::new();
-            self.memory = zeroed(room)?;
+        if self.memory.as_ref().is_none_or(|memory| memory.bytes().len() < len) {
+            // Never both at once.
+            self.memory = None;
+            self.memory = Some(Region::new(self.limit.max(len as u64))?);
         }
-        let begin = self.begin();
-        self.memory.get_mut(begin..begin + len).ok_or_else(outside)
+        let memory = self.memory.as_mut().and_then(|memory| memory.bytes_mut().get_mut(..len));
+        memory.ok_or_else(outside)
     }
 
     /// Some of what was read.
     fn part(&self, skip: u64, len: u64) -> Result<&[u8]> {
-        let begin = self.begin().saturating_add(to_usize(skip)?);
+        let begin = to_usize(skip)?;
         let end = begin.saturating_add(to_usize(len)?);
-        self.memory.get(begin..end).ok_or_else(outside)
-    }
-
-    fn begin(&self) -> usize {
-        self.memory.as_ptr().align_offset(DIRECT_ALIGNMENT).min(DIRECT_ALIGNMENT)
+        let memory = self.memory.as_ref().and_then(|memory| memory.bytes().get(begin..end));
+        memory.ok_or_else(outside)
     }
 }
 

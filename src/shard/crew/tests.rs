@@ -32,6 +32,21 @@ fn planned(state: &mut StateDict, lens: &[u64]) -> PlannedFile {
     PlannedFile { name: "file".to_owned(), component: Component::model(), pieces }
 }
 
+#[test]
+fn what_no_piece_fills_is_an_error() {
+    let mut state = StateDict::new();
+    let file = planned(&mut state, &[100, 50]);
+    let cuts: Vec<_> = file.pieces.iter().map(|p| Cut::new(p, &state).unwrap()).collect();
+    let header = Header::of(&file, &SAVE_ID, Rank::new(0), 1).unwrap();
+    let image = Image::new(file.name.clone(), header);
+    let mut out = vec![0xAA; usize::try_from(image.len()).unwrap() + 1];
+    image.fill(&cuts, 1, &mut out[..100]).unwrap();
+    assert!(image.fill(&cuts, 0, &mut out).is_err());
+    out.pop();
+    image.fill(&cuts, 0, &mut out).unwrap();
+    assert!(image.fill(&cuts[..1], 0, &mut out).is_err());
+}
+
 fn empty() -> Sums {
     let content = SumsContent::new(&SAVE_ID, std::iter::empty()).unwrap();
     Sums { content, next: 0, early: BTreeMap::new() }

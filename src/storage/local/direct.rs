@@ -1,11 +1,11 @@
 //! Direct I/O: large writes go past the page cache, which would copy them once more and compete
 //! with training for memory and for the disk.
 //!
-//! A write goes direct where its address, offset and length are multiples of [`ALIGNMENT`]; what is
+//! A write goes direct where its address, offset and length are multiples of [`DIRECT_ALIGNMENT`]; what is
 //! left of it in front and behind goes through the page cache, on pages that no direct write
 //! touches. It needs a file system that is known to do this well ([`is_known`]): local ones, and
 //! layers over them. tmpfs has no other place than the page cache, and network file systems (NFS,
-//! SMB, 9p, FUSE, Lustre, …) have rules of their own for it: they are written as ever.
+//! SMB, 9p, FUSE, Lustre, …) have rules of their own for it: they are written, and read, as ever.
 //! Whether the one at hand takes it is found out by trying: where opening is refused, or a write
 //! gives EINVAL (larger sectors, layers that lie), files of that device are written through the
 //! cache for the rest of the process.
@@ -23,9 +23,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::uninterrupted;
+use crate::storage::DIRECT_ALIGNMENT;
 
-/// What addresses, offsets and lengths are multiples of: a page, and of all usual sectors.
-pub(super) const ALIGNMENT: usize = 4096;
 /// A file is opened for direct I/O by its first aligned write of at least so many bytes: less is
 /// no faster than through the cache.
 const BEGIN_BYTES: usize = 1 << 20;
@@ -77,15 +76,16 @@ impl Direct {
 
 /// How many bytes from the begin of `bytes` can be written directly at `offset`.
 fn aligned_bytes(bytes: &[u8], offset: u64) -> usize {
-    let is_aligned =
-        bytes.as_ptr().addr().is_multiple_of(ALIGNMENT) && offset.is_multiple_of(ALIGNMENT as u64);
-    if is_aligned { bytes.len() - bytes.len() % ALIGNMENT } else { 0 }
+    let is_aligned = bytes.as_ptr().addr().is_multiple_of(DIRECT_ALIGNMENT)
+        && offset.is_multiple_of(DIRECT_ALIGNMENT as u64);
+    if is_aligned { bytes.len() - bytes.len() % DIRECT_ALIGNMENT } else { 0 }
 }
 
 /// How many bytes have to be written before the rest can be written directly; all of them where
 /// that is not worth it.
 pub(super) fn bytes_in_front(bytes: &[u8], offset: u64) -> usize {
-    let to_boundary = (ALIGNMENT as u64 - offset % ALIGNMENT as u64) % ALIGNMENT as u64;
+    let to_boundary =
+        (DIRECT_ALIGNMENT as u64 - offset % DIRECT_ALIGNMENT as u64) % DIRECT_ALIGNMENT as u64;
     let front = usize::try_from(to_boundary).unwrap_or_default();
     let rest = bytes.get(front..).unwrap_or_default();
     let is_worth_it = front > 0 && aligned_bytes(rest, offset + front as u64) >= BEGIN_BYTES;
@@ -93,14 +93,10 @@ pub(super) fn bytes_in_front(bytes: &[u8], offset: u64) -> usize {
 }
 
 fn open(file: &OwnedFd, path: &Path) -> Option<OwnedFd> {
-    let known = rustix::fs::fstatfs(file).is_ok_and(|fs| is_known(fs.f_type as u64));
-    if !known || is_refused(file) {
+    if is_refused(file) {
         return None;
     }
-    // The same file, whatever has happened to its name.
-    let own = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
-    let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
-    match uninterrupted(|| rustix::fs::open(&own, flags, Mode::empty())) {
+    match reopened(file, OFlags::WRONLY)? {
         Ok(fd) => Some(fd),
         Err(errno) => {
             tracing::debug!(path = %path.display(), %errno, "no direct I/O");
@@ -110,6 +106,15 @@ fn open(file: &OwnedFd, path: &Path) -> Option<OwnedFd> {
             None
         }
     }
+}
+
+/// The same file, whatever has happened to its name, once more and past the page cache; `None`
+/// where the file system is not known to do that well.
+pub(super) fn reopened(file: &OwnedFd, access: OFlags) -> Option<Result<OwnedFd, Errno>> {
+    rustix::fs::fstatfs(file).ok().filter(|fs| is_known(fs.f_type as u64))?;
+    let own = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    let flags = access | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NOCTTY;
+    Some(uninterrupted(|| rustix::fs::open(&own, flags, Mode::empty())))
 }
 
 /// Whether a file system of that type (see statfs(2)) is known to do direct I/O well.

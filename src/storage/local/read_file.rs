@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fd::{AsRawFd, OwnedFd};
-use rustix::fs::{Mode, OFlags};
+use rustix::fd::OwnedFd;
+use rustix::fs::OFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 
+use super::direct::reopened;
 use super::{creating, is_unknown_call, uninterrupted};
 use crate::error::Result;
 use crate::storage::errors::ends_early;
@@ -60,12 +61,7 @@ impl LocalReadFile {
 
     /// A second descriptor of the same file, whatever has become of its name.
     fn direct(&self) -> Option<&OwnedFd> {
-        let open = || {
-            let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NOCTTY;
-            let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
-            uninterrupted(|| rustix::fs::open(path.as_str(), flags, Mode::empty())).ok()
-        };
-        self.direct.get_or_init(open).as_ref()
+        self.direct.get_or_init(|| reopened(&self.fd, OFlags::RDONLY)?.ok()).as_ref()
     }
 }
 
