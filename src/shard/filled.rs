@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::crew::Written;
 use super::image::{FillTimes, Image};
+use super::pacing::Pacing;
 use super::pipeline::{self, DiskTimes, OpenFile, Progress};
 use super::sums::SumsContent;
 use super::writer::{finish_share, no_sums_file};
@@ -78,14 +79,13 @@ fn write_files(
     files: &[FilledFile<'_>],
     progress: Progress<'_>,
 ) -> Result<DiskTimes> {
-    let mut times = DiskTimes::default();
+    let (mut times, mut pacing) = (DiskTimes::default(), Pacing::new());
     for FilledFile { image, data } in files {
         let begun = clock::now();
         let mut file = OpenFile::create(dir, image.name(), image.len())?;
         let header = image.header().bytes();
         for part in header.chunks(BUFFER_BYTES).chain(data.chunks(BUFFER_BYTES)) {
-            file.append(part)?;
-            progress(part.len() as u64);
+            file.append(part, &mut pacing, progress)?;
         }
         let written = clock::now();
         file.finish()?;

@@ -6,6 +6,7 @@ use crossbeam_channel::unbounded;
 
 use super::cut::Cut;
 use super::header::DATA_ALIGNMENT;
+use super::pacing::Pacing;
 use super::pipeline::beside;
 use super::sums::SumsContent;
 use crate::clock;
@@ -50,11 +51,9 @@ pub(crate) fn write_ranges(
     let mut sums =
         SumsContent::new(&SaveId::from_bytes([0; 16]), cuts.iter().map(|(_, c)| c.bytes))?;
     let total = cuts.iter().fold(0u64, |sum, (_, cut)| sum.saturating_add(cut.bytes));
-    let write = |begin: u64, buffer: &Buffer| -> Result<()> {
-        file.write_at(begin, buffer.bytes())?;
-        progress(buffer.bytes().len() as u64);
-        Ok(())
-    };
+    let mut pacing = Pacing::new();
+    let mut write =
+        |begin: u64, buffer: &Buffer| pacing.write(file, begin, buffer.bytes(), progress);
     if clock::is_simulated() || total <= BUFFER_BYTES as u64 {
         let mut swap = |full: Option<(u64, Buffer)>| {
             let Some((begin, buffer)) = full else { return Buffer::new() };
@@ -72,7 +71,7 @@ pub(crate) fn write_ranges(
 fn fill_beside(
     cuts: &[(u64, Cut<'_>)],
     sums: &mut SumsContent,
-    write: impl Fn(u64, &Buffer) -> Result<()> + Sync,
+    mut write: impl FnMut(u64, &Buffer) -> Result<()> + Send,
 ) -> Result<()> {
     let (jobs, todo) = unbounded::<(u64, Buffer)>();
     let (give_back, free) = unbounded();
@@ -82,7 +81,6 @@ fn fill_beside(
     let mut filled = Ok(());
     let outcome = &mut filled;
     let written = thread::scope(|scope| {
-        let write = &write;
         let write_all = move || {
             for (begin, buffer) in todo {
                 write(begin, &buffer)?;
