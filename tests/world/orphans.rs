@@ -6,12 +6,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use crate::job::{HANG, Job, Notes, Plan, Random, plainly, program, within};
 use crate::looks::{debris, owner, steps};
 use crate::tier::{self, Need};
 
+/// So many does the new job save.
+const STEPS: u64 = 5;
 /// Starts what follows once for each rank, and waits.
 const SHELL: &str = "for rank in 0 1 2; do RANK=$rank LOCAL_RANK=$rank \"$@\" & done; wait";
 /// What an orphan may hear of a name that the new job has taken, or of a lock that it could not
@@ -49,23 +51,25 @@ fn started(plan: &Plan, random: &mut Random) -> Job {
     Job::start(plan, random, |_, arguments: Vec<OsString>| plainly(arguments))
 }
 
-/// The new job, from the step after the newest; again, if an orphan holds the lock of the directory
-/// while it is stopped. Whether that was so.
-fn go_on(plan: &Plan, random: &mut Random, orphans: &[Pid]) -> (Notes, bool) {
+/// The new job, from the step after the newest; `old` goes on in the middle of it. If one of the
+/// old ranks holds the lock of the directory while it is stopped, the new job says so, and is
+/// started again once they are ended. Whether that was so.
+fn go_on(plan: &Plan, random: &mut Random, old: &Job) -> (Notes, bool) {
     let next = |plan: &Plan| {
         let first = steps(&plan.dir).last().map_or(1, |step| step + 1);
-        Plan { first, last: first + 4, ..plan.clone() }
+        Plan { first, last: first + STEPS - 1, ..plan.clone() }
     };
     let job = started(&next(plan), random);
     let is_over = || job.notes().find(0, "ENDED").is_some();
     assert!(within(HANG, || job.notes().committed(0).len() >= 2 || is_over()), "{}", job.said());
-    for orphan in orphans {
-        let _ = kill_process(*orphan, Signal::CONT);
+    if let Some((kind, text)) = job.notes().failed(0) {
+        assert!(kind == "Deadline" && text.contains("holds the lock"), "{}", job.said());
+        job.end();
+        old.signal_all(Signal::KILL);
+        return (started(&next(plan), random).end(), true);
     }
-    let (said, notes) = (job.said(), job.end());
-    let Some((kind, text)) = notes.failed(0) else { return (notes, false) };
-    assert!(kind == "Deadline" && text.contains("holds the lock"), "{said}");
-    (started(&next(plan), random).end(), true)
+    old.signal_all(Signal::CONT);
+    (job.end(), false)
 }
 
 /// Whether an orphan was in the middle of a save, and whether it held the lock meanwhile.
@@ -79,13 +83,12 @@ fn kill_once(launcher: Launcher, random: &mut Random) -> (bool, bool) {
     old.kill_launcher();
     // Before a rank can hear of it.
     old.signal_all(Signal::STOP);
-    let orphans = old.pids();
     let is_saving = old.notes().0[0].last().is_some_and(|note| note.word == "BEGIN");
     let before = old.notes().committed(0);
 
-    let (new, held) = go_on(&Plan { tag: 2, ranks: 2, ..plan }, random, &orphans);
+    let (new, held) = go_on(&Plan { tag: 2, ranks: 2, ..plan }, random, &old);
     let acked = new.committed(0);
-    assert_eq!(acked.len(), 5, "{launcher:?}: {new:?} {}", old.said());
+    assert_eq!(acked.len() as u64, STEPS, "{launcher:?}: {new:?} {}", old.said());
     // The orphans end by themselves, at a name that is taken, or with their launcher's daemon.
     let gone = within(HANG, || old.pids().is_empty());
     let (said, failed) = (old.said(), old.notes().failed(0));
