@@ -108,6 +108,7 @@ fn save_step(orders: &Orders, group: &ProcessGroup, step: u64) -> Result<String>
     if !orders.beside {
         return Ok(save(group, storage.as_ref(), &path, &state, &options)?.save_id.to_string());
     }
+    orders.note(&format!("HOLDS {step}"));
     let pending = save_async(group, &storage, &path, &state, &options, Box::new(|_| {}))?;
     orders.note(&format!("TRAINS {step}"));
     Ok(pending.wait()?.save_id.to_string())

@@ -117,7 +117,7 @@ fn a_disk_that_is_slow_behind_the_page_cache_is_not_dead() {
 #[test]
 fn training_does_not_wait_for_a_save_beside_it_on_a_slow_disk() {
     let Some(notes) = save_slowly("beside training", 0, |plan| plan.beside = true) else { return };
-    let stall = between(&notes, "BEGIN", "TRAINS");
+    let stall = between(&notes, "HOLDS", "TRAINS");
     tier::figure("ms that training waited for that", stall);
     assert!(stall < between(&notes, "TRAINS", "COMMITTED") / 2, "{notes:?}");
 }
