@@ -5,7 +5,7 @@
 #   launch/setup.sh [--no-mpi] [--tests]
 #
 #   --no-mpi   without MPI and libclang
-#   --tests    also what tests of crashes need: strace, file system tools, nbdkit
+#   --tests    also what tests of crashes need: strace, file system tools, nbdkit, faketime
 #
 #   LIBTORCH, LIBTORCH_USE_PYTORCH   an own libtorch: used, nothing is downloaded
 #   TORCH_VERSION                    another version than the one that tch needs (default 2.13.0)
@@ -102,6 +102,8 @@ need_test_tools() {
   compgen -G '/usr/lib/*/nbdkit/plugins/nbdkit-python-plugin.so' >/dev/null ||
     missing+=(nbdkit-plugin-python)
   need_command nbdfuse libnbd-bin
+  need_command ip iproute2
+  need_command faketime faketime
   need_command fusermount3 fuse3
 }
 

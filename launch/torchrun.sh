@@ -81,7 +81,9 @@ free_port() {
 random_token() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
 
 start_ranks() {
-    local rank
+    local rank end_with_us=()
+    # Ranks that outlived a launcher which was killed would go on saving beside the next job.
+    if setpriv --pdeathsig KILL true 2>/dev/null; then end_with_us=(setpriv --pdeathsig KILL); fi
     export WORLD_SIZE=$world_size LOCAL_WORLD_SIZE=$world_size
     export MASTER_ADDR=127.0.0.1 MASTER_PORT=$port
     export TCH_CHECKPOINT_TOKEN=${TCH_CHECKPOINT_TOKEN:-$(random_token)}
@@ -89,7 +91,7 @@ start_ranks() {
     # Of a torchrun further up, which does not know these ranks.
     unset TORCHELASTIC_USE_AGENT_STORE TORCHELASTIC_RUN_ID
     for ((rank = 0; rank < world_size; rank++)); do
-        RANK=$rank LOCAL_RANK=$rank "$path" "${program[@]:1}" </dev/null {idle}>&- {log}>&- &
+        RANK=$rank LOCAL_RANK=$rank "${end_with_us[@]}" "$path" "${program[@]:1}" </dev/null {idle}>&- {log}>&- &
         pids[rank]=$!
     done
 }

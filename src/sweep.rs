@@ -81,7 +81,11 @@ pub(crate) fn lock_parent(parent: &dyn Directory, patience: Duration) -> Result<
             Ok(None) if clock::now() < until => clock::sleep(RETRY_INTERVAL),
             Ok(None) => {
                 return Err(Error::new(ErrorKind::Deadline, "another job holds the lock")
-                    .with_path(parent.path().join(layout::LOCK)));
+                    .with_path(parent.path().join(layout::LOCK))
+                    .with_help(
+                        "if that job should be over, a process of it is left that is stopped or \
+                         hangs: find it (`fuser` with this path names it on its host) and end it",
+                    ));
             }
             Err(e) if e.kind() == ErrorKind::Unsupported => return Ok(None),
             Err(e) => return Err(e),

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The long tier of the tests about crashes, and the figures that they report.
+# The long tier of the tests about crashes and the world around a job, and the figures that they
+# report.
 #
 #   tests/full.sh [TEST...]     which (default: all of those below)
 #
@@ -10,8 +11,9 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly FEATURES=cli,sabotage
+readonly FEATURES_ALL=mpi,cli,drive,sabotage
 readonly LOGS=target/full
-all=(sim it syscalls kills power memory cli)
+all=(sim it syscalls kills power memory cli world preempt)
 tests=("${@:-${all[@]}}")
 export TCH_CHECKPOINT_TEST_TIER=full
 
@@ -19,6 +21,10 @@ launch/setup.sh --tests || [ -n "${TCH_CHECKPOINT_TEST_WITHOUT:-}" ] || exit 1
 mkdir -p "$LOGS"
 # Optimised: the simulator alone runs through a million schedules.
 cargo test --release --no-default-features --features "$FEATURES" --no-run || exit 1
+# The jobs that are told to end train: these need libtorch and MPI.
+if [[ " ${tests[*]} " == *' preempt '* ]]; then
+  cargo build --features "$FEATURES_ALL" --bins --examples || exit 1
+fi
 
 failed=()
 for name in "${tests[@]}"; do
@@ -27,10 +33,13 @@ for name in "${tests[@]}"; do
   # The tests' own threads, or a system with two cores, are the bound: one test after the other
   # where each uses the machine for itself.
   threads=2
-  case $name in sim | power) threads=1 ;; esac
-  timeout --kill-after=10 7200 cargo test --quiet --release --no-default-features \
-    --features "$FEATURES" --test "$name" -- --nocapture --test-threads="$threads" \
-    >"$LOGS/$name.log" 2>&1 || code=$?
+  how=(--release --no-default-features --features "$FEATURES")
+  case $name in
+    sim | power) threads=1 ;;
+    preempt) how=(--features "$FEATURES_ALL") ;;
+  esac
+  timeout --kill-after=10 7200 cargo test --quiet "${how[@]}" --test "$name" -- \
+    --nocapture --test-threads="$threads" >"$LOGS/$name.log" 2>&1 || code=$?
   grep -hE '^test result:' "$LOGS/$name.log" || true
   [ $code = 0 ] || { failed+=("$name"); tail -n 20 "$LOGS/$name.log"; }
   printf '== %s: %s, %s s\n' "$name" "$([ $code = 0 ] && echo ok || echo "FAILED ($code)")" \

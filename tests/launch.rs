@@ -217,6 +217,16 @@ fn a_second_sigterm_does_not_wait_for_the_grace_period() {
 }
 
 #[test]
+fn ranks_end_with_a_launcher_that_is_killed() {
+    let launch = Launch::ranks("30", "trap '' TERM; touch ready$RANK; exec sleep 300");
+    launch.wait_for_files(&["ready0", "ready1", "ready2"]);
+    launch.signal(Signal::KILL);
+    let gone = within_deadline(|| left_over(launch.dir.path()).is_empty());
+    assert!(gone, "{:?} go on", left_over(launch.dir.path()));
+    assert_eq!(launch.end().code, None);
+}
+
+#[test]
 fn ranks_that_are_saving_get_one_signal_only() {
     for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 75), (Signal::USR1, 75)] {
         // Rank 0 leaves first; the others are still busy with their save.

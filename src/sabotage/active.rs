@@ -4,7 +4,7 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::{Signal, getpid, getppid, kill_process};
 
 use super::Defect;
 use crate::error::{Error, ErrorKind, Result};
@@ -19,6 +19,14 @@ enum Act {
     Exit(i32),
     Panic,
     Fail,
+    /// To this process, or to the one that started it.
+    Tell(Whom, Signal),
+}
+
+#[derive(Clone, Copy)]
+enum Whom {
+    Rank,
+    Launcher,
 }
 
 struct Plan {
@@ -42,6 +50,10 @@ impl FromStr for Plan {
             "exit0" => Act::Exit(0),
             "panic" => Act::Panic,
             "fail" => Act::Fail,
+            "usr1" => Act::Tell(Whom::Rank, Signal::USR1),
+            "term" => Act::Tell(Whom::Rank, Signal::TERM),
+            "launcher-usr1" => Act::Tell(Whom::Launcher, Signal::USR1),
+            "launcher-term" => Act::Tell(Whom::Launcher, Signal::TERM),
             _ => return Err(()),
         };
         let place = part()?.to_owned();
@@ -113,6 +125,10 @@ fn act(act: Act) -> Result<()> {
     match act {
         Act::Kill => drop(kill_process(getpid(), Signal::KILL)),
         Act::Stop => drop(kill_process(getpid(), Signal::STOP)),
+        Act::Tell(Whom::Rank, signal) => drop(kill_process(getpid(), signal)),
+        Act::Tell(Whom::Launcher, signal) => {
+            getppid().map(|launcher| kill_process(launcher, signal));
+        }
         Act::Exit(code) => std::process::exit(code),
         Act::Panic => panic!("sabotage"),
         Act::Fail => return Err(Error::new(ErrorKind::Storage, "sabotage")),

@@ -11,6 +11,7 @@ mod filled;
 mod header;
 pub(crate) mod image;
 mod opened;
+mod pacing;
 mod pipeline;
 mod ranges;
 mod reader;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::reader::{PieceAt, ShardReader, to_usize};
 use super::sums::sum;
+use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{DataFile, Form, SUM_BYTES};
 use crate::sabotage::{self, Defect};
@@ -57,11 +58,25 @@ impl<'r> Opened<'r> {
         Ok(is_all)
     }
 
-    /// As [`ReadFile::read_direct`].
+    /// As [`ReadFile::read_direct`], by parts that take a moment.
     pub(super) fn read_direct(&self, at: u64, out: &mut [u8]) -> Result<Option<usize>> {
-        let came = self.file.read_direct(at, out).map_err(|e| self.failed(e, at))?;
-        self.reader.count(came.unwrap_or_default() as u64);
-        Ok(came)
+        let mut have = 0;
+        while have < out.len() {
+            let len = self.reader.portion.lock().bytes().min(out.len() - have);
+            let part = out.get_mut(have..have + len).unwrap_or_default();
+            let (begun, at) = (clock::now(), at.saturating_add(have as u64));
+            let Some(came) = self.file.read_direct(at, part).map_err(|e| self.failed(e, at))?
+            else {
+                return Ok((have > 0).then_some(have));
+            };
+            self.reader.count(came as u64);
+            have += came;
+            if came < len {
+                break;
+            }
+            self.reader.portion.lock().took(len, clock::now().saturating_duration_since(begun));
+        }
+        Ok(Some(have))
     }
 
     fn failed(&self, error: Error, at: u64) -> Error {

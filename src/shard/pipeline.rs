@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::at_file;
 use super::image::Image;
+use super::pacing::Pacing;
 use super::writer::refusal;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -98,6 +99,7 @@ pub(super) struct Writer<'a> {
     progress: Progress<'a>,
     open: Option<OpenFile<'a>>,
     finished: usize,
+    pacing: Pacing,
     pub(super) times: DiskTimes,
 }
 
@@ -108,7 +110,8 @@ impl<'a> Writer<'a> {
         progress: Progress<'a>,
     ) -> Self {
         let times = DiskTimes::default();
-        Self { dir, images, progress, open: None, finished: 0, times }
+        let pacing = Pacing::new();
+        Self { dir, images, progress, open: None, finished: 0, pacing, times }
     }
 
     /// Whether every file is finished.
@@ -128,11 +131,10 @@ impl<'a> Writer<'a> {
             Some(file) => file,
             None => OpenFile::create(self.dir, image.name(), image.len())?,
         };
-        file.append(bytes)?;
+        file.append(bytes, &mut self.pacing, self.progress)?;
         let written = clock::now();
         self.times.write += written.saturating_duration_since(begun);
         self.times.bytes += bytes.len() as u64;
-        (self.progress)(bytes.len() as u64);
         if file.end < image.len() {
             self.open = Some(file);
             return Ok(());
@@ -231,9 +233,14 @@ impl<'a> OpenFile<'a> {
         Ok(Self { dir, name, file, end: 0 })
     }
 
-    pub(super) fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        let written = self.file.write_at(self.end, bytes);
-        written.map_err(|e| at_file(e, self.dir, self.name).with_offset(self.end))?;
+    pub(super) fn append(
+        &mut self,
+        bytes: &[u8],
+        pacing: &mut Pacing,
+        progress: Progress<'_>,
+    ) -> Result<()> {
+        let written = pacing.write(self.file.as_ref(), self.end, bytes, progress);
+        written.map_err(|e| at_file(e, self.dir, self.name))?;
         self.end += bytes.len() as u64;
         Ok(())
     }
@@ -251,8 +258,13 @@ impl<'a> OpenFile<'a> {
 ///
 /// # Errors
 /// As the operations of `dir`.
-pub(super) fn write_whole(dir: &dyn Directory, name: &str, bytes: &[u8]) -> Result<()> {
+pub(super) fn write_whole(
+    dir: &dyn Directory,
+    name: &str,
+    bytes: &[u8],
+    progress: Progress<'_>,
+) -> Result<()> {
     let mut file = OpenFile::create(dir, name, bytes.len() as u64)?;
-    file.append(bytes)?;
+    file.append(bytes, &mut Pacing::new(), progress)?;
     file.finish()
 }

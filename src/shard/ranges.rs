@@ -3,10 +3,12 @@
 use std::thread;
 
 use crossbeam_channel::unbounded;
+use parking_lot::Mutex;
 
 use super::cut::Cut;
 use super::header::DATA_ALIGNMENT;
 use super::image::STEP;
+use super::pacing::Pacing;
 use super::pipeline::{BUFFERS, beside};
 use super::sums::SumsContent;
 use crate::clock;
@@ -46,11 +48,9 @@ pub(crate) fn write_ranges(
     let mut sums =
         SumsContent::new(&SaveId::from_bytes([0; 16]), cuts.iter().map(|(_, c)| c.bytes))?;
     let total = cuts.iter().fold(0u64, |sum, (_, cut)| sum.saturating_add(cut.bytes));
-    let write = |begin: u64, buffer: &Buffer| -> Result<()> {
-        file.write_at(begin, buffer.bytes())?;
-        progress(buffer.bytes().len() as u64);
-        Ok(())
-    };
+    let pacing = Mutex::new(Pacing::new());
+    let write =
+        |begin: u64, buffer: &Buffer| pacing.lock().write(file, begin, buffer.bytes(), progress);
     let is_in_turn = clock::is_simulated() || total <= BUFFER_BYTES as u64;
     let beside = if is_in_turn { None } else { fill_beside(&cuts, &mut sums, &write) };
     beside.unwrap_or_else(|| {

@@ -8,12 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::opened::{Opened, at_place, check_range};
+use super::pacing::Portion;
 use super::sums::sums_header;
 use super::{at_file, file_path};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{
     BLOCK_BYTES, DataFile, Form, Manifest, OtherFile, SUM_BYTES, SUMS_HEADER_BYTES, hash16,
 };
+use crate::memory::buffers::BUFFER_BYTES;
 use crate::memory::{grow, zeroed};
 use crate::storage::{Directory, ReadFile};
 
@@ -47,6 +49,8 @@ pub struct ShardReader {
     open: Mutex<OpenFiles>,
     bytes_read: AtomicU64,
     on_read: Option<Box<OnRead>>,
+    /// Of what is read past the page cache.
+    pub(super) portion: Mutex<Portion>,
 }
 
 /// Called with the bytes of each finished read.
@@ -85,6 +89,7 @@ impl ShardReader {
             open: Mutex::default(),
             bytes_read: AtomicU64::new(0),
             on_read: None,
+            portion: Mutex::new(Portion::up_to(BUFFER_BYTES)),
         }
     }
 

@@ -137,8 +137,7 @@ fn write_sums(
     content: &[u8],
     progress: Progress<'_>,
 ) -> Result<SumsReceipt> {
-    pipeline::write_whole(dir, name, content).map_err(|e| at_file(e, dir, name))?;
-    progress(content.len() as u64);
+    pipeline::write_whole(dir, name, content, progress).map_err(|e| at_file(e, dir, name))?;
     let len = content.len() as u64;
     Ok(SumsReceipt { name: name.to_owned(), len, hash: hash16(content) })
 }

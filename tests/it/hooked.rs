@@ -214,6 +214,10 @@ impl WriteFile for AlteringWrite {
         self.inner.reserve(len)
     }
 
+    fn write_back(&self) -> Result<()> {
+        self.inner.write_back()
+    }
+
     fn finish(self: Box<Self>) -> Result<()> {
         self.inner.finish()
     }

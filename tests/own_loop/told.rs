@@ -54,6 +54,18 @@ fn mpirun_sigusr1_while_saving_beside_training() {
     told(MPIRUN, Signal::USR1);
 }
 
+/// In the middle of a pass of retention, which is gone through with.
+#[test]
+fn torchrun_sigusr1_while_checkpoints_are_removed() {
+    let place = Place::of(&OWN_LOOP);
+    let flags = ["--steps", "1000000", "--every-steps", "7", "--keep-last", "1"];
+    let sabotage = ("TCH_CHECKPOINT_SABOTAGE", "launcher-usr1@retain.removed@0@2");
+    let ended = place.start(TORCHRUN, &flags, &[("RUST_LOG", "info"), sabotage]).end();
+    let step = saved_because(&place, &ended, "Signal(10)");
+    assert_eq!(place.saved(), [step]);
+    assert_resumes_exactly(&place, TORCHRUN, step);
+}
+
 /// The end is nearer than the margin, two minutes, so the first step is the last.
 fn before_the_time_ends(launcher: Launcher) {
     let place = Place::of(&OWN_LOOP);

@@ -7,6 +7,12 @@
 mod in_process;
 #[path = "../jobs/mod.rs"]
 mod jobs;
+#[cfg(feature = "sabotage")]
+mod phases;
+#[cfg(feature = "sabotage")]
+#[allow(clippy::print_stderr, clippy::cast_possible_truncation, reason = "figures")]
+#[path = "../tier/mod.rs"]
+mod tier;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -35,6 +35,8 @@ pub enum Need {
     Loop,
     /// FUSE, for block devices that fail or record.
     Fuse,
+    /// Block devices that can be made slow: cgroups (version 1) with `blkio`.
+    Blkio,
     /// A program, by its name.
     Program(&'static str),
 }
@@ -45,6 +47,7 @@ impl Need {
             Self::Root => "root",
             Self::Loop => "loop",
             Self::Fuse => "fuse",
+            Self::Blkio => "blkio",
             Self::Program(name) => name,
         }
     }
@@ -54,6 +57,9 @@ impl Need {
             Self::Root => rustix::process::geteuid().is_root(),
             Self::Loop => Path::new("/dev/loop-control").exists(),
             Self::Fuse => Path::new("/dev/fuse").exists(),
+            Self::Blkio => {
+                Path::new("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device").exists()
+            }
             Self::Program(name) => exists(name),
         }
     }

@@ -58,6 +58,7 @@ impl<M: Model> NNHandler<M> {
         }
         let parameters = self.parameters();
         average_gradients(&self.group, &parameters, own as f64 / samples as f64)?;
+        sabotage::visit(rank, "train", "update")?;
         self.before_update();
         // From here on parameters may be updated in part, or on some ranks only.
         self.poisoned = true;
@@ -102,6 +103,7 @@ impl<M: Model> NNHandler<M> {
     fn backward(&self, feed: &Feed, indices: &[i64], share: f64, sums: &mut Sums) -> Result<()> {
         let (input, target) = feed.dataset.batch(indices, self.device);
         let (output, mut loss) = self.evaluate(&input, &target, true)?;
+        sabotage::visit(self.group.rank(), "train", "backward")?;
         self.measure(sums, indices.len(), scalar(&loss)?, &output, &target);
         if share < 1.0 {
             loss = loss.f_mul_scalar(share).map_err(|e| device_error(&e))?;

@@ -122,6 +122,11 @@ impl WriteFile for FaultyWriteFile {
         self.faults.run("reserve", &self.path, || self.inner.reserve(len))
     }
 
+    // No operation of its own: how often it is called depends on how fast the storage is.
+    fn write_back(&self) -> Result<()> {
+        self.inner.write_back()
+    }
+
     fn finish(self: Box<Self>) -> Result<()> {
         let Self { inner, path, faults } = *self;
         faults.run("finish", &path, || inner.finish())

@@ -2,7 +2,7 @@
 
 use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fd::OwnedFd;
 use rustix::fs::FallocateFlags;
@@ -14,19 +14,24 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::storage::WriteFile;
 use crate::storage::errors::no_regular_file;
 
+/// Less than this in the page cache is left to the fsync at the end.
+const WRITE_BACK_BYTES: u64 = 64 << 10;
 const REUSE_HELP: &str = "its content is unknown: write a new file, never this one again";
 
 pub(super) struct LocalWriteFile {
     fd: OwnedFd,
     direct: Direct,
     path: PathBuf,
+    /// Bytes given to the page cache since it was written back.
+    cached: AtomicU64,
     /// Set by the first failed write; from then on there is nothing worth making durable.
     spoiled: AtomicBool,
 }
 
 impl LocalWriteFile {
     pub(super) fn new(fd: OwnedFd, path: PathBuf) -> Self {
-        Self { fd, direct: Direct::default(), path, spoiled: AtomicBool::new(false) }
+        let (cached, spoiled) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self { fd, direct: Direct::default(), path, cached, spoiled }
     }
 
     fn write_all(&self, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -59,7 +64,9 @@ impl LocalWriteFile {
             return written;
         }
         let part = bytes.get(..bytes_in_front(bytes, at)).unwrap_or(bytes);
-        uninterrupted(|| rustix::io::pwrite(&self.fd, part, at))
+        let written = uninterrupted(|| rustix::io::pwrite(&self.fd, part, at))?;
+        self.cached.fetch_add(written as u64, Ordering::Relaxed);
+        Ok(written)
     }
 }
 
@@ -80,6 +87,17 @@ impl WriteFile for LocalWriteFile {
             }
             _ => Ok(()),
         }
+    }
+
+    fn write_back(&self) -> Result<()> {
+        if self.cached.load(Ordering::Relaxed) < WRITE_BACK_BYTES {
+            return Ok(());
+        }
+        self.cached.store(0, Ordering::Relaxed);
+        uninterrupted(|| rustix::fs::fdatasync(&self.fd)).map_err(|errno| {
+            self.spoiled.store(true, Ordering::Release);
+            creating(errno, "writing back", &self.path, &[]).with_help(REUSE_HELP)
+        })
     }
 
     fn finish(self: Box<Self>) -> Result<()> {

@@ -1,0 +1,210 @@
+//! How much is asked of a storage at once: what it does in a moment.
+//!
+//! The inside of one system call shows no progress. So that a slow storage is not taken for a dead
+//! one, writes and reads become shorter where they take long, and what the page cache has taken is brought to
+//! the device bit by bit instead of by the fsync at the end.
+
+use std::time::Duration;
+
+use super::pipeline::Progress;
+use crate::clock;
+use crate::error::Result;
+use crate::memory::buffers::BUFFER_BYTES;
+use crate::sabotage::{self, Defect};
+use crate::storage::{DIRECT_ALIGNMENT, WriteFile};
+
+/// About as long one call is to take: far less than a deadline, far more than the call itself
+/// costs.
+const MOMENT: Duration = Duration::from_millis(250);
+/// Before anything is known of a storage.
+const FIRST_BYTES: usize = 1 << 20;
+const BYTES_MIN: usize = 64 << 10;
+/// Most bytes between two looks at what the page cache holds: so many may lie before a storage that
+/// becomes slow all of a sudden.
+const UNSETTLED_BYTES_MAX: usize = 256 << 20;
+
+/// How many bytes are asked for at once; a power of two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Portion {
+    bytes: usize,
+    max: usize,
+}
+
+impl Portion {
+    pub(super) const fn up_to(max: usize) -> Self {
+        Self { bytes: FIRST_BYTES, max }
+    }
+
+    pub(super) const fn bytes(self) -> usize {
+        self.bytes
+    }
+
+    /// Learns from so many bytes that took so long.
+    pub(super) fn took(&mut self, bytes: usize, time: Duration) {
+        if time > MOMENT * 2 {
+            while self.bytes > BYTES_MIN && time.mul_f64(self.bytes as f64 / bytes as f64) > MOMENT
+            {
+                self.bytes /= 2;
+            }
+        } else if time < MOMENT / 2 && bytes >= self.bytes && self.bytes < self.max {
+            self.bytes *= 2;
+        }
+    }
+}
+
+/// What a storage has shown of its speed.
+#[derive(Debug)]
+pub(super) struct Pacing {
+    write: Portion,
+    settle: Portion,
+    /// Bytes since the page cache was looked at.
+    unsettled: usize,
+}
+
+impl Pacing {
+    pub(super) const fn new() -> Self {
+        let write = Portion::up_to(BUFFER_BYTES);
+        Self { write, settle: Portion::up_to(UNSETTLED_BYTES_MAX), unsettled: 0 }
+    }
+
+    /// Writes all of `bytes` at `offset`, and tells `progress` of each part.
+    ///
+    /// # Errors
+    /// As [`WriteFile::write_at`], with the offset of the part.
+    pub(super) fn write(
+        &mut self,
+        file: &dyn WriteFile,
+        offset: u64,
+        bytes: &[u8],
+        progress: Progress<'_>,
+    ) -> Result<()> {
+        let (mut at, mut rest) = (offset, bytes);
+        while !rest.is_empty() {
+            let (part, after) = rest.split_at(self.portion(at).min(rest.len()));
+            let begun = clock::now();
+            file.write_at(at, part).map_err(|e| e.with_offset(at))?;
+            self.write.took(part.len(), clock::now().saturating_duration_since(begun));
+            self.settle(file, part.len())?;
+            progress(part.len() as u64);
+            (at, rest) = (at.saturating_add(part.len() as u64), after);
+        }
+        Ok(())
+    }
+
+    /// Bytes of the next part: no more than the device takes in a moment, if the page cache takes
+    /// everything at once, and what follows begins where direct I/O can go on.
+    fn portion(&self, at: u64) -> usize {
+        let bytes = self.write.bytes.min(self.settle.bytes);
+        let begin = usize::try_from(at % DIRECT_ALIGNMENT as u64).unwrap_or_default();
+        (begin + bytes).next_multiple_of(DIRECT_ALIGNMENT) - begin
+    }
+
+    fn settle(&mut self, file: &dyn WriteFile, written: usize) -> Result<()> {
+        self.unsettled += written;
+        if self.unsettled < self.settle.bytes {
+            return Ok(());
+        }
+        let begun = clock::now();
+        sabotage::unless(Defect::DataNotSynced, || file.write_back())?;
+        self.settle.took(self.unsettled, clock::now().saturating_duration_since(begun));
+        self.unsettled = 0;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::error::{Error, ErrorKind};
+
+    const MIB: usize = 1 << 20;
+
+    fn after(bytes: usize, times: &[u64]) -> usize {
+        let mut portion = Portion { bytes, max: BUFFER_BYTES };
+        for time in times {
+            portion.took(portion.bytes, Duration::from_millis(*time));
+        }
+        portion.bytes
+    }
+
+    #[test]
+    fn a_slow_storage_is_asked_for_less_and_a_fast_one_for_more() {
+        assert_eq!(after(MIB, &[1, 1, 1, 1, 1]), BUFFER_BYTES);
+        assert_eq!(after(MIB, &[200, 300, 400]), MIB);
+        // 1 MiB a second: an eighth of that takes half a moment, a quarter all of it.
+        assert_eq!(after(MIB, &[1000]), MIB / 4);
+        assert_eq!(after(BUFFER_BYTES, &[8000]), MIB / 4);
+        assert_eq!(after(MIB, &[1_000_000]), BYTES_MIN);
+        assert_eq!(after(MIB, &[1_000_000, 1, 1]), 4 * BYTES_MIN);
+    }
+
+    #[test]
+    fn a_short_write_says_little_about_a_long_one() {
+        let mut portion = Portion::up_to(BUFFER_BYTES);
+        portion.took(100, Duration::ZERO);
+        assert_eq!(portion.bytes, FIRST_BYTES);
+        portion.took(100, Duration::from_secs(1));
+        assert_eq!(portion.bytes, BYTES_MIN);
+    }
+
+    /// Notes what it is asked for; its page cache fails where it is told to.
+    #[derive(Default)]
+    struct Noting {
+        writes: Mutex<Vec<(u64, usize)>>,
+        settled: Mutex<u32>,
+        fails: bool,
+    }
+
+    impl WriteFile for Noting {
+        fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+            self.writes.lock().unwrap().push((offset, bytes.len()));
+            Ok(())
+        }
+
+        fn reserve(&self, _: u64) -> Result<()> {
+            Ok(())
+        }
+
+        fn write_back(&self) -> Result<()> {
+            *self.settled.lock().unwrap() += 1;
+            if self.fails { Err(Error::new(ErrorKind::Storage, "lost")) } else { Ok(()) }
+        }
+
+        fn finish(self: Box<Self>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn everything_is_written_once_and_parts_end_where_direct_writes_can_begin() {
+        let (file, bytes) = (Noting::default(), vec![0; 5 * MIB + 17]);
+        let told = Mutex::new(0);
+        let progress = |bytes| *told.lock().unwrap() += bytes;
+        Pacing::new().write(&file, 5000, &bytes, &progress).unwrap();
+        let mut at = 5000;
+        let writes = file.writes.into_inner().unwrap();
+        assert!(writes.len() > 1, "{writes:?}");
+        for (index, (offset, len)) in writes.iter().enumerate() {
+            assert!(*offset == at && (index == 0 || at % 4096 == 0), "{writes:?}");
+            at += *len as u64;
+        }
+        // All but its begin can go direct.
+        assert!(writes[0].1 >= MIB, "{writes:?}");
+        assert_eq!((at - 5000, *told.lock().unwrap()), (bytes.len() as u64, bytes.len() as u64));
+    }
+
+    #[test]
+    fn what_the_page_cache_holds_is_brought_to_the_device_now_and_then() {
+        let (file, bytes) = (Noting::default(), vec![0; 4 * MIB]);
+        let mut pacing = Pacing::new();
+        pacing.write(&file, 0, &bytes[..MIB - 1], &|_| ()).unwrap();
+        assert_eq!(*file.settled.lock().unwrap(), 0);
+        pacing.write(&file, MIB as u64 - 1, &bytes, &|_| ()).unwrap();
+        assert!(*file.settled.lock().unwrap() > 0);
+        let failing = Noting { fails: true, ..Noting::default() };
+        let lost = Pacing::new().write(&failing, 0, &bytes, &|_| ()).unwrap_err();
+        assert_eq!(lost.kind(), ErrorKind::Storage);
+    }
+}
