@@ -22,6 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub use faulty::{Fault, FaultyStorage};
 pub use local::LocalStorage;
 pub use memory::MemoryStorage;
+pub(crate) use name::check_is_path;
 pub use space::{Space, free_space};
 
 /// Opens and creates directories by path.

@@ -24,6 +24,8 @@ use rustix::io::Errno;
 
 use super::uninterrupted;
 
+use crate::shown;
+
 /// What addresses, offsets and lengths are multiples of: a page, and of all usual sectors.
 pub(super) const ALIGNMENT: usize = 4096;
 /// A file is opened for direct I/O by its first aligned write of at least so many bytes: less is
@@ -103,7 +105,7 @@ fn open(file: &OwnedFd, path: &Path) -> Option<OwnedFd> {
     match uninterrupted(|| rustix::fs::open(&own, flags, Mode::empty())) {
         Ok(fd) => Some(fd),
         Err(errno) => {
-            tracing::debug!(path = %path.display(), %errno, "no direct I/O");
+            tracing::debug!(path = shown::path(path), %errno, "no direct I/O");
             if errno == Errno::INVAL {
                 refuse(file, path);
             }
@@ -134,6 +136,6 @@ fn is_refused(file: &OwnedFd) -> bool {
 }
 
 fn refuse(file: &OwnedFd, path: &Path) {
-    tracing::debug!(path = %path.display(), "the file system refuses direct I/O");
+    tracing::debug!(path = shown::path(path), "the file system refuses direct I/O");
     REFUSED.lock().extend(device(file));
 }
