@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly FEATURES=cli,sabotage
 readonly LOGS=target/full
-all=(sim it syscalls kills power memory cli)
+all=(sim it syscalls kills power memory cli hostile)
 tests=("${@:-${all[@]}}")
 export TCH_CHECKPOINT_TEST_TIER=full
 
