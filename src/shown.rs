@@ -1,7 +1,6 @@
 //! Text from outside as it is shown: in errors, in logs, on terminals.
 
 use std::borrow::Cow;
-use std::fmt::Write;
 use std::path::Path;
 
 /// Most of a text of somebody else that goes into a message, in characters.
@@ -55,6 +54,7 @@ pub(crate) fn path(path: &Path) -> String {
 /// The same JSON with what is odd in its texts escaped as JSON does.
 #[cfg(feature = "cli")]
 pub(crate) fn json(value: &serde_json::Value) -> String {
+    use std::fmt::Write;
     let mut out = String::new();
     for c in value.to_string().chars() {
         // All that is odd lies in the first plane of Unicode.
