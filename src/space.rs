@@ -86,7 +86,7 @@ impl Need {
             Verdict::Fits => return Ok(()),
             Verdict::Scarce(left) => {
                 tracing::warn!(
-                    path = shown::path(parent.path()),
+                    path = %shown::path(parent.path()),
                     available = %mib(space.usable_bytes()),
                     needed = %mib(self.bytes),
                     left = %mib(left),
@@ -149,11 +149,11 @@ pub(crate) fn look(parent: &dyn Directory, minimum: u64) {
     let path = parent.path();
     match known(parent).map(|space| space.usable_bytes()) {
         None => tracing::warn!(
-            path = shown::path(path),
+            path = %shown::path(path),
             "free space is not known here: every save is taken to fit"
         ),
         Some(available) if available < minimum => tracing::warn!(
-            path = shown::path(path),
+            path = %shown::path(path),
             available = %mib(available),
             minimum = %mib(minimum),
             "little space is left for checkpoints"
@@ -164,7 +164,7 @@ pub(crate) fn look(parent: &dyn Directory, minimum: u64) {
 
 fn known(parent: &dyn Directory) -> Option<Space> {
     parent.space().unwrap_or_else(|error| {
-        tracing::debug!(path = shown::path(parent.path()), %error, "asking for free space failed");
+        tracing::debug!(path = %shown::path(parent.path()), %error, "asking for free space failed");
         None
     })
 }

@@ -41,7 +41,7 @@ impl Tidy {
     /// A failure is a warning: what is committed stays so, and the next save tries again.
     pub(crate) fn after(&self, committed: &Checkpoint) {
         if self.group.is_coordinator() {
-            tracing::info!(path = shown::path(&committed.path), "saved {}", committed.report);
+            tracing::info!(path = %shown::path(&committed.path), "saved {}", committed.report);
             log_failure("tidying up after a save", || self.pass(committed));
         }
     }

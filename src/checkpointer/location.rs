@@ -174,8 +174,8 @@ impl Location {
         }
         let directory = Path::new(CONTENT).join(LOCAL).join(experiment);
         tracing::warn!(
-            mount_point = shown::path(&drive.mount_point),
-            directory = shown::path(&directory),
+            mount_point = %shown::path(&drive.mount_point),
+            directory = %shown::path(&directory),
             help = MOUNT_HELP,
             "Google Drive is not mounted: checkpoints are lost when this machine ends"
         );

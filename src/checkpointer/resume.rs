@@ -56,7 +56,7 @@ impl Checkpointer {
             },
         };
         if resumed.is_none() && self.group.is_coordinator() {
-            tracing::info!(directory = shown::path(&self.directory), "training begins anew");
+            tracing::info!(directory = %shown::path(&self.directory), "training begins anew");
         }
         Ok(resumed)
     }
@@ -201,7 +201,7 @@ impl Checkpointer {
         if self.group.is_coordinator() {
             let Counters { step, epoch } = self.before;
             let times = &loaded.report.times;
-            tracing::info!(path = shown::path(&loaded.path), step, epoch, "resumed {times}");
+            tracing::info!(path = %shown::path(&loaded.path), step, epoch, "resumed {times}");
         }
         Resumed {
             path: loaded.path.clone(),

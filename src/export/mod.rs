@@ -216,5 +216,5 @@ fn tell(exported: &Exported) {
         );
     }
     let files = exported.files.len();
-    tracing::info!(path = shown::path(&exported.path), files, step = exported.step, "exported");
+    tracing::info!(path = %shown::path(&exported.path), files, step = exported.step, "exported");
 }

@@ -94,7 +94,7 @@ impl PortFile {
     fn disbelieve(&self) -> Option<Meeting> {
         if !self.warned.replace(true) {
             tracing::warn!(
-                path = shown::path(&self.path),
+                path = %shown::path(&self.path),
                 "the file by which ranks meet is not private to this user, so it is ignored; \
                  remove it, or set TMPDIR to a directory of your own"
             );

@@ -210,7 +210,7 @@ fn tell(group: &ProcessGroup, loaded: &Loaded) {
     }
     if *loaded.manifest.form() == Form::Plain {
         tracing::warn!(
-            path = shown::path(&loaded.path),
+            path = %shown::path(&loaded.path),
             "weights of another tool: no checksums, so that nothing could be verified"
         );
     }

@@ -131,7 +131,7 @@ impl PendingSave {
 impl Drop for PendingSave {
     fn drop(&mut self) {
         if let Some(Err(error)) = self.end() {
-            tracing::error!(%error, path = shown::path(&self.path), "a save beside training failed");
+            tracing::error!(%error, path = %shown::path(&self.path), "a save beside training failed");
         }
     }
 }

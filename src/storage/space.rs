@@ -43,7 +43,7 @@ pub fn free_space(path: &Path) -> Option<u64> {
     match space_of_path(path) {
         Ok(space) => space.map(|space| space.usable_bytes()),
         Err(error) => {
-            tracing::debug!(path = shown::path(path), %error, "free space is not known");
+            tracing::debug!(path = %shown::path(path), %error, "free space is not known");
             None
         }
     }

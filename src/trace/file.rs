@@ -64,7 +64,7 @@ impl TraceFiles {
 
 fn warned(opened: Result<File>, path: &Path) -> Option<File> {
     let warn = |error: &Error| {
-        tracing::warn!(%error, path = shown::path(path), "{VARIABLE}: no trace is written");
+        tracing::warn!(%error, path = %shown::path(path), "{VARIABLE}: no trace is written");
     };
     opened.inspect_err(warn).ok()
 }

@@ -136,7 +136,7 @@ impl Operation {
         let (rank, world_size) = (group.rank(), group.world_size().get());
         let span = info_span!(
             "load",
-            path = shown::line(&wanted.to_string()),
+            path = %shown::line(&wanted.to_string()),
             world_size,
             rank = rank.get(),
             bytes = field::Empty

@@ -105,7 +105,7 @@ fn open(file: &OwnedFd, path: &Path) -> Option<OwnedFd> {
     match uninterrupted(|| rustix::fs::open(&own, flags, Mode::empty())) {
         Ok(fd) => Some(fd),
         Err(errno) => {
-            tracing::debug!(path = shown::path(path), %errno, "no direct I/O");
+            tracing::debug!(path = %shown::path(path), %errno, "no direct I/O");
             if errno == Errno::INVAL {
                 refuse(file, path);
             }
@@ -136,6 +136,6 @@ fn is_refused(file: &OwnedFd) -> bool {
 }
 
 fn refuse(file: &OwnedFd, path: &Path) {
-    tracing::debug!(path = shown::path(path), "the file system refuses direct I/O");
+    tracing::debug!(path = %shown::path(path), "the file system refuses direct I/O");
     REFUSED.lock().extend(device(file));
 }
