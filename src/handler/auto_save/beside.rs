@@ -47,7 +47,7 @@ impl Beside {
     /// Waits for the save, and keeps what became of it.
     fn land(&self) -> Option<Checkpoint> {
         let pending = self.pending.take()?;
-        tracing::debug!(path = %shown::path(&pending.path()), "waiting for a save beside training");
+        tracing::debug!(path = %shown::path(pending.path()), "waiting for a save beside training");
         match pending.wait() {
             Ok(committed) => {
                 self.landed.replace(Some((committed.name.clone(), committed.save_id)));
