@@ -64,7 +64,7 @@ for path in tests/*.rs tests/*/main.rs; do
   name=${name%/main.rs}
   name=${name%.rs}
   case $name in
-    it | kills | memory | power | sim | syscalls | world) ;;
+    hostile | it | kills | memory | power | sim | syscalls | world) ;;
     *) with_libtorch+=(--test "$name") ;;
   esac
 done

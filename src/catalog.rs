@@ -22,6 +22,7 @@ use crate::layout::{self, CheckpointName, DataFileName, Debris, SaveId};
 use crate::manifest::{Form, Manifest};
 use crate::memory::zeroed;
 use crate::shard::ShardReader;
+use crate::shown;
 use crate::storage::{DirEntry, Directory, EntryKind, Storage};
 
 use choose::choose;
@@ -33,6 +34,10 @@ pub(crate) use other::open_other;
 pub use other::read_other;
 pub use path::CheckpointPath;
 pub use wanted::{Wanted, Which};
+
+/// A manifest beyond this is looked at before there is memory for all of it: a file of nothing may
+/// have any length.
+const READ_AT_ONCE: u64 = 1 << 20;
 
 /// A checkpoint found on disk: its directory handle and its parsed manifest.
 #[derive(Debug, Clone)]
@@ -118,6 +123,7 @@ fn find_best(parent: &Arc<dyn Directory>, wanted: &Wanted) -> Result<Found> {
     let name = match pointer::read(parent.as_ref(), layout::BEST)? {
         Some(Ok(name)) => name,
         Some(Err(text)) => {
+            let text = shown::short(&text);
             return Err(absent(format!(
                 "`best` points to `{text}`, which is no name of a checkpoint"
             )));
@@ -263,6 +269,11 @@ fn read_manifest_bytes(dir: &dyn Directory) -> Result<Vec<u8>> {
     if file.len() > crate::manifest::MANIFEST_BYTES_MAX {
         let message = format!("the manifest claims {} bytes", file.len());
         return Err(Error::new(ErrorKind::Corrupt, message).with_path(path));
+    }
+    if file.len() > READ_AT_ONCE {
+        let mut head = [0; crate::manifest::HEAD_BYTES];
+        file.read_at(0, &mut head)?;
+        crate::manifest::check_head(&head, file.len()).map_err(|e| e.with_path(&path))?;
     }
     let mut bytes = zeroed(file.len()).map_err(|e| e.with_path(&path))?;
     file.read_at(0, &mut bytes)?;

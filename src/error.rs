@@ -1,6 +1,7 @@
 //! One error type. It crosses ranks inside a vote, so it is plain data: every rank of a job can
 //! hold the same value.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -8,6 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::rank::Rank;
+use crate::shown::{self, without_credentials};
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -101,7 +103,7 @@ const NO_MEMORY: i32 = rustix::io::Errno::NOMEM.raw_os_error();
 /// An error that says what, where, on which rank, in which phase, and what to do next.
 ///
 /// Equal on every rank after a vote. `Display` escapes control characters, so that names taken
-/// from a file cannot drive a terminal.
+/// from a file cannot drive a terminal. Of addresses, user, password and query are never kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Error(Box<Detail>);
 
@@ -125,7 +127,7 @@ impl Error {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(Box::new(Detail {
             kind,
-            message: message.into(),
+            message: told(message.into()),
             path: None,
             tensor: None,
             offset: None,
@@ -184,7 +186,7 @@ impl Error {
     /// The file or directory concerned.
     #[must_use]
     pub fn with_path(mut self, path: impl AsRef<Path>) -> Self {
-        self.0.path = Some(path.as_ref().to_string_lossy().into_owned());
+        self.0.path = Some(told(path.as_ref().to_string_lossy().into_owned()));
         self
     }
 
@@ -219,7 +221,7 @@ impl Error {
     /// What is still safe, and what to do next.
     #[must_use]
     pub fn with_help(mut self, help: impl Into<String>) -> Self {
-        self.0.help = Some(help.into());
+        self.0.help = Some(told(help.into()));
         self
     }
 
@@ -321,11 +323,11 @@ impl fmt::Display for Error {
         let detail = &self.0;
         write!(f, "{}: {}", detail.kind, printable(&detail.message))?;
         let mut places = Vec::new();
-        places.extend(detail.path.as_deref().map(|p| format!("`{}`", printable(p))));
-        places.extend(detail.tensor.as_deref().map(|t| format!("tensor `{}`", printable(t))));
+        places.extend(detail.path.as_deref().map(|p| format!("`{}`", shown::line(p))));
+        places.extend(detail.tensor.as_deref().map(|t| format!("tensor `{}`", shown::line(t))));
         places.extend(detail.offset.map(|o| format!("offset {o}")));
         places.extend(detail.rank.map(|r| format!("rank {r}")));
-        places.extend(detail.phase.as_deref().map(|p| format!("phase \"{}\"", printable(p))));
+        places.extend(detail.phase.as_deref().map(|p| format!("phase \"{}\"", shown::line(p))));
         if !places.is_empty() {
             write!(f, " ({})", places.join(", "))?;
         }
@@ -346,17 +348,19 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// `text` with control characters (line breaks excepted) escaped.
+/// What of a text may be told.
+fn told(text: String) -> String {
+    match without_credentials(&text) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(told) => told,
+    }
+}
+
+/// `text` with control characters (line breaks excepted) escaped, and those that show what follows
+/// in another order.
 #[must_use]
 pub fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let keep = c == '\n' || !c.is_control();
-            let escaped: Box<dyn Iterator<Item = char>> =
-                if keep { Box::new(std::iter::once(c)) } else { Box::new(c.escape_default()) };
-            escaped
-        })
-        .collect()
+    shown::lines(text)
 }
 
 #[cfg(test)]

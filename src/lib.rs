@@ -15,6 +15,7 @@ mod memory;
 mod nearest;
 pub mod rank;
 mod sabotage;
+mod shown;
 pub mod slice;
 pub mod state;
 pub mod tensor;

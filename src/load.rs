@@ -316,6 +316,9 @@ impl Session {
         rules: &LoadRules,
     ) -> Result<Self> {
         let manifest = Arc::new(manifest);
+        // Files first: nothing is made for tensors that are not there, whatever a manifest claims.
+        let reader = open_reader(storage, resolved, &manifest, group.progress())
+            .map_err(|e| explain_missing(group, storage, resolved, manifest.save_id(), e))?;
         destination.prepare(&manifest)?;
         let wanted = wanted_boxes(&destination.targets()?)?;
         let (plan, report) = plan_load(&manifest, &wanted, rules);
@@ -323,8 +326,6 @@ impl Session {
         if own_fault {
             report.check(rules)?;
         }
-        let reader = open_reader(storage, resolved, &manifest, group.progress())
-            .map_err(|e| explain_missing(group, storage, resolved, manifest.save_id(), e))?;
         let session = Self { manifest, reader, wanted, plan, report };
         session.check_values(group, destination)?;
         Ok(session)

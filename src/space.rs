@@ -4,6 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{SUM_BYTES, sums_of};
 use crate::plan::save::MergedPlan;
 use crate::plan::{PlannedFile, PlannedPiece};
+use crate::shown;
 use crate::storage::{Directory, Space};
 
 /// Files take whole blocks of this size on most file systems; headers are filled up to it too.
@@ -85,7 +86,7 @@ impl Need {
             Verdict::Fits => return Ok(()),
             Verdict::Scarce(left) => {
                 tracing::warn!(
-                    path = %parent.path().display(),
+                    path = %shown::path(parent.path()),
                     available = %mib(space.usable_bytes()),
                     needed = %mib(self.bytes),
                     left = %mib(left),
@@ -148,11 +149,11 @@ pub(crate) fn look(parent: &dyn Directory, minimum: u64) {
     let path = parent.path();
     match known(parent).map(|space| space.usable_bytes()) {
         None => tracing::warn!(
-            path = %path.display(),
+            path = %shown::path(path),
             "free space is not known here: every save is taken to fit"
         ),
         Some(available) if available < minimum => tracing::warn!(
-            path = %path.display(),
+            path = %shown::path(path),
             available = %mib(available),
             minimum = %mib(minimum),
             "little space is left for checkpoints"
@@ -163,7 +164,7 @@ pub(crate) fn look(parent: &dyn Directory, minimum: u64) {
 
 fn known(parent: &dyn Directory) -> Option<Space> {
     parent.space().unwrap_or_else(|error| {
-        tracing::debug!(path = %parent.path().display(), %error, "asking for free space failed");
+        tracing::debug!(path = %shown::path(parent.path()), %error, "asking for free space failed");
         None
     })
 }

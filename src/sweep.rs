@@ -18,6 +18,10 @@ use crate::storage::{DirEntry, Directory, EntryKind, Lock, Rename};
 /// How often something that another process holds is tried again.
 pub(crate) const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
+/// How deep directories are removed: those of this library have a few levels, and each level takes
+/// a descriptor and a frame of the stack.
+const DEPTH_MAX: usize = 64;
+
 /// How long the coordinator waits for other jobs and hosts, and how it shows peers that it works.
 #[derive(Debug, Clone)]
 pub struct Pace {
@@ -162,10 +166,22 @@ fn to_trash(parent: &dyn Directory, name: &str) -> Result<Option<String>> {
 /// Removes a directory and everything in it, following no link. Another job may be at it too, so
 /// what is gone already is fine.
 fn remove_tree(parent: &dyn Directory, name: &str, pace: &Pace) -> Result<()> {
+    remove_levels(parent, name, pace, DEPTH_MAX)
+}
+
+fn remove_levels(parent: &dyn Directory, name: &str, pace: &Pace, levels: usize) -> Result<()> {
+    if levels == 0 {
+        let message = format!("directories in directories, more than {DEPTH_MAX} levels deep");
+        return Err(Error::new(ErrorKind::Storage, message)
+            .with_path(parent.path())
+            .with_help("this is no checkpoint: find out who put it there, and remove it by hand"));
+    }
     let Some(dir) = unless_gone(parent.open_dir(name))? else { return Ok(()) };
     for entry in dir.list()? {
         match entry.kind {
-            EntryKind::Directory => remove_tree(dir.as_ref(), &entry.name, pace)?,
+            EntryKind::Directory => {
+                remove_levels(dir.as_ref(), &entry.name, pace, levels - 1)?;
+            }
             _ => drop(unless_gone(dir.remove_file(&entry.name))?),
         }
         pace.progress.add(1);

@@ -14,6 +14,7 @@ use crate::group::ProcessGroup;
 use crate::layout::{BEST, LATEST, SaveId};
 use crate::manifest::CheckpointInfo;
 use crate::save::Checkpoint;
+use crate::shown;
 use crate::storage::{Directory, Storage};
 use crate::sweep::{Pace, log_failure};
 use crate::{pointers, retain};
@@ -40,7 +41,7 @@ impl Tidy {
     /// A failure is a warning: what is committed stays so, and the next save tries again.
     pub(crate) fn after(&self, committed: &Checkpoint) {
         if self.group.is_coordinator() {
-            tracing::info!(path = %committed.path.display(), "saved {}", committed.report);
+            tracing::info!(path = %shown::path(&committed.path), "saved {}", committed.report);
             log_failure("tidying up after a save", || self.pass(committed));
         }
     }

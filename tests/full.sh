@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly FEATURES=cli,sabotage
 readonly FEATURES_ALL=mpi,cli,drive,sabotage
 readonly LOGS=target/full
-all=(sim it syscalls kills power memory cli world preempt)
+all=(sim it syscalls kills power memory cli hostile world preempt)
 tests=("${@:-${all[@]}}")
 export TCH_CHECKPOINT_TEST_TIER=full
 

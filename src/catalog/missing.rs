@@ -7,6 +7,7 @@ use super::choose::Seen;
 use super::{Wanted, Which, visit};
 use crate::error::{Error, ErrorKind};
 use crate::layout::CheckpointName;
+use crate::shown::short;
 use crate::storage::Directory;
 
 /// Most names, steps or metrics that are listed.
@@ -55,12 +56,13 @@ pub(super) fn none_of(seen: Seen, wanted: &Wanted) -> Error {
             (format!("no checkpoint of step {step} here"), format!("there are the steps {steps}"))
         }
         Which::BestBy { monitor, .. } if seen.metrics.is_empty() => (
-            format!("no checkpoint here has a metric `{monitor}`"),
+            format!("no checkpoint here has a metric `{}`", short(monitor)),
             "none of them has any metric".to_owned(),
         ),
         Which::BestBy { monitor, .. } => {
-            let metrics = shown(seen.metrics.iter().map(|name| format!("`{name}`")), SHOWN_MAX);
-            let message = format!("no checkpoint here has a finite metric `{monitor}`");
+            let metrics =
+                shown(seen.metrics.iter().map(|name| format!("`{}`", short(name))), SHOWN_MAX);
+            let message = format!("no checkpoint here has a finite metric `{}`", short(monitor));
             (message, format!("there are the metrics {metrics}"))
         }
         _ => ("no checkpoint here".to_owned(), format!("{} can be read", seen.readable)),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::CheckpointName;
+use crate::storage::check_is_path;
 
 /// Where a checkpoint is: a directory that holds checkpoints, and a name in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,9 +18,10 @@ impl CheckpointPath {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if the last component is missing or can be no checkpoint's
-    /// name (`..`, a leading dot, over 200 bytes).
+    /// name (`..`, a leading dot, over 200 bytes), or if it is an address (`s3://…`).
     pub fn parse(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        check_is_path(path)?;
         let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
             Error::new(ErrorKind::InvalidInput, "the path does not end in a checkpoint's name")
                 .with_path(path)

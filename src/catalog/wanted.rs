@@ -9,6 +9,8 @@ use super::CheckpointPath;
 use crate::autosave::Mode;
 use crate::error::Result;
 use crate::layout::{self, CheckpointName, SaveId};
+use crate::shown;
+use crate::storage::check_is_path;
 
 /// Which checkpoint of a directory is meant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,9 +51,10 @@ impl Wanted {
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the last component can be no
-    /// checkpoint's name.
+    /// checkpoint's name, or if it is an address (`s3://…`).
     pub fn parse(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        check_is_path(path)?;
         let which = match path.file_name() {
             Some(name) if name == layout::LATEST => Which::Latest,
             Some(name) if name == layout::BEST => Which::Best,
@@ -135,15 +138,15 @@ impl From<CheckpointPath> for Wanted {
 
 impl fmt::Display for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let at = |name: &str| self.directory.join(name);
+        let told = |path: &Path| shown::without_credentials(&path.to_string_lossy()).into_owned();
+        let (at, directory) = (|name: &str| told(&self.directory.join(name)), &self.directory);
         match &self.which {
-            Which::Named(name) => at(name.as_str()).display().fmt(f),
-            Which::Latest => at(layout::LATEST).display().fmt(f),
-            Which::Best => at(layout::BEST).display().fmt(f),
-            Which::Step(step) => write!(f, "{} (step {step})", self.directory.display()),
+            Which::Named(name) => f.write_str(&at(name.as_str())),
+            Which::Latest => f.write_str(&at(layout::LATEST)),
+            Which::Best => f.write_str(&at(layout::BEST)),
+            Which::Step(step) => write!(f, "{} (step {step})", told(directory)),
             Which::BestBy { monitor, mode } => {
-                let directory = self.directory.display();
-                write!(f, "{directory} (best by `{monitor}`, {})", mode.as_str())
+                write!(f, "{} (best by `{monitor}`, {})", told(directory), mode.as_str())
             }
         }
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Location;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::CHECKPOINT_NAME_BYTES_MAX;
+use crate::shown;
 
 /// Where experiments lie on this machine, below the working directory.
 const LOCAL: &str = "checkpoints";
@@ -173,8 +174,8 @@ impl Location {
         }
         let directory = Path::new(CONTENT).join(LOCAL).join(experiment);
         tracing::warn!(
-            mount_point = %drive.mount_point.display(),
-            directory = %directory.display(),
+            mount_point = %shown::path(&drive.mount_point),
+            directory = %shown::path(&directory),
             help = MOUNT_HELP,
             "Google Drive is not mounted: checkpoints are lost when this machine ends"
         );

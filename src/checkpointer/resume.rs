@@ -13,6 +13,7 @@ use crate::lineage::Lineage;
 use crate::load::{Atomicity, Destination, Loaded, load};
 use crate::manifest::{CheckpointInfo, Manifest};
 use crate::plan::load::{LoadReport, LoadRules};
+use crate::shown;
 use crate::state::{LoadTargets, Values};
 use crate::storage::{LocalStorage, Storage};
 
@@ -55,7 +56,7 @@ impl Checkpointer {
             },
         };
         if resumed.is_none() && self.group.is_coordinator() {
-            tracing::info!(directory = %self.directory.display(), "training begins anew");
+            tracing::info!(directory = %shown::path(&self.directory), "training begins anew");
         }
         Ok(resumed)
     }
@@ -200,7 +201,7 @@ impl Checkpointer {
         if self.group.is_coordinator() {
             let Counters { step, epoch } = self.before;
             let times = &loaded.report.times;
-            tracing::info!(path = %loaded.path.display(), step, epoch, "resumed {times}");
+            tracing::info!(path = %shown::path(&loaded.path), step, epoch, "resumed {times}");
         }
         Resumed {
             path: loaded.path.clone(),

@@ -3,7 +3,7 @@
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 
-use crate::error::printable;
+use crate::shown::line;
 use crate::state::Value;
 
 /// `1.5 GiB`; exact below 1 KiB.
@@ -43,7 +43,7 @@ pub(super) fn value(value: &Value) -> String {
             format!("{} numbers{last}", series.len())
         }
     };
-    let text = printable(&text).replace('\n', " ");
+    let text = line(&text.replace('\n', " "));
     if text.chars().count() <= 60 {
         return text;
     }

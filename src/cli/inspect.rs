@@ -7,13 +7,14 @@ use serde_json::json;
 use super::format::{bytes, table, value};
 use super::{Output, Stop};
 use crate::catalog::{Found, Wanted, find};
+use crate::shown::{line, path};
 use crate::state::Value;
 use crate::storage::LocalStorage;
 
-pub(super) fn inspect(out: &mut Output<'_>, path: &Path, json: bool) -> Result<u8, Stop> {
-    let found = find(&LocalStorage::new(), &Wanted::parse(path)?)?;
+pub(super) fn inspect(out: &mut Output<'_>, at: &Path, json: bool) -> Result<u8, Stop> {
+    let found = find(&LocalStorage::new(), &Wanted::parse(at)?)?;
     if json {
-        out.line(as_json(&found).to_string())?;
+        out.json(&as_json(&found))?;
     } else {
         summary(out, &found)?;
         tensors(out, &found)?;
@@ -25,16 +26,16 @@ pub(super) fn inspect(out: &mut Output<'_>, path: &Path, json: bool) -> Result<u
 
 fn summary(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
     let m = &found.manifest;
-    out.line(format!("checkpoint  {}", found.path().display()))?;
+    out.line(format!("checkpoint  {}", path(&found.path())))?;
     out.line(format!("save id     {}", m.save_id()))?;
     out.line(format!("step        {}   epoch {}", m.step(), m.epoch()))?;
     out.line(format!("saved by    {} ranks", m.world_size()))?;
     out.line(format!("tensors     {}   {}", m.tensors().len(), bytes(m.tensor_bytes())))?;
     let libtorch = match m.libtorch_version() {
         "" => String::new(),
-        version => format!(", libtorch {version}"),
+        version => format!(", libtorch {}", line(version)),
     };
-    out.line(format!("written by  tch-checkpoint {}{libtorch}", m.library_version()))
+    out.line(format!("written by  tch-checkpoint {}{libtorch}", line(m.library_version())))
 }
 
 fn tensors(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
@@ -69,11 +70,11 @@ fn files(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
 fn values(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
     let mut shown = table(&["value", ""]);
     for (name, stored) in found.manifest.values().iter() {
-        shown.add_row([name.to_owned(), value(stored)]);
+        shown.add_row([line(name), value(stored)]);
     }
     for rank in found.manifest.world_size().ranks() {
         for (name, stored) in found.manifest.rank_values(rank).into_iter().flat_map(|v| v.iter()) {
-            shown.add_row([format!("{name} (rank {rank})"), value(stored)]);
+            shown.add_row([format!("{} (rank {rank})", line(name)), value(stored)]);
         }
     }
     out.table(&shown)

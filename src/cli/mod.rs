@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::{Error, ErrorKind, Result, printable};
+use crate::shown;
 
 mod bench;
 mod code;
@@ -151,6 +152,11 @@ impl Output<'_> {
     fn line(&mut self, text: impl AsRef<str>) -> Result<(), Stop> {
         let text = printable(text.as_ref());
         writeln!(self.0, "{text}").and_then(|()| self.0.flush()).map_err(stop)
+    }
+
+    /// One line of JSON, which stays JSON.
+    fn json(&mut self, value: &serde_json::Value) -> Result<(), Stop> {
+        self.line(shown::json(value))
     }
 
     /// The text of a file: byte by byte, but for what could drive a terminal on a terminal.

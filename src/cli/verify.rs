@@ -9,6 +9,7 @@ use super::format::bytes;
 use super::{Output, Stop, verdict};
 use crate::catalog::{Wanted, find};
 use crate::error::Error;
+use crate::shown::line;
 use crate::storage::LocalStorage;
 use crate::verify::{Verified, verify as verify_all};
 
@@ -21,11 +22,8 @@ pub(super) fn verify(out: &mut Output<'_>, path: &Path, json: bool) -> Result<u8
     let verified = verify_all(&found, &mut |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
     let shown = found.path().display().to_string();
-    let said = if json {
-        out.line(as_json(&shown, &verified).to_string())
-    } else {
-        text(out, &shown, &verified)
-    };
+    let said =
+        if json { out.json(&as_json(&shown, &verified)) } else { text(out, &shown, &verified) };
     verdict(if verified.damage.is_empty() { 0 } else { DAMAGED }, said)
 }
 
@@ -40,11 +38,12 @@ pub(super) fn bar(total: u64) -> ProgressBar {
 }
 
 pub(super) fn text(out: &mut Output<'_>, path: &str, verified: &Verified) -> Result<(), Stop> {
+    let path = line(path);
     for error in &verified.damage {
         out.line(error.to_string())?;
     }
     for name in &verified.foreign {
-        out.line(format!("note: `{name}` does not belong to the checkpoint"))?;
+        out.line(format!("note: `{}` does not belong to the checkpoint", line(name)))?;
     }
     let (files, size) = (verified.files, bytes(verified.bytes));
     match verified.damage.len() {

@@ -25,6 +25,7 @@ use crate::catalog::{self, CheckpointPath, Found, Wanted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::layout::SaveId;
+use crate::shown;
 use crate::storage::Storage;
 use crate::sweep::Pace;
 use crate::tensor::{Dtype, TensorName, TensorSpec};
@@ -215,5 +216,5 @@ fn tell(exported: &Exported) {
         );
     }
     let files = exported.files.len();
-    tracing::info!(path = %exported.path.display(), files, step = exported.step, "exported");
+    tracing::info!(path = %shown::path(&exported.path), files, step = exported.step, "exported");
 }

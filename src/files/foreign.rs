@@ -1,15 +1,18 @@
 //! Safetensors files of other tools: whatever their headers claim is checked, their bytes cannot
 //! be.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt;
 
 use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout;
 use crate::manifest::{FileParts, Manifest};
 use crate::memory::zeroed;
 use crate::shard::{SingleFile, read_single};
+use crate::shown::short;
 use crate::storage::Directory;
 
 /// The name under which Hugging Face tools keep a model that fits into one file.
@@ -22,27 +25,54 @@ const FILES_MAX: usize = 10_000;
 /// The part of an index that says where tensors are.
 #[derive(Deserialize)]
 struct Index {
-    weight_map: BTreeMap<String, String>,
+    weight_map: Files,
+}
+
+/// The files that a map of tensors names, each tensor once.
+struct Files(BTreeSet<String>);
+
+impl<'de> Deserialize<'de> for Files {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Map;
+        impl<'de> Visitor<'de> for Map {
+            type Value = Files;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map of tensors to files")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Files, A::Error> {
+                let (mut tensors, mut files) = (HashSet::new(), BTreeSet::new());
+                while let Some((tensor, file)) = map.next_entry::<String, String>()? {
+                    if !tensors.insert(tensor) {
+                        return Err(A::Error::custom("a tensor appears twice"));
+                    }
+                    files.insert(file);
+                    if files.len() > FILES_MAX {
+                        return Err(A::Error::custom(format!("more than {FILES_MAX} files")));
+                    }
+                }
+                Ok(Files(files))
+            }
+        }
+        deserializer.deserialize_map(Map)
+    }
 }
 
 /// A directory as Hugging Face tools write it: an index and the files that it names, or one file.
 /// `None` for any other directory.
 pub(super) fn open_directory(dir: &dyn Directory) -> Result<Option<Manifest>> {
     let names = match read_index(dir)? {
-        Some(index) => index.weight_map.into_values().collect(),
+        Some(index) => index.weight_map.0,
         None => BTreeSet::from([HF_SINGLE.to_owned()]),
     };
-    if names.len() > FILES_MAX {
-        let message = format!("the index names {} files", names.len());
-        return Err(Error::new(ErrorKind::Corrupt, message).with_path(dir.path()));
-    }
     let mut files = Vec::new();
     for name in names {
-        let path = dir.path().join(&name);
         if !layout::is_file_name(&name) {
-            let message = "the index names a file outside its directory";
-            return Err(Error::new(ErrorKind::Corrupt, message).with_path(path));
+            let message =
+                format!("the index names a file outside its directory: `{}`", short(&name));
+            return Err(Error::new(ErrorKind::Corrupt, message)
+                .with_path(dir.path().join(layout::HF_INDEX)));
         }
+        let path = dir.path().join(&name);
         let file = match dir.open_file(&name) {
             Err(e) if e.kind() == ErrorKind::NotFound && name == HF_SINGLE => return Ok(None),
             Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -69,7 +99,9 @@ fn read_index(dir: &dyn Directory) -> Result<Option<Index>> {
     let mut bytes = zeroed(file.len())?;
     file.read_at(0, &mut bytes)?;
     let index = serde_json::from_slice(&bytes);
-    index.map(Some).map_err(|e| corrupt(format!("the index is malformed: {e}")))
+    index
+        .map(Some)
+        .map_err(|e| corrupt(format!("the index is malformed: {}", short(&e.to_string()))))
 }
 
 /// What such files hold, as far as their headers say.

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use super::env::{Meet, TcpLaunch};
 use super::tcp::{Meeting, Rendezvous};
 use crate::error::{Error, ErrorKind, Result};
+use crate::shown;
 
 /// Longest content of the file.
 const TEXT_BYTES_MAX: u64 = 256;
@@ -93,7 +94,7 @@ impl PortFile {
     fn disbelieve(&self) -> Option<Meeting> {
         if !self.warned.replace(true) {
             tracing::warn!(
-                path = %self.path.display(),
+                path = %shown::path(&self.path),
                 "the file by which ranks meet is not private to this user, so it is ignored; \
                  remove it, or set TMPDIR to a directory of your own"
             );

@@ -20,6 +20,7 @@ use crate::plan::OnExisting;
 use crate::plan::load::LoadRules;
 use crate::rank::Rank;
 use crate::save::{Checkpoint, SaveOptions};
+use crate::shown;
 use crate::single;
 use crate::state::Value;
 use crate::storage::Storage;
@@ -209,7 +210,7 @@ fn tell(group: &ProcessGroup, loaded: &Loaded) {
     }
     if *loaded.manifest.form() == Form::Plain {
         tracing::warn!(
-            path = %loaded.path.display(),
+            path = %shown::path(&loaded.path),
             "weights of another tool: no checksums, so that nothing could be verified"
         );
     }

@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::handler::train::Goal;
 use crate::handler::{Model, NNHandler};
+use crate::shown;
 
 /// The display of one epoch; shows nothing on other ranks.
 pub(super) struct EpochDisplay(ProgressBar);
@@ -44,7 +45,7 @@ impl EpochDisplay {
         let mut line = format!("epoch {:>3}", of(handler.epoch, goal));
         let shown = |name: &str| !matches!(name, "epoch_time" | "lr");
         for (name, value) in logs.iter().filter(|(name, v)| shown(name) && !v.is_nan()) {
-            line.push_str(&format!("  {name} {value:.4}"));
+            line.push_str(&format!("  {} {value:.4}", shown::line(name)));
         }
         if let Some(seconds) = logs.get("epoch_time") {
             line.push_str(&format!("  {seconds:.1} s"));

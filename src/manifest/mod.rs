@@ -21,6 +21,7 @@ pub use self::info::{
 };
 pub(crate) use self::info::{count_of, floats_of, save_metrics};
 pub use self::parse::MANIFEST_BYTES_MAX;
+pub(crate) use self::parse::{HEAD_BYTES, check_head};
 pub use self::seal::SealInfo;
 pub(crate) use self::single::{FileParts, SingleParts, place_in};
 use crate::error::Result;

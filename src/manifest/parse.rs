@@ -15,7 +15,7 @@ const MAGIC_SINGLE: &[u8; 8] = b"TCHSNGL\n";
 /// Never on disk: between ranks that load files of other tools.
 const MAGIC_PLAIN: &[u8; 8] = b"TCHPLAI\n";
 /// Magic, version, length of the body.
-const HEAD_BYTES: usize = 8 + 4 + 8;
+pub(crate) const HEAD_BYTES: usize = 8 + 4 + 8;
 const CHECKSUM_BYTES: usize = 32;
 
 impl Manifest {
@@ -85,35 +85,51 @@ fn envelope_of(magic: &[u8; 8], version: u32, body: &[u8]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Magic, version and body. The envelope is the same in every version, so that a newer format and
-/// damage can be told apart.
-fn open_envelope(bytes: &[u8]) -> Result<(&'static [u8; 8], u32, &[u8])> {
-    let corrupt = |message: &str| Error::new(ErrorKind::Corrupt, message);
-    if bytes.len() as u64 > MANIFEST_BYTES_MAX {
-        return Err(corrupt("the manifest is larger than 1 GiB"));
+/// Checks what a manifest of so many bytes begins with.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`].
+pub(crate) fn check_head(start: &[u8], len: u64) -> Result<()> {
+    open_head(start, len).map(drop)
+}
+
+/// Magic, version and length of the body. The envelope is the same in every version, so that a newer
+/// format and damage can be told apart.
+fn open_head(start: &[u8], len: u64) -> Result<(&'static [u8; 8], u32)> {
+    let corrupt = |message: &str| Err(Error::new(ErrorKind::Corrupt, message));
+    if len > MANIFEST_BYTES_MAX {
+        return corrupt("the manifest is larger than 1 GiB");
     }
     let known = [MAGIC, MAGIC_SINGLE, MAGIC_PLAIN].into_iter();
-    let mut opened = known.filter_map(|magic| Some((magic, bytes.strip_prefix(magic)?)));
+    let mut opened = known.filter_map(|magic| Some((magic, start.strip_prefix(magic)?)));
     let Some((magic, after_magic)) = opened.next() else {
-        return Err(corrupt("not a checkpoint manifest"));
+        return corrupt("not a checkpoint manifest");
     };
-    let parts = after_magic.split_first_chunk::<4>().and_then(|(version, rest)| {
-        let (len, rest) = rest.split_first_chunk::<8>()?;
-        let (body, checksum) = rest.split_last_chunk::<CHECKSUM_BYTES>()?;
-        Some((u32::from_le_bytes(*version), u64::from_le_bytes(*len), body, *checksum))
-    });
-    let Some((version, len, body, checksum)) = parts else {
-        return Err(corrupt("the manifest is cut short"));
+    let parts = after_magic
+        .split_first_chunk::<4>()
+        .and_then(|(version, rest)| Some((version, rest.first_chunk::<8>()?)));
+    let around = (HEAD_BYTES + CHECKSUM_BYTES) as u64;
+    let (Some((version, claimed)), Some(body)) = (parts, len.checked_sub(around)) else {
+        return corrupt("the manifest is cut short");
     };
-    if len != body.len() as u64 {
-        let message = format!("the manifest's body has {} bytes, not {len}", body.len());
-        return Err(corrupt(&message));
+    let claimed = u64::from_le_bytes(*claimed);
+    if claimed != body {
+        return corrupt(&format!("the manifest's body has {body} bytes, not {claimed}"));
     }
-    let (covered, _) = bytes.split_at(bytes.len() - CHECKSUM_BYTES);
+    Ok((magic, u32::from_le_bytes(*version)))
+}
+
+/// Magic, version and body, under a checksum that is right.
+fn open_envelope(bytes: &[u8]) -> Result<(&'static [u8; 8], u32, &[u8])> {
+    let (magic, version) = open_head(bytes, bytes.len() as u64)?;
+    let (covered, checksum) = bytes.split_at(bytes.len() - CHECKSUM_BYTES);
     let unseen = usize::from(sabotage::is_on(Defect::SumsNotCompared));
     let (seen, _) = checksum.split_at(CHECKSUM_BYTES - unseen);
     if !blake3::hash(covered).as_bytes().starts_with(seen) {
-        return Err(corrupt("the manifest's checksum does not match its content"));
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            "the manifest's checksum does not match its content",
+        ));
     }
-    Ok((magic, version, body))
+    Ok((magic, version, covered.get(HEAD_BYTES..).unwrap_or_default()))
 }

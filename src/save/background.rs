@@ -22,6 +22,7 @@ use crate::plan::save::local_plan;
 use crate::report::SaveReport;
 use crate::sabotage::{self, Defect};
 use crate::shard::write_filled;
+use crate::shown;
 use crate::stage::{Copying, Share, Staging};
 use crate::state::StateDict;
 use crate::storage::{Directory, Storage};
@@ -128,7 +129,7 @@ impl PendingSave {
 impl Drop for PendingSave {
     fn drop(&mut self) {
         if let Some(Err(error)) = self.end() {
-            tracing::error!(%error, path = %self.path.display(), "a save beside training failed");
+            tracing::error!(%error, path = %shown::path(&self.path), "a save beside training failed");
         }
     }
 }

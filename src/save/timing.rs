@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::group::ProcessGroup;
 use crate::plan::WriteTimes;
 use crate::report::{CommitTimes, RankSave, SaveBytes, SaveReport};
+use crate::shown;
 use crate::trace::{Held, Operation, Part, Running, Steps};
 
 pub(crate) struct Timing {
@@ -27,7 +28,7 @@ impl Timing {
     /// Begins, with the call.
     pub(crate) fn begin(group: &ProcessGroup, path: &CheckpointPath, step: u64) -> Self {
         let path = path.directory().join(path.name().as_str());
-        let operation = Operation::save(group, &path.display(), step);
+        let operation = Operation::save(group, &shown::path(&path), step);
         let (stage, commit) = (Mutex::default(), OnceLock::new());
         Self { operation, plan: Duration::ZERO, stage, held: None, commit }
     }

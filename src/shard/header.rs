@@ -17,6 +17,7 @@ use crate::manifest::hash16;
 use crate::memory::{Growing, probe, zeroed};
 use crate::plan::PlannedFile;
 use crate::rank::Rank;
+use crate::shown::short;
 use crate::storage::ReadFile;
 use crate::tensor::{Dtype, TensorName, TensorSpec};
 
@@ -25,6 +26,8 @@ pub const HEADER_JSON_MAX: u64 = 100_000_000;
 /// The data of a file begins at a multiple of this, so that direct I/O works.
 pub const DATA_ALIGNMENT: u64 = 4096;
 
+/// A header beyond this is looked at before there is memory for all of it.
+const READ_AT_ONCE: u64 = 1 << 20;
 /// How many times as much memory as its JSON a parsed header takes, at most in practice.
 const PARSED_TIMES: u64 = 4;
 const METADATA: &str = "__metadata__";
@@ -147,12 +150,10 @@ impl ParsedHeader {
         let data_start = Self::data_start(*prefix, file_len)?;
         let json = usize::try_from(data_start).ok().and_then(|end| bytes.get(PREFIX_BYTES..end));
         let json = json.ok_or_else(|| corrupt("the header is cut off".into()))?;
-        if json.first() != Some(&b'{') {
-            return Err(corrupt("the header is no JSON object".into()));
-        }
+        check_first(json.first())?;
         probe((json.len() as u64).saturating_mul(PARSED_TIMES))?;
         let mut raw: RawHeader = serde_json::from_slice(json)
-            .map_err(|e| corrupt(format!("the header is malformed: {e}")))?;
+            .map_err(|e| corrupt(format!("the header is malformed: {}", short(&e.to_string()))))?;
         let mut tensors = std::mem::take(&mut raw.tensors)
             .into_iter()
             .map(check_tensor)
@@ -168,13 +169,30 @@ impl ParsedHeader {
 /// # Errors
 /// As [`ParsedHeader::parse`] and [`ReadFile::read_at`].
 pub fn read_header(file: &dyn ReadFile) -> Result<ParsedHeader> {
+    ParsedHeader::parse(&read_bytes(file)?, file.len())
+}
+
+/// Reads the length and as many bytes after it. No memory is taken for what does not begin as a
+/// header does: a file of nothing may have any length.
+///
+/// # Errors
+/// As [`ParsedHeader::data_start`] and [`ReadFile::read_at`].
+pub(super) fn read_bytes(file: &dyn ReadFile) -> Result<Vec<u8>> {
     let mut prefix = [0; PREFIX_BYTES];
     file.read_at(0, &mut prefix)?;
     let data_start = ParsedHeader::data_start(prefix, file.len())?;
-    let len = usize::try_from(data_start).map_err(|e| corrupt(e.to_string()))?;
-    let mut bytes = zeroed(len as u64)?;
+    if data_start > READ_AT_ONCE {
+        let mut first = [0; 1];
+        file.read_at(PREFIX_BYTES as u64, &mut first)?;
+        check_first(first.first())?;
+    }
+    let mut bytes = zeroed(data_start)?;
     file.read_at(0, &mut bytes)?;
-    ParsedHeader::parse(&bytes, file.len())
+    Ok(bytes)
+}
+
+fn check_first(first: Option<&u8>) -> Result<()> {
+    if first == Some(&b'{') { Ok(()) } else { Err(corrupt("the header is no JSON object".into())) }
 }
 
 fn corrupt(message: String) -> Error {
@@ -184,7 +202,7 @@ fn corrupt(message: String) -> Error {
 fn check_tensor((name, raw): (String, RawTensor)) -> Result<HeaderTensor> {
     let name = TensorName::new(name).map_err(|e| e.with_kind(ErrorKind::Corrupt))?;
     let dtype = Dtype::parse(&raw.dtype).ok_or_else(|| {
-        let message = format!("unknown dtype `{}`", raw.dtype);
+        let message = format!("unknown dtype `{}`", short(&raw.dtype));
         Error::new(ErrorKind::Incompatible, message).with_tensor(name.as_str())
     })?;
     let spec = TensorSpec::new(dtype, raw.shape.0)

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use base64ct::{Base64, Encoding};
 
-use super::header::{HEADER_JSON_MAX, HeaderTensor, Json, ParsedHeader};
+use super::header::{HEADER_JSON_MAX, HeaderTensor, Json, ParsedHeader, read_bytes};
 use super::reader::ShardReader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::SaveId;
@@ -125,7 +125,7 @@ pub(crate) struct SingleFile {
 /// [`ErrorKind::Corrupt`] for a malformed header, and for one that was made by this library and
 /// lacks what it needs; as [`ReadFile::read_at`].
 pub(crate) fn read_single(file: &dyn ReadFile) -> Result<SingleFile> {
-    let bytes = read_header_bytes(file)?;
+    let bytes = read_bytes(file)?;
     let header = ParsedHeader::parse(&bytes, file.len()).map_err(|e| match e.kind() {
         // This library wrote no dtype that it does not know.
         ErrorKind::Incompatible if manifest_text(&bytes).is_some() => {
@@ -146,14 +146,6 @@ pub(crate) fn read_single(file: &dyn ReadFile) -> Result<SingleFile> {
         None => None,
     };
     Ok(SingleFile { whole_hash: hash16(&bytes), header, embedded })
-}
-
-fn read_header_bytes(file: &dyn ReadFile) -> Result<Vec<u8>> {
-    let mut prefix = [0; 8];
-    file.read_at(0, &mut prefix)?;
-    let mut bytes = zeroed(ParsedHeader::data_start(prefix, file.len())?)?;
-    file.read_at(0, &mut bytes)?;
-    Ok(bytes)
 }
 
 fn damaged(what: &str) -> Error {

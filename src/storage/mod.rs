@@ -23,6 +23,7 @@ use crate::memory::region::PAGE;
 pub use faulty::{Fault, FaultyStorage};
 pub use local::LocalStorage;
 pub use memory::MemoryStorage;
+pub(crate) use name::check_is_path;
 pub use space::{Space, free_space};
 
 /// Opens and creates directories by path.

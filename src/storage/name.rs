@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::shown;
 
 /// The longest name of an entry, in bytes, on every file system that matters.
 const NAME_BYTES_MAX: usize = 255;
@@ -31,6 +32,20 @@ pub(super) fn check_link_text(target: &str, link: &Path) -> Result<()> {
             .with_help("name what the link points to"));
     }
     Ok(())
+}
+
+/// Refuses an address. As a path it would be a directory here, called like what its user must not
+/// tell.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`].
+pub(crate) fn check_is_path(path: &Path) -> Result<()> {
+    let text = path.to_string_lossy();
+    let Some(scheme) = shown::scheme(&text) else { return Ok(()) };
+    let message = format!("this is an address (`{scheme}://`), and no path");
+    Err(Error::new(ErrorKind::InvalidInput, message)
+        .with_path(path)
+        .with_help("mount the storage, and name a directory of this file system"))
 }
 
 #[cfg(test)]

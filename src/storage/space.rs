@@ -4,6 +4,8 @@ use std::path::Path;
 
 use super::local::space_of_path;
 
+use crate::shown;
+
 /// What can still be written into a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -41,7 +43,7 @@ pub fn free_space(path: &Path) -> Option<u64> {
     match space_of_path(path) {
         Ok(space) => space.map(|space| space.usable_bytes()),
         Err(error) => {
-            tracing::debug!(path = %path.display(), %error, "free space is not known");
+            tracing::debug!(path = %shown::path(path), %error, "free space is not known");
             None
         }
     }

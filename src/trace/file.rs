@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Error, ErrorKind, Read, Result, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::fs::OFlags;
 
 use crate::clock;
 use crate::rank::Rank;
 use crate::report::chrome::{BEGIN, Event, begin, file_of};
+use crate::shown;
 
 /// Names the file.
 const VARIABLE: &str = "TCH_CHECKPOINT_TRACE";
@@ -61,7 +64,7 @@ impl TraceFiles {
 
 fn warned(opened: Result<File>, path: &Path) -> Option<File> {
     let warn = |error: &Error| {
-        tracing::warn!(%error, path = %path.display(), "{VARIABLE}: no trace is written");
+        tracing::warn!(%error, path = %shown::path(path), "{VARIABLE}: no trace is written");
     };
     opened.inspect_err(warn).ok()
 }
@@ -69,7 +72,11 @@ fn warned(opened: Result<File>, path: &Path) -> Option<File> {
 /// Begins a trace, or goes on with that of an earlier process of the job. What is no trace stays as
 /// it is; a pipe, whose reader could hold up a save, is none.
 fn open_trace(path: &Path, rank: Rank) -> Result<File> {
-    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+    // A link under a name that others can guess would lead elsewhere; a pipe would wait.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).create(true).custom_flags(flags);
+    let mut file = options.open(path)?;
     let refused = |why| Err(Error::new(ErrorKind::AlreadyExists, why));
     if !file.metadata()?.is_file() {
         return refused("it is no regular file");

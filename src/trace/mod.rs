@@ -19,6 +19,7 @@ use crate::group::ProcessGroup;
 use crate::rank::Rank;
 use crate::report::WriteTimes;
 use crate::report::chrome::{Event, Row};
+use crate::shown;
 use file::TraceFiles;
 
 /// A phase of a save or a load.
@@ -134,7 +135,11 @@ impl Operation {
     pub(crate) fn load(group: &ProcessGroup, wanted: &dyn Display) -> Self {
         let (rank, world_size) = (group.rank(), group.world_size().get());
         let span = info_span!(
-            "load", path = %wanted, world_size, rank = rank.get(), bytes = field::Empty
+            "load",
+            path = %shown::line(&wanted.to_string()),
+            world_size,
+            rank = rank.get(),
+            bytes = field::Empty
         );
         Self::begin(Marks::of("load", rank, wanted), span)
     }

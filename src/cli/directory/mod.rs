@@ -14,6 +14,7 @@ use crate::catalog::{Wanted, Which, find};
 use crate::error::{ErrorKind, Result};
 use crate::layout::CheckpointName;
 use crate::manifest::CheckpointInfo;
+use crate::shown::line;
 use crate::storage::LocalStorage;
 use crate::verify::{Verified, verify as verify_all};
 pub(super) use survey::open_if_there;
@@ -98,7 +99,7 @@ fn verify_one(dir: &Path, info: &CheckpointInfo) -> Result<Option<(String, Verif
 
 impl Report {
     fn tell(&self, out: &mut Output<'_>, json: bool) -> Result<u8, Stop> {
-        let said = if json { out.line(self.as_json().to_string()) } else { self.as_text(out) };
+        let said = if json { out.json(&self.as_json()) } else { self.as_text(out) };
         let is_damaged = !self.survey.damaged.is_empty()
             || self.verified.iter().any(|(_, verified)| !verified.damage.is_empty());
         verdict(if is_damaged { DAMAGED } else { 0 }, said)
@@ -112,7 +113,7 @@ impl Report {
             out.line(format!("damaged: {fault}"))?;
         }
         for (entry, what) in &self.survey.notes {
-            out.line(format!("note: `{entry}`: {what}"))?;
+            out.line(format!("note: `{}`: {what}", line(entry)))?;
         }
         match self.newest.as_ref().and_then(|info| info.save_id.map(|id| (info.step, id))) {
             Some((step, save_id)) => out.line(format!("LATEST {step} {save_id}")),

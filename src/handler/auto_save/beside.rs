@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::handler::{Model, NNHandler};
 use crate::layout::{CheckpointName, SaveId};
 use crate::save::{Checkpoint, PendingSave};
+use crate::shown;
 
 /// In cells, since a save by hand, which has to wait for it, changes nothing of the handler.
 /// Dropping it waits for the save, too.
@@ -46,7 +47,7 @@ impl Beside {
     /// Waits for the save, and keeps what became of it.
     fn land(&self) -> Option<Checkpoint> {
         let pending = self.pending.take()?;
-        tracing::debug!(path = %pending.path().display(), "waiting for a save beside training");
+        tracing::debug!(path = %shown::path(pending.path()), "waiting for a save beside training");
         match pending.wait() {
             Ok(committed) => {
                 self.landed.replace(Some((committed.name.clone(), committed.save_id)));

@@ -25,6 +25,7 @@ use rustix::io::Errno;
 use super::uninterrupted;
 use crate::storage::DIRECT_ALIGNMENT;
 
+use crate::shown;
 /// A file is opened for direct I/O by its first aligned write of at least so many bytes: less is
 /// no faster than through the cache.
 const BEGIN_BYTES: usize = 1 << 20;
@@ -99,7 +100,7 @@ fn open(file: &OwnedFd, path: &Path) -> Option<OwnedFd> {
     match reopened(file, OFlags::WRONLY)? {
         Ok(fd) => Some(fd),
         Err(errno) => {
-            tracing::debug!(path = %path.display(), %errno, "no direct I/O");
+            tracing::debug!(path = %shown::path(path), %errno, "no direct I/O");
             if errno == Errno::INVAL {
                 refuse(file, path);
             }
@@ -139,6 +140,6 @@ fn is_refused(file: &OwnedFd) -> bool {
 }
 
 fn refuse(file: &OwnedFd, path: &Path) {
-    tracing::debug!(path = %path.display(), "the file system refuses direct I/O");
+    tracing::debug!(path = %shown::path(path), "the file system refuses direct I/O");
     REFUSED.lock().extend(device(file));
 }

@@ -20,7 +20,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{Directory, Storage};
+use crate::storage::{Directory, Storage, check_is_path};
 use dir::LocalDir;
 
 /// How often one system call is made again.
@@ -41,12 +41,14 @@ impl LocalStorage {
 
 impl Storage for LocalStorage {
     fn open_dir(&self, path: &Path) -> Result<Arc<dyn Directory>> {
+        check_is_path(path)?;
         let opened = open_dir_fd(CWD, path);
         let fd = opened.map_err(|errno| no_directory(errno, path))?;
         Ok(Arc::new(LocalDir::new(fd, path.to_owned())))
     }
 
     fn create_dir_all(&self, path: &Path) -> Result<Arc<dyn Directory>> {
+        check_is_path(path)?;
         let fd = create_all(path)?;
         Ok(Arc::new(LocalDir::new(fd, path.to_owned())))
     }
