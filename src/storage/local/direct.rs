@@ -23,9 +23,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::uninterrupted;
+use crate::shown;
 use crate::storage::DIRECT_ALIGNMENT;
 
-use crate::shown;
 /// A file is opened for direct I/O by its first aligned write of at least so many bytes: less is
 /// no faster than through the cache.
 const BEGIN_BYTES: usize = 1 << 20;
