@@ -6,6 +6,10 @@
            documentation, with an example, comes with feature `torch`."
 )]
 
+// Modules of tests that the test binaries have as well.
+#[cfg(test)]
+extern crate self as tch_checkpoint;
+
 // Words
 mod clock;
 mod dims;
@@ -17,6 +21,7 @@ pub mod rank;
 mod sabotage;
 pub mod slice;
 pub mod state;
+mod sync;
 pub mod tensor;
 // Decisions: pure, no I/O
 pub mod autosave;

@@ -16,6 +16,8 @@ const SURPLUS_MAX: usize = 32 << 20;
 pub(crate) struct Region {
     bytes: Vec<u8>,
     begin: usize,
+    #[cfg(test)]
+    _held: super::held::Held,
 }
 
 impl Region {
@@ -26,7 +28,12 @@ impl Region {
         let len = usize::try_from(len).map_err(|_| short())?;
         let bytes = zeroed_lazily(len.checked_add(PAGE).ok_or_else(short)?).ok_or_else(short)?;
         let begin = bytes.as_ptr().align_offset(PAGE).min(PAGE);
-        Ok(Self { bytes, begin })
+        Ok(Self {
+            bytes,
+            begin,
+            #[cfg(test)]
+            _held: super::held::Held::new(&super::held::REGIONS),
+        })
     }
 
     /// `kept`, if it is long enough and not much too long, else a new one. Never both at once.

@@ -3,9 +3,6 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
-
-use parking_lot::Mutex;
 
 use super::gate::{Gate, Opens};
 use super::priority;
@@ -27,6 +24,7 @@ use crate::shard::write_filled;
 use crate::stage::{Copying, Share, Staging};
 use crate::state::StateDict;
 use crate::storage::{Directory, Storage};
+use crate::sync::{self, JoinHandle, Mutex};
 use crate::trace::Held;
 
 /// What the coordinator does after the commit, before the save counts as done: retention. On the
@@ -291,7 +289,7 @@ fn spawn(job: Job) -> Verdict {
         let missing = || Err(Error::new(ErrorKind::Panic, "nothing to save"));
         job.map_or_else(missing, |job| job.run(priority::lower))
     };
-    match thread::Builder::new().name("tch-save".into()).spawn(run) {
+    match sync::spawn("tch-save", run) {
         Ok(thread) => Verdict::Coming(thread),
         Err(error) => {
             tracing::warn!(%error, "no thread for a save beside training, which waits for it");
@@ -361,3 +359,6 @@ impl Job {
         Ok(saved)
     }
 }
+
+#[cfg(test)]
+mod model;

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use crate::catalog::CheckpointPath;
 use crate::clock;
 use crate::error::Result;
 use crate::group::ProcessGroup;
 use crate::plan::WriteTimes;
 use crate::report::{CommitTimes, RankSave, SaveBytes, SaveReport};
+use crate::sync::Mutex;
 use crate::trace::{Held, Operation, Part, Running, Steps};
 
 pub(crate) struct Timing {

@@ -1,8 +1,7 @@
 //! Writing files whose data lies in memory as it will be: nothing is copied, and neither hashing
 //! nor writing waits for the other.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::crew::Written;
@@ -16,6 +15,7 @@ use crate::group::Progress as Alive;
 use crate::memory::buffers::BUFFER_BYTES;
 use crate::plan::{Receipt, SavePlan};
 use crate::storage::Directory;
+use crate::sync::{self, AtomicBool};
 
 /// A data file, and the bytes of its pieces, one after the other.
 pub(crate) struct FilledFile<'a> {
@@ -56,9 +56,8 @@ pub(crate) fn write_filled(
         hash_files(files, &mut hashed, &has_failed, alive);
         disk
     } else {
-        thread::scope(|scope| {
-            let thread = thread::Builder::new().name("shard-writer".to_owned());
-            let Ok(writer) = thread.spawn_scoped(scope, write) else {
+        sync::scope(|scope| {
+            let Ok(writer) = sync::spawn_in(scope, "shard-writer", write) else {
                 // Where no thread is to be had, one after the other.
                 let disk = write()?;
                 hash_files(files, &mut hashed, &has_failed, alive);
