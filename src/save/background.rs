@@ -3,7 +3,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::flight::Flight;
 use super::gate::{Gate, Opens};
 use super::priority;
 use super::{
@@ -45,6 +47,7 @@ pub struct PendingSave {
     save_id: SaveId,
     gate: Arc<Gate>,
     held: Arc<Held>,
+    flight: Arc<Flight>,
     /// Present until it is waited for.
     verdict: Option<Verdict>,
     /// Given back, with its handle of the group, after the thread has dropped its own.
@@ -102,6 +105,12 @@ impl PendingSave {
     #[must_use]
     pub fn save_id(&self) -> SaveId {
         self.save_id
+    }
+
+    /// Another save is left out because this one goes on; warns if that seems to be for ever.
+    /// Coordinator; what it has counted by the commit is in the report.
+    pub(crate) fn leave_one_out(&self, patience: Duration) {
+        self.flight.leave_one_out(&self.path, patience);
     }
 
     fn end(&mut self) -> Option<Result<Checkpoint>> {
@@ -257,7 +266,7 @@ fn start(
     }
     let Assignment { name, plan } = &planned.assignment;
     let (name, save_id) = (name.clone(), plan.save_id);
-    let held = timing.go_beside();
+    let (held, flight) = timing.go_beside();
     drop(inside);
     let job = Job {
         group: group.clone(),
@@ -272,7 +281,8 @@ fn start(
         after,
     };
     let path = path.directory().join(name.as_str());
-    Ok(PendingSave { path, name, save_id, gate, held, verdict: Some(spawn(job)), _seat: seat })
+    let verdict = Some(spawn(job));
+    Ok(PendingSave { path, name, save_id, gate, held, flight, verdict, _seat: seat })
 }
 
 fn share<'a>(group: &ProcessGroup, assignment: &'a Assignment, step: u64) -> Share<'a> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::flight::Flight;
 use crate::catalog::CheckpointPath;
 use crate::clock;
 use crate::error::Result;
@@ -18,6 +19,8 @@ pub(crate) struct Timing {
     stage: Mutex<Duration>,
     /// For a save beside training.
     held: Option<Arc<Held>>,
+    /// The same, and it may keep others from being made.
+    flight: Option<Arc<Flight>>,
 }
 
 impl Timing {
@@ -25,7 +28,7 @@ impl Timing {
     pub(crate) fn begin(group: &ProcessGroup, path: &CheckpointPath, step: u64) -> Self {
         let path = path.directory().join(path.name().as_str());
         let operation = Operation::save(group, &path.display(), step);
-        Self { operation, plan: Duration::ZERO, stage: Mutex::default(), held: None }
+        Self { operation, plan: Duration::ZERO, stage: Mutex::default(), held: None, flight: None }
     }
 
     /// What this thread logs from now on is said of this save.
@@ -51,11 +54,12 @@ impl Timing {
     }
 
     /// The call returns now, and the rest goes on beside the caller.
-    pub(super) fn go_beside(&mut self) -> Arc<Held> {
-        let held = Arc::new(self.operation.held());
+    pub(super) fn go_beside(&mut self) -> (Arc<Held>, Arc<Flight>) {
+        let (held, flight) = (Arc::new(self.operation.held()), Arc::new(Flight::begin()));
         self.operation.go_beside();
         self.held = Some(Arc::clone(&held));
-        held
+        self.flight = Some(Arc::clone(&flight));
+        (held, flight)
     }
 
     /// The caller waits for all of it after all.
@@ -101,7 +105,9 @@ impl Timing {
         bytes: SaveBytes,
         commit: CommitTimes,
     ) -> SaveReport {
-        SaveReport::of(ranks, bytes, self.plan, commit, self.operation.elapsed())
+        let report = SaveReport::of(ranks, bytes, self.plan, commit, self.operation.elapsed());
+        let left_out = self.flight.as_ref().map(|flight| flight.left_out());
+        SaveReport { left_out: left_out.unwrap_or_default(), ..report }
     }
 
     /// Committed.
