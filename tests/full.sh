@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The long tier of the tests about crashes, and the figures that they report.
 #
-#   tests/full.sh [TEST...]     which (default: all of those below)
+#   tests/full.sh [TEST...]     which (default: all of those below); `async` are the models of what
+#                               runs beside training, which are unit tests
 #
 # Needs root, strace, loop devices, FUSE and nbdkit: `launch/setup.sh --tests` installs what can be.
 # TCH_CHECKPOINT_TEST_WITHOUT=NAME,... opts out of what cannot be had; that is said at the end.
@@ -11,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly FEATURES=cli,sabotage
 readonly LOGS=target/full
-all=(sim it syscalls kills power memory cli)
+all=(sim it syscalls kills power memory cli async)
 tests=("${@:-${all[@]}}")
 export TCH_CHECKPOINT_TEST_TIER=full
 
@@ -28,8 +29,11 @@ for name in "${tests[@]}"; do
   # where each uses the machine for itself.
   threads=2
   case $name in sim | power) threads=1 ;; esac
+  target=(--test "$name") filter=()
+  [ "$name" != async ] || target=(--lib) filter=(::model::)
   timeout --kill-after=10 7200 cargo test --quiet --release --no-default-features \
-    --features "$FEATURES" --test "$name" -- --nocapture --test-threads="$threads" \
+    --features "$FEATURES" "${target[@]}" -- --nocapture --test-threads="$threads" \
+    ${filter[@]+"${filter[@]}"} \
     >"$LOGS/$name.log" 2>&1 || code=$?
   grep -hE '^test result:' "$LOGS/$name.log" || true
   [ $code = 0 ] || { failed+=("$name"); tail -n 20 "$LOGS/$name.log"; }
