@@ -52,7 +52,9 @@ fn change(store: &nn::VarStore, is_trained: bool, round: i64) {
     for (name, variable) in store.variables() {
         if variable.requires_grad() == is_trained && name != "broadcast" {
             let count = i64::try_from(variable.numel()).unwrap();
-            let values = (Tensor::arange(count, CPU) + round).remainder(97.0) - 3.0;
+            // Of truth there are two values, each of which becomes the other.
+            let period = if variable.kind() == Kind::Bool { 2.0 } else { 97.0 };
+            let values = (Tensor::arange(count, CPU) + round).remainder(period);
             let values = values.view_as(&variable).to_kind(variable.kind());
             no_grad(|| variable.shallow_clone().copy_(&values));
         }
@@ -146,11 +148,12 @@ struct Whole {
 
 impl Whole {
     fn new() -> Self {
-        let training = Training::new();
+        let mut training = Training::new();
         let ema = Ema::new(EmaConfig::default(), &training.store).unwrap();
         let scaler = GradScaler::new(GradScalerConfig::default()).unwrap();
         let schedule = StepLr { step_size: 3, gamma: 0.5 };
-        let scheduler = Scheduler::new(schedule, SchedulerUnit::Step, &training.optimizer).unwrap();
+        let unit = SchedulerUnit::Step;
+        let scheduler = Scheduler::new(schedule, unit, &mut training.optimizer).unwrap();
         Self { training, ema, scaler, scheduler, random: RandomState::of(Device::Cpu) }
     }
 
