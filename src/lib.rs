@@ -6,6 +6,10 @@
            documentation, with an example, comes with feature `torch`."
 )]
 
+// Modules of tests that the test binaries have as well.
+#[cfg(test)]
+extern crate self as tch_checkpoint;
+
 // Words
 mod clock;
 mod dims;
@@ -18,8 +22,8 @@ mod sabotage;
 mod shown;
 pub mod slice;
 pub mod state;
+mod sync;
 pub mod tensor;
-mod threads;
 // Decisions: pure, no I/O
 pub mod autosave;
 pub mod cast;

@@ -13,6 +13,7 @@
 //! [`save`] waits for both; [`save_async`] for the first, and runs the second beside training.
 
 mod background;
+mod flight;
 mod gate;
 mod helper;
 mod plan;

@@ -2,7 +2,8 @@
 # The long tier of the tests about crashes and the world around a job, and the figures that they
 # report.
 #
-#   tests/full.sh [TEST...]     which (default: all of those below)
+#   tests/full.sh [TEST...]     which (default: all of those below); `async` are the models of what
+#                               runs beside training, which are unit tests
 #
 # Needs root, strace, loop devices, FUSE and nbdkit: `launch/setup.sh --tests` installs what can be.
 # TCH_CHECKPOINT_TEST_WITHOUT=NAME,... opts out of what cannot be had; that is said at the end.
@@ -13,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly FEATURES=cli,sabotage
 readonly FEATURES_ALL=mpi,cli,drive,sabotage
 readonly LOGS=target/full
-all=(sim it syscalls kills power memory cli hostile world preempt)
+all=(sim it syscalls kills power memory cli hostile world preempt async)
 tests=("${@:-${all[@]}}")
 export TCH_CHECKPOINT_TEST_TIER=full
 
@@ -33,13 +34,14 @@ for name in "${tests[@]}"; do
   # The tests' own threads, or a system with two cores, are the bound: one test after the other
   # where each uses the machine for itself.
   threads=2
-  how=(--release --no-default-features --features "$FEATURES")
+  how=(--release --no-default-features --features "$FEATURES") target=(--test "$name") filter=()
   case $name in
     sim | power) threads=1 ;;
     preempt) how=(--features "$FEATURES_ALL") ;;
+    async) target=(--lib) filter=(::model::) ;;
   esac
-  timeout --kill-after=10 7200 cargo test --quiet "${how[@]}" --test "$name" -- \
-    --nocapture --test-threads="$threads" >"$LOGS/$name.log" 2>&1 || code=$?
+  timeout --kill-after=10 7200 cargo test --quiet "${how[@]}" "${target[@]}" -- --nocapture \
+    --test-threads="$threads" ${filter[@]+"${filter[@]}"} >"$LOGS/$name.log" 2>&1 || code=$?
   grep -hE '^test result:' "$LOGS/$name.log" || true
   [ $code = 0 ] || { failed+=("$name"); tail -n 20 "$LOGS/$name.log"; }
   printf '== %s: %s, %s s\n' "$name" "$([ $code = 0 ] && echo ok || echo "FAILED ($code)")" \

@@ -45,6 +45,7 @@ mod at;
 mod builder;
 mod choose;
 mod config;
+mod in_flight;
 mod location;
 mod look;
 mod metrics;

@@ -14,11 +14,10 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::agree::{Agreed, Under};
-use super::{AsyncMode, At, Checkpointer, InFlight, Parts};
+use super::{AsyncMode, At, Checkpointer, Parts};
 use crate::autosave::Counters;
 use crate::catalog::CheckpointPath;
-use crate::error::{Error, ErrorKind, Result};
-use crate::group::ProcessGroup;
+use crate::error::Result;
 use crate::layout::CheckpointName;
 use crate::plan::OnExisting;
 use crate::preempt::Preempted;
@@ -357,28 +356,6 @@ impl Checkpointer {
             ignore_space: self.config.ignore_space,
             ..SaveOptions::default()
         }
-    }
-}
-
-impl InFlight {
-    /// Whether `pending` keeps another save from being made. Ranks see its end at different times,
-    /// so they ask the coordinator. Collective.
-    pub(crate) fn hinders(self, group: &ProcessGroup, pending: &PendingSave) -> Result<bool> {
-        if self == Self::Wait {
-            return Ok(false);
-        }
-        group.on_coordinator("in flight", || match pending.is_done() {
-            false if self == Self::Error => Err(Error::new(
-                ErrorKind::InvalidInput,
-                "a save is due while another one is still going on",
-            )
-            .with_path(pending.path())
-            .with_help(
-                "save less often, or let `in_flight` be `wait` or `skip`; the save that goes on \
-                 is not affected",
-            )),
-            is_done => Ok(!is_done),
-        })
     }
 }
 

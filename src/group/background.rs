@@ -1,12 +1,11 @@
 //! The one place for a save beside training.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use parking_lot::Mutex;
+use std::sync::atomic::Ordering;
 
 use super::ProcessGroup;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::region::Region;
+use crate::sync::{AtomicBool, Mutex};
 
 /// What a group has of it.
 #[derive(Debug, Default)]

@@ -1,11 +1,11 @@
 //! Buffers for large I/O: aligned, counted, and used again by the next save, because the first touch
 //! of a page costs more than the disk.
 
-use parking_lot::Mutex;
 use rustix::mm::Advice;
 
 use super::reserved;
 use crate::error::Result;
+use crate::sync::{Mutex, const_mutex};
 
 /// Bytes of one buffer.
 pub(crate) const BUFFER_BYTES: usize = 8 << 20;
@@ -14,7 +14,7 @@ const ALIGNMENT: usize = 2 << 20;
 /// Buffers kept for the next save of this process: 48 MiB, as many as one save takes.
 const KEPT_MAX: usize = 6;
 
-static KEPT: Mutex<Vec<Memory>> = Mutex::new(Vec::new());
+static KEPT: Mutex<Vec<Memory>> = const_mutex(Vec::new());
 
 /// Pages that have been touched, or will be when they are first filled.
 struct Memory {
@@ -29,6 +29,8 @@ pub(crate) struct Buffer {
     /// Bytes in front that are left out.
     lead: usize,
     filled: usize,
+    #[cfg(test)]
+    _held: super::held::Held,
 }
 
 impl Buffer {
@@ -42,7 +44,13 @@ impl Buffer {
             Some(memory) => memory,
             None => Memory::new()?,
         };
-        Ok(Self { memory: Some(memory), lead: 0, filled: 0 })
+        Ok(Self {
+            memory: Some(memory),
+            lead: 0,
+            filled: 0,
+            #[cfg(test)]
+            _held: super::held::Held::new(&super::held::BUFFERS),
+        })
     }
 
     pub(crate) fn room(&self) -> usize {

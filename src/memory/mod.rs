@@ -3,6 +3,8 @@
 //! to be ended by its allocator.
 
 pub(crate) mod buffers;
+#[cfg(test)]
+pub(crate) mod held;
 pub(crate) mod region;
 pub(crate) mod stream;
 

@@ -16,6 +16,8 @@ const SURPLUS_MAX: usize = 32 << 20;
 pub(crate) struct Region {
     bytes: Vec<u8>,
     begin: usize,
+    #[cfg(test)]
+    _held: super::held::Held,
 }
 
 impl Region {
@@ -28,7 +30,12 @@ impl Region {
         // huge ones first.
         let bytes = zeroed(len.checked_add(PAGE as u64).ok_or_else(short)?).map_err(|_| short())?;
         let begin = bytes.as_ptr().align_offset(PAGE).min(PAGE);
-        Ok(Self { bytes, begin })
+        Ok(Self {
+            bytes,
+            begin,
+            #[cfg(test)]
+            _held: super::held::Held::new(&super::held::REGIONS),
+        })
     }
 
     /// `kept`, if it is long enough and not much too long, else a new one. Never both at once.

@@ -79,6 +79,10 @@ pub struct SaveReport {
     /// [`wait_copied`](crate::save::PendingSave::wait_copied) had waited when the rank had written.
     #[serde(with = "seconds")]
     pub stall: Duration,
+    /// How many saves were left out because this one was still going on beside training, as
+    /// `in_flight = skip` says, until the commit.
+    #[serde(default)]
+    pub left_out: u64,
     /// The rank that wrote longest. `None` in a job of one rank.
     pub slowest: Option<SlowestRank>,
     /// How long each rank wrote how much, by number: all of at most
@@ -139,6 +143,7 @@ impl SaveReport {
             write: write.map(|rank| rank.write).unwrap_or_default(),
             commit,
             stall: stall.unwrap_or_default(),
+            left_out: 0,
             slowest: slowest.filter(|_| ranks.len() > 1),
             ranks: listed(times),
         }

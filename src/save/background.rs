@@ -3,8 +3,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::time::Duration;
 
+use super::flight::Flight;
 use super::gate::{Gate, Opens};
 use super::helper::Helper;
 use super::{
@@ -26,6 +27,7 @@ use crate::shown;
 use crate::stage::{Copying, Share, Staging};
 use crate::state::StateDict;
 use crate::storage::{Directory, Storage};
+use crate::sync::JoinHandle;
 use crate::trace::Held;
 
 /// What the coordinator does after the commit, before the save counts as done: retention. On the
@@ -46,6 +48,7 @@ pub struct PendingSave {
     save_id: SaveId,
     gate: Arc<Gate>,
     held: Arc<Held>,
+    flight: Arc<Flight>,
     /// Present until it is waited for.
     verdict: Option<Verdict>,
     /// Given back, with its handle of the group, after the thread has dropped its own.
@@ -103,6 +106,12 @@ impl PendingSave {
     #[must_use]
     pub fn save_id(&self) -> SaveId {
         self.save_id
+    }
+
+    /// Another save is left out because this one goes on; warns if that seems to be for ever.
+    /// Coordinator; what it has counted by the commit is in the report.
+    pub(crate) fn leave_one_out(&self, patience: Duration) {
+        self.flight.leave_one_out(&self.path, patience);
     }
 
     fn end(&mut self) -> Option<Result<Checkpoint>> {
@@ -261,7 +270,7 @@ fn start(
     let goes_beside = planned.goes_beside;
     let Assignment { name, plan } = &planned.assignment;
     let (name, save_id) = (name.clone(), plan.save_id);
-    let held = timing.go_beside();
+    let (held, flight) = timing.go_beside();
     drop(inside);
     let job = Job {
         group: group.clone(),
@@ -281,7 +290,8 @@ fn start(
         Some(helper) => helper.run(job),
         None => Verdict::Here(job.run_here()),
     };
-    Ok(PendingSave { path, name, save_id, gate, held, verdict: Some(verdict), _seat: seat })
+    let verdict = Some(verdict);
+    Ok(PendingSave { path, name, save_id, gate, held, flight, verdict, _seat: seat })
 }
 
 fn share<'a>(group: &ProcessGroup, assignment: &'a Assignment, step: u64) -> Share<'a> {
@@ -348,5 +358,7 @@ impl Job {
     }
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

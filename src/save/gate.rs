@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
-
 use crate::error::Result;
 use crate::stage::Watch;
+use crate::sync::{Condvar, Mutex};
 
 #[derive(Default)]
 pub(super) struct Gate {

@@ -2,13 +2,10 @@
 //! whether each of them has one: a rank that saved in its caller's thread while the others train
 //! would have to wait for them without a sign of life.
 
-use crossbeam_channel::{Sender, bounded};
-use std::thread::JoinHandle;
-
 use super::background::{Job, Verdict};
 use super::{Checkpoint, priority};
 use crate::error::{Error, ErrorKind, Result};
-use crate::threads;
+use crate::sync::{self, JoinHandle, Sender, unbounded};
 
 /// A thread that waits for its job. It ends without one when this is dropped.
 pub(super) struct Helper {
@@ -19,14 +16,14 @@ pub(super) struct Helper {
 impl Helper {
     /// `None` where there is no thread to be had.
     pub(super) fn start() -> Option<Self> {
-        let (give, todo) = bounded::<Job>(1);
+        let (give, todo) = unbounded::<Job>();
         let run = move || {
             let nothing = |_| Error::new(ErrorKind::Panic, "nothing to save");
             let job = todo.recv().map_err(nothing)?;
             drop(todo);
             job.run(priority::lower)
         };
-        match threads::start("tch-save", run) {
+        match sync::spawn("tch-save", run) {
             Ok(thread) => Some(Self { give, thread }),
             Err(error) => {
                 tracing::warn!(%error, "no thread for a save beside training, which waits for it");

@@ -10,7 +10,7 @@ const NICE: i32 = 10;
 /// refused it stays as it is.
 pub(super) fn lower() {
     #[cfg(target_os = "linux")]
-    {
+    if !crate::sync::is_modelled() {
         // By its number a thread of Linux has a nice value of its own.
         let thread = rustix::thread::gettid();
         if let Err(error) = rustix::process::setpriority_process(Some(thread), NICE) {

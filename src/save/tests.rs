@@ -10,8 +10,8 @@ use crate::single::save_single_file;
 use crate::slice::Slice;
 use crate::state::LoadTargets;
 use crate::storage::MemoryStorage;
+use crate::sync::refusing;
 use crate::tensor::{Component, Dtype, TensorName, TensorSpec};
-use crate::threads::refusing;
 use crate::verify::verify;
 
 /// More than the most that is saved without a thread anyway, in parts of odd lengths.

@@ -3,8 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
+use super::flight::Flight;
 use crate::catalog::CheckpointPath;
 use crate::clock;
 use crate::error::Result;
@@ -12,6 +11,7 @@ use crate::group::ProcessGroup;
 use crate::plan::WriteTimes;
 use crate::report::{CommitTimes, RankSave, SaveBytes, SaveReport};
 use crate::shown;
+use crate::sync::Mutex;
 use crate::trace::{Held, Operation, Part, Running, Steps};
 
 pub(crate) struct Timing {
@@ -22,6 +22,8 @@ pub(crate) struct Timing {
     held: Option<Arc<Held>>,
     /// From the vote to the verdict.
     commit: OnceLock<Running>,
+    /// The same, and it may keep others from being made.
+    flight: Option<Arc<Flight>>,
 }
 
 impl Timing {
@@ -30,7 +32,7 @@ impl Timing {
         let path = path.directory().join(path.name().as_str());
         let operation = Operation::save(group, &shown::path(&path), step);
         let (stage, commit) = (Mutex::default(), OnceLock::new());
-        Self { operation, plan: Duration::ZERO, stage, held: None, commit }
+        Self { operation, plan: Duration::ZERO, stage, held: None, commit, flight: None }
     }
 
     /// What this thread logs from now on is said of this save.
@@ -56,11 +58,12 @@ impl Timing {
     }
 
     /// The call returns now, and the rest goes on beside the caller.
-    pub(super) fn go_beside(&mut self) -> Arc<Held> {
-        let held = Arc::new(self.operation.held());
+    pub(super) fn go_beside(&mut self) -> (Arc<Held>, Arc<Flight>) {
+        let (held, flight) = (Arc::new(self.operation.held()), Arc::new(Flight::begin()));
         self.operation.go_beside();
         self.held = Some(Arc::clone(&held));
-        held
+        self.flight = Some(Arc::clone(&flight));
+        (held, flight)
     }
 
     /// The caller waits for all of it after all.
@@ -120,7 +123,9 @@ impl Timing {
         bytes: SaveBytes,
         commit: CommitTimes,
     ) -> SaveReport {
-        SaveReport::of(ranks, bytes, self.plan, commit, self.operation.elapsed())
+        let report = SaveReport::of(ranks, bytes, self.plan, commit, self.operation.elapsed());
+        let left_out = self.flight.as_ref().map(|flight| flight.left_out());
+        SaveReport { left_out: left_out.unwrap_or_default(), ..report }
     }
 
     /// Committed.

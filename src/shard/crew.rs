@@ -12,21 +12,20 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::{self, Scope};
+use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
-use parking_lot::Mutex;
-
 use super::image::{FillTimes, Image, RangeSums};
-use super::pipeline::{self, BUFFERS, DiskTimes, FIRST_BYTES, Job, Progress, Slot, Slots, Writer};
+use super::pipeline::{
+    self, BUFFERS, DiskTimes, FIRST_BYTES, Job, Progress, Slot, Slots, Writer, slot_bytes_max,
+};
 use super::sums::SumsContent;
 use super::writer::{PreparedFile, refusal};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::memory::buffers::{BUFFER_BYTES, Buffer};
 use crate::storage::Directory;
-use crate::threads;
+use crate::sync::{self, Mutex, Receiver, Scope, Sender, timed, unbounded};
 
 /// Threads that fill for one save, the caller included; each one beyond it has a buffer more.
 const FILLERS_MAX: usize = 3;
@@ -196,7 +195,7 @@ pub(super) fn write_files(
     let (give_back, free) = unbounded();
     let lens: Vec<u64> = images.iter().map(|image| image.len()).collect();
     let total = lens.iter().fold(0u64, |sum, len| sum.saturating_add(*len));
-    let is_in_turn = clock::is_simulated() || total <= BUFFER_BYTES as u64;
+    let is_in_turn = clock::is_simulated() || total <= slot_bytes_max() as u64;
     let first = if is_in_turn { BUFFER_BYTES as u64 } else { FIRST_BYTES };
     let crew = Crew {
         files,
@@ -244,11 +243,11 @@ fn beside_each_other(
     for _ in 0..BUFFERS {
         let _ = give_back.send(None);
     }
-    thread::scope(|scope| {
+    sync::scope(|scope| {
         let write = move || {
             let mut growth = Growth::new();
             writer.write_all(&todo, &give_back, |wrote, waited| {
-                if growth.wants_one_more(wrote, waited)
+                if timed(|| growth.wants_one_more(wrote, waited))
                     && let Some(buffer) = add_filler(scope, crew)
                 {
                     growth.grown();
@@ -269,7 +268,7 @@ fn beside_each_other(
 
 /// One more thread, and the buffer that comes with it. A wish: where a thread or memory is not to be
 /// had, those that are there go on.
-fn add_filler<'scope>(scope: &'scope Scope<'scope, '_>, crew: &'scope Crew<'_>) -> Option<Buffer> {
+fn add_filler<'scope>(scope: Scope<'scope, '_>, crew: &'scope Crew<'_>) -> Option<Buffer> {
     // First what costs nothing to ask.
     let added = Added::new().filter(|_| crew.may_grow())?;
     let buffer = Buffer::new().ok()?;
@@ -278,7 +277,7 @@ fn add_filler<'scope>(scope: &'scope Scope<'scope, '_>, crew: &'scope Crew<'_>) 
         crew.work();
     };
     tracing::debug!("one more thread fills");
-    threads::start_in(scope, "shard-filler", work).ok().map(|_| buffer)
+    sync::spawn_in(scope, "shard-filler", work).ok().map(|_| buffer)
 }
 
 #[cfg(test)]

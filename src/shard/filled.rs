@@ -1,8 +1,7 @@
 //! Writing files whose data lies in memory as it will be: nothing is copied, and neither hashing
 //! nor writing waits for the other.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::crew::Written;
@@ -16,6 +15,7 @@ use crate::group::Progress as Alive;
 use crate::memory::buffers::BUFFER_BYTES;
 use crate::plan::{Receipt, SavePlan};
 use crate::storage::Directory;
+use crate::sync::{self, AtomicBool};
 
 /// A data file, and the bytes of its pieces, one after the other.
 pub(crate) struct FilledFile<'a> {
@@ -55,7 +55,7 @@ pub(crate) fn write_filled(
     let beside = if clock::is_simulated() {
         None
     } else {
-        thread::scope(|scope| pipeline::beside(scope, write, &mut hash))
+        sync::scope(|scope| pipeline::beside(scope, write, &mut hash))
     };
     let disk = match beside {
         Some(disk) => disk?,

@@ -5,21 +5,19 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::thread::Scope;
 use std::time::Duration;
-
-use crossbeam_channel::{Receiver, Sender};
 
 use super::at_file;
 use super::image::Image;
 use super::pacing::Pacing;
+use super::sums::BLOCK;
 use super::writer::refusal;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::buffers::{BUFFER_BYTES, Buffer};
 use crate::sabotage::{self, Defect};
 use crate::storage::{Directory, WriteFile};
-use crate::threads;
+use crate::sync::{self, Receiver, Scope, Sender, sized};
 
 /// Buffers of one save that are filled or written at once: together 32 MiB, whatever the size of the
 /// state.
@@ -27,6 +25,11 @@ pub(super) const BUFFERS: usize = 4;
 /// Bytes of the first slot where another thread writes: the sooner it is filled, the sooner the
 /// disk has something to do. Each of the next ones is twice as long, up to a whole buffer.
 pub(super) const FIRST_BYTES: u64 = 1 << 20;
+
+/// A slot is at most so long, and unless it is a file's last one never shorter than a block.
+pub(super) fn slot_bytes_max() -> usize {
+    sized(BUFFER_BYTES, BLOCK)
+}
 
 /// Called with the number of bytes just written.
 pub(super) type Progress<'a> = &'a (dyn Fn(u64) + Sync);
@@ -66,7 +69,7 @@ impl Iterator for Slots {
 
     fn next(&mut self) -> Option<Slot> {
         let file_len = *self.lens.get(self.next.file)?;
-        let len = self.len.min(BUFFER_BYTES as u64).min(file_len - self.next.begin);
+        let len = self.len.min(slot_bytes_max() as u64).min(file_len - self.next.begin);
         self.len = self.len.saturating_mul(2);
         let slot = Slot { len: usize::try_from(len).unwrap_or(BUFFER_BYTES), ..self.next };
         (self.next.index, self.next.begin) = (slot.index + 1, slot.begin + len);
@@ -167,7 +170,7 @@ impl<'a> Writer<'a> {
             next += 1;
             buffer.clear();
             // Fails only when the other side has left and wants no more buffers.
-            let _ = give_back.try_send(Some(buffer));
+            let _ = give_back.send(Some(buffer));
             starved(self.times.write.saturating_sub(before), waited);
         }
         Ok(())
@@ -195,11 +198,11 @@ fn next_slot(
 /// [`ErrorKind::Panic`] if it panicked; `None`, with neither of them begun, where there is no thread
 /// to be had.
 pub(super) fn beside<'scope, T: Send + 'scope>(
-    scope: &'scope Scope<'scope, '_>,
+    scope: Scope<'scope, '_>,
     write: impl FnOnce() -> Result<T> + Send + 'scope,
     fill: impl FnOnce(),
 ) -> Option<Result<T>> {
-    let writer = match threads::start_in(scope, "shard-writer", write) {
+    let writer = match sync::spawn_in(scope, "shard-writer", write) {
         Ok(writer) => writer,
         Err(error) => {
             tracing::debug!(%error, "no thread that writes; filling and writing take turns");

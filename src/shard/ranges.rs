@@ -1,10 +1,5 @@
 //! Writing the share of one rank into a file that several ranks fill.
 
-use std::thread;
-
-use crossbeam_channel::unbounded;
-use parking_lot::Mutex;
-
 use super::cut::Cut;
 use super::header::DATA_ALIGNMENT;
 use super::image::STEP;
@@ -18,6 +13,7 @@ use crate::memory::buffers::{BUFFER_BYTES, Buffer};
 use crate::plan::PlannedPiece;
 use crate::state::StateDict;
 use crate::storage::WriteFile;
+use crate::sync::{self, Mutex, unbounded};
 
 /// A piece and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -77,9 +73,9 @@ fn fill_beside(
     }
     let mut filled = Ok(());
     let outcome = &mut filled;
-    let written = thread::scope(|scope| {
+    let written = sync::scope(|scope| {
         let write_all = move || {
-            for (begin, buffer) in todo {
+            while let Ok((begin, buffer)) = todo.recv() {
                 write(begin, &buffer)?;
                 // Fails when nothing more is to be filled.
                 let _ = give_back.send(Some(buffer));

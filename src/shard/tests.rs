@@ -5,6 +5,7 @@ mod damage;
 mod failing;
 mod headers;
 mod memory;
+mod model;
 mod round_trip;
 
 use std::sync::Arc;

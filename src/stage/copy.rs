@@ -3,15 +3,13 @@
 
 use std::thread;
 
-use parking_lot::Mutex;
-
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Progress, guarded};
 use crate::memory::stream;
 use crate::rank::Rank;
 use crate::shard::Cut;
-use crate::threads;
+use crate::sync::{self, Mutex, sized};
 
 /// Copied at a time by one thread.
 const UNIT: usize = 2 << 20;
@@ -68,7 +66,7 @@ impl<'a> Copier<'a> {
         out: &'a mut [u8],
     ) -> Result<()> {
         let mut begin = 0;
-        for out in out.chunks_mut(UNIT) {
+        for out in out.chunks_mut(sized(UNIT, 16)) {
             let end = begin + out.len();
             let first = all_ends.partition_point(|piece_end| *piece_end <= begin);
             let last = all_ends.partition_point(|piece_end| *piece_end < end);
@@ -97,10 +95,10 @@ impl<'a> Copier<'a> {
         let common = Mutex::new(common.into_iter());
         let take = || common.lock().next();
         let copy = || fill(std::iter::from_fn(take), progress);
-        thread::scope(|scope| {
+        sync::scope(|scope| {
             let helpers = (1..threads(bytes)).map_while(|_| {
                 // Where there is no thread to be had, those that are there do it.
-                threads::start_in(scope, "tch-stage", || guarded(rank, "commit", copy)).ok()
+                sync::spawn_in(scope, "tch-stage", || guarded(rank, "commit", copy)).ok()
             });
             let helpers: Vec<_> = helpers.collect();
             let copied = fill(own.into_iter(), progress).and_then(|()| copy());
@@ -119,7 +117,7 @@ fn threads(bytes: usize) -> usize {
         return 1;
     }
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    (bytes / BYTES_PER_THREAD).min(cores).clamp(1, THREADS_MAX)
+    (bytes / sized(BYTES_PER_THREAD, 16)).min(sized(cores, 3)).clamp(1, THREADS_MAX)
 }
 
 fn fill<'a>(units: impl Iterator<Item = Unit<'a>>, progress: &Progress) -> Result<()> {

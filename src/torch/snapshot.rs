@@ -1,6 +1,7 @@
 //! Saves beside training with tensors of libtorch: what is stored is what the tensors were.
 
 mod changes;
+mod layouts;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -6,8 +6,8 @@ use super::*;
 use crate::group::Deadlines;
 use crate::rank::WorldSize;
 use crate::storage::MemoryStorage;
+use crate::sync::refusing;
 use crate::tensor::{Component, Dtype, TensorName, TensorSpec};
-use crate::threads::refusing;
 
 /// Whether a save of this rank went on after its call had returned.
 fn goes_beside(group: &ProcessGroup, storage: &Arc<dyn Storage>, step: u64) -> bool {

@@ -10,9 +10,11 @@ use tch_checkpoint::checkpointer::{
 };
 use tch_checkpoint::storage::MemoryStorage;
 use tch_checkpoint::{Error, ErrorKind, ProcessGroup};
+use tracing::Level;
 
 use super::toy::{Toy, at, checkpointer, config, no_metrics, run, steps_of};
-use crate::harness::on_ranks;
+use crate::background::Signal;
+use crate::harness::{logged, on_ranks, on_ranks_within};
 use crate::hooked::Hooked;
 
 #[test]
@@ -203,4 +205,56 @@ fn what_is_started_has_the_name_that_it_will_have() {
         names.push(committed.name);
     }
     assert_ne!(names[0], names[1]);
+}
+
+/// With `skip` nobody waits for a disk that hangs: what is left out tells, once the patience of the
+/// group is over, not each time, and again later.
+#[test]
+fn a_save_that_does_not_end_is_warned_of_when_others_are_left_out() {
+    let patience = Duration::from_millis(300);
+    let results = on_ranks_within(patience, 1, move |group| {
+        let signal = Signal::default();
+        let hangs = signal.clone();
+        let storage = Arc::new(Hooked::new(&MemoryStorage::new(), move |call| {
+            if call.operation == "rename" { hangs.await_it() } else { Ok(()) }
+        }));
+        let config = CheckpointerConfig {
+            save_mode: AsyncMode::Async,
+            in_flight: InFlight::Skip,
+            ..config(Path::new("/runs"))
+        };
+        let mut checkpointer = Checkpointer::with_storage(&group, storage, config).unwrap();
+        let mut toy = Toy::new();
+        let mut due = |checkpointer: &mut Checkpointer, step| {
+            let mut outcome = None;
+            let log = logged(Level::WARN, || {
+                outcome = toy.with(|parts| checkpointer.save_async(&at(step), parts)).ok();
+            });
+            (outcome, log)
+        };
+        let began = Instant::now();
+        assert!(matches!(due(&mut checkpointer, 1).0, Some(Outcome::Started(_))));
+        let mut warned = Vec::new();
+        for step in 2..1000 {
+            let (outcome, log) = due(&mut checkpointer, step);
+            assert_eq!(outcome, Some(Outcome::InFlight));
+            if !log.is_empty() {
+                assert!(log.contains("does not end") && log.contains("/runs/run"), "{log}");
+                assert!(log.contains(&format!("left_out={}", step - 1)), "{log}");
+                warned.push(began.elapsed());
+            }
+            if warned.len() == 2 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let skipped = due(&mut checkpointer, 1000).0;
+        assert_eq!(skipped, Some(Outcome::InFlight));
+        signal.give();
+        (warned, checkpointer.wait().unwrap().unwrap().report.left_out)
+    });
+    let (warned, left_out) = &results[0];
+    assert_eq!(warned.len(), 2);
+    assert!(warned[0] >= patience && warned[1] >= warned[0] + patience, "{warned:?}");
+    assert!(*left_out > 2, "{left_out}");
 }
