@@ -42,7 +42,7 @@ fn tell(launcher: Launcher, signal: Signal, case: usize) -> (Place, Ended, Strin
 
 /// Those of this tier, of so many: a few that are far from each other.
 fn cases(first: usize, short: u64, full: u64) -> impl Iterator<Item = usize> {
-    (0..tier::count(short, full) as usize).map(move |case| first + case * 7)
+    (0..tier::count(short, full)).zip(0..).map(move |(_, case): (_, usize)| first + case * 7)
 }
 
 fn all_save(launcher: Launcher, signal: Signal, cases: impl Iterator<Item = usize>) {
