@@ -1,9 +1,7 @@
 use super::*;
 use crate::error::{ErrorKind, Result};
 use crate::plan::save::{MergedPlan, merge_plans};
-use crate::plan::{
-    FileReceipt, LocalPlan, OnExisting, Receipt, SaveTarget, SumsReceipt, WriteItem,
-};
+use crate::plan::{FileReceipt, LocalPlan, Receipt, SaveTarget, SumsReceipt, WriteItem};
 use crate::tensor::Dtype;
 
 const ID: SaveId = SaveId::from_bytes([7; 16]);
@@ -32,7 +30,7 @@ pub(crate) fn merged() -> MergedPlan {
         name: "a".into(),
         step: 3,
         epoch: 1,
-        on_existing: OnExisting::Refuse,
+        ..SaveTarget::default()
     };
     let mut values = Values::new();
     values.set("loss", 0.5);

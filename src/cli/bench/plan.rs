@@ -18,7 +18,7 @@ use crate::manifest::{Manifest, SUM_BYTES, SUMS_HEADER_BYTES, SealInfo, sums_of}
 use crate::plan::load::{LoadRules, WantedBox, plan_load};
 use crate::plan::save::{MergedPlan, local_plan, merge_plans};
 use crate::plan::{
-    FileReceipt, LocalPlan, OnExisting, PlannedFile, Receipt, SavePlan, SaveTarget, SumsReceipt,
+    FileReceipt, LocalPlan, PlannedFile, Receipt, SavePlan, SaveTarget, SumsReceipt,
 };
 use crate::rank::{Rank, WorldSize};
 use crate::slice::Slice;
@@ -248,7 +248,7 @@ fn target() -> SaveTarget {
         name: "plan".to_owned(),
         step: 1,
         epoch: 0,
-        on_existing: OnExisting::Refuse,
+        ..SaveTarget::default()
     }
 }
 
