@@ -3,11 +3,13 @@
 //! happens until the variable `TCH_CHECKPOINT_SABOTAGE` asks for one of two things.
 //!
 //! `ACT@PLACE@RANK[@N]`: at the N-th visit of a place (1 by default) that rank kills, stops, ends,
-//! panics or fails. Places are `<phase>.enter` (before a rank's own part), `<phase>.voted` (the
-//! vote is sent, or on the coordinator all votes are in), `<phase>.decided` (coordinator, before
-//! the answers go out), `train.step`, and `retain.removed` (coordinator, after each removal of a
-//! retention pass). `fail` is an error of that rank's own part, so there is none once the votes are
-//! cast: with `.voted`, `.decided` or `.removed` the variable is refused.
+//! panics or fails. Places are `<phase>.before` (where it has come to the phase, outside of which
+//! nothing is brought to a vote: `fail` is then what an early `return` would be), `<phase>.enter`
+//! (before a rank's own part), `<phase>.voted` (the vote is sent, or on the coordinator all votes
+//! are in), `<phase>.decided` (coordinator, before the answers go out), `train.step`, and
+//! `retain.removed` (coordinator, after each removal of a retention pass). `fail` is an error of
+//! that rank's own part, so there is none once the votes are cast: with `.voted`, `.decided` or
+//! `.removed` the variable is refused.
 //!
 //! `S1` to `S12`: a [`Defect`], everywhere and all the time.
 

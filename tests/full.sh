@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly FEATURES=cli,sabotage
 readonly LOGS=target/full
-all=(sim it syscalls kills power memory cli)
+all=(sim it syscalls kills power memory cli ranks)
 tests=("${@:-${all[@]}}")
 export TCH_CHECKPOINT_TEST_TIER=full
 
@@ -19,6 +19,8 @@ launch/setup.sh --tests || [ -n "${TCH_CHECKPOINT_TEST_WITHOUT:-}" ] || exit 1
 mkdir -p "$LOGS"
 # Optimised: the simulator alone runs through a million schedules.
 cargo test --release --no-default-features --features "$FEATURES" --no-run || exit 1
+# Ranks of each launcher, which train as well.
+readonly RANKS_FEATURES=mpi,cli,sabotage
 
 failed=()
 for name in "${tests[@]}"; do
@@ -28,8 +30,10 @@ for name in "${tests[@]}"; do
   # where each uses the machine for itself.
   threads=2
   case $name in sim | power) threads=1 ;; esac
-  timeout --kill-after=10 7200 cargo test --quiet --release --no-default-features \
-    --features "$FEATURES" --test "$name" -- --nocapture --test-threads="$threads" \
+  how=(--release --no-default-features --features "$FEATURES")
+  case $name in ranks) how=(--features "$RANKS_FEATURES") ;; esac
+  timeout --kill-after=10 7200 cargo test --quiet "${how[@]}" \
+    --test "$name" -- --nocapture --test-threads="$threads" \
     >"$LOGS/$name.log" 2>&1 || code=$?
   grep -hE '^test result:' "$LOGS/$name.log" || true
   [ $code = 0 ] || { failed+=("$name"); tail -n 20 "$LOGS/$name.log"; }
