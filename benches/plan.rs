@@ -7,7 +7,6 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use tch_checkpoint::OnExisting;
 use tch_checkpoint::layout::SaveId;
 use tch_checkpoint::manifest::{Manifest, SealInfo};
 use tch_checkpoint::plan::load::{LoadRules, WantedBox, plan_load};
@@ -49,7 +48,7 @@ fn state(rank: u64) -> StateDict {
 
 fn target() -> SaveTarget {
     let (directory, name) = ("runs".to_owned(), "x".to_owned());
-    SaveTarget { directory, name, step: 1, epoch: 0, on_existing: OnExisting::Refuse }
+    SaveTarget { directory, name, step: 1, ..SaveTarget::default() }
 }
 
 fn plans() -> Vec<LocalPlan> {

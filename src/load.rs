@@ -21,7 +21,6 @@ use crate::group::{Channel, ProcessGroup, Progress};
 use crate::layout::SaveId;
 use crate::manifest::{Form, Manifest};
 use crate::plan::load::{LoadPlan, LoadReport, LoadRules, WantedBox, plan_load};
-use crate::rank::Rank;
 use crate::report::LoadTimes;
 use crate::shard::{ShardReader, Sharing};
 use crate::state::{LoadTargets, Values};
@@ -29,6 +28,7 @@ use crate::storage::{Directory, Storage};
 use crate::tensor::TensorName;
 use crate::trace::Operation;
 
+mod asked;
 mod clock;
 mod fill;
 mod missing;
@@ -37,6 +37,9 @@ mod partial;
 mod place;
 mod sharing;
 
+use asked::Asked;
+#[cfg(feature = "torch")]
+pub(crate) use asked::wanted_of;
 use clock::Clock;
 use missing::explain_missing;
 pub use one::{read_floats, read_tensor};
@@ -249,28 +252,13 @@ fn load_once(
     Ok(session.finish(&resolved, times))
 }
 
-/// What a rank asks for in phase "manifest"; the same on every rank or the load is refused.
-#[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-struct Asked {
-    wanted: Wanted,
-    rules: LoadRules,
-    atomicity: Atomicity,
-}
-
 /// Phase "manifest", coordinator: which checkpoint, and its manifest, for the others and as it is.
 fn resolve(
     group: &ProcessGroup,
     storage: &dyn Storage,
     asked: &[Asked],
 ) -> Result<(Resolved, Manifest)> {
-    let Some(ours) = asked.first() else {
-        return Err(Error::new(ErrorKind::Disagreement, "no rank asked for anything"));
-    };
-    if let Some((theirs, rank)) = asked.iter().zip(0..).find(|(theirs, _)| *theirs != ours) {
-        let message = format!("ranks load differently: {theirs:?}, the coordinator {ours:?}");
-        return Err(Error::new(ErrorKind::Disagreement, message).at_rank(Rank::new(rank)));
-    }
-    let wanted = &ours.wanted;
+    let wanted = &asked::alike(asked)?.wanted;
     let progress = group.progress();
     let found = catalog::find_counting(storage, wanted, &mut || progress.add(1))?;
     let has_others = asked.len() > 1;

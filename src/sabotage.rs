@@ -4,10 +4,12 @@
 //!
 //! `ACT@PLACE@RANK[@N]`: at the N-th visit of a place (1 by default) that rank kills, stops, ends,
 //! panics or fails, or sends SIGUSR1 or SIGTERM to itself (`usr1`, `term`) or to whoever started it
-//! (`launcher-usr1`, `launcher-term`). Places are `<phase>.enter` (before a rank's own part),
-//! `<phase>.voted` (the vote is sent, or on the coordinator all votes are in), `<phase>.decided`
-//! (coordinator, before the answers go out), `write.part` (after each part of a file), `train.step`,
-//! `train.backward` and `train.update` (in front of forward pass, backward pass and update), and
+//! (`launcher-usr1`, `launcher-term`). Places are `<phase>.before` (where it has come to the phase,
+//! outside of which nothing is brought to a vote: `fail` is then what an early `return` would be),
+//! `<phase>.enter` (before a rank's own part), `<phase>.voted` (the vote is sent, or on the
+//! coordinator all votes are in), `<phase>.decided` (coordinator, before the answers go out),
+//! `write.part` (after each part of a file), `train.step`, `train.backward` and `train.update` (in
+//! front of forward pass, backward pass and update), and
 //! `retain.removed` (coordinator, after each removal of a retention pass). `fail` is an error of
 //! that rank's own part, so there is none once the votes are cast: with `.voted`, `.decided` or
 //! `.removed` the variable is refused.

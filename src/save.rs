@@ -290,6 +290,9 @@ pub(crate) fn target(path: &CheckpointPath, options: &SaveOptions) -> SaveTarget
         step: options.step,
         epoch: options.epoch,
         on_existing: options.on_existing,
+        space_reserve: options.space_reserve,
+        ignore_space: options.ignore_space,
+        libtorch_version: options.libtorch_version.clone(),
     }
 }
 

@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly FEATURES=cli,sabotage
 readonly FEATURES_ALL=mpi,cli,drive,sabotage
 readonly LOGS=target/full
-all=(sim it syscalls kills power memory cli hostile world preempt async)
+all=(sim it syscalls kills power memory cli hostile world preempt ranks async)
 tests=("${@:-${all[@]}}")
 export TCH_CHECKPOINT_TEST_TIER=full
 
@@ -22,8 +22,8 @@ launch/setup.sh --tests || [ -n "${TCH_CHECKPOINT_TEST_WITHOUT:-}" ] || exit 1
 mkdir -p "$LOGS"
 # Optimised: the simulator alone runs through a million schedules.
 cargo test --release --no-default-features --features "$FEATURES" --no-run || exit 1
-# The jobs that are told to end train: these need libtorch and MPI.
-if [[ " ${tests[*]} " == *' preempt '* ]]; then
+# Jobs that are told to end, and ranks of each launcher, train: these need libtorch and MPI.
+if [[ " ${tests[*]} " =~ \ (preempt|ranks)\  ]]; then
   cargo build --features "$FEATURES_ALL" --bins --examples || exit 1
 fi
 
@@ -38,6 +38,7 @@ for name in "${tests[@]}"; do
   case $name in
     sim | power) threads=1 ;;
     preempt) how=(--features "$FEATURES_ALL") ;;
+    ranks) how=(--features "$FEATURES_ALL") ;;
     async) target=(--lib) filter=(::model::) ;;
   esac
   timeout --kill-after=10 7200 cargo test --quiet "${how[@]}" "${target[@]}" -- --nocapture \

@@ -1,4 +1,6 @@
-//! Phase "look": the coordinator lists the directory and chooses, all ranks hear the same.
+//! Phase "look": the coordinator lists the directory and chooses, all ranks hear the same. What
+//! is asked or answered otherwise is a phase of another name, so that ranks which ask for different
+//! things are told so.
 
 use std::path::Path;
 
@@ -75,7 +77,7 @@ impl Checkpointer {
                 _ => self.answer(asked).map(|looked| looked.chosen.is_some()),
             }
         };
-        self.group.phase_all(Channel::Save, "look", ask, look)
+        self.group.phase_all(Channel::Save, "look whether", ask, look)
     }
 
     fn list(&self) -> Result<Listed> {
@@ -129,7 +131,7 @@ struct Listed {
 /// The path that all ranks mean.
 pub(super) fn wanted_by_all(group: &ProcessGroup, path: &Path) -> Result<Wanted> {
     let same = |wanted: Vec<Wanted>| alike(&wanted).cloned();
-    group.phase_all(Channel::Save, "look", || Wanted::parse(path), same)
+    group.phase_all(Channel::Save, "look there", || Wanted::parse(path), same)
 }
 
 fn alike<T: PartialEq + std::fmt::Debug>(asked: &[T]) -> Result<&T> {

@@ -73,6 +73,12 @@ struct Facts {
 }
 
 impl ModelCode {
+    /// Equal for the same code only.
+    #[cfg(feature = "torch")]
+    pub(crate) fn digest(&self) -> Result<[u8; 16]> {
+        Ok(crate::manifest::hash16(&crate::codec::encode(&(&self.files, &self.facts))?))
+    }
+
     /// Code that was obtained otherwise than by [`model_code!`](crate::model_code). `files` are
     /// texts by path below `code/`.
     ///

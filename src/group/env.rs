@@ -72,6 +72,8 @@ const MPI: [[&str; 3]; 3] = [
     ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"],
     ["MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"],
 ];
+/// The rank by PMIx: `prun`, or `srun --mpi=pmix`, under which Slurm's own variables tell more.
+const PMIX: &str = "PMIX_RANK";
 /// Ports derived from a Slurm step's number: the first, and how many. All lie below the range from
 /// which systems take ports for outgoing connections. Step 0 gets the port of `slurm.sbatch`.
 const SLURM_PORTS: (u64, u64) = (20_000, 12_000);
@@ -140,10 +142,49 @@ fn detect(vars: Vars<'_>, has_mpi: bool) -> Result<Launch> {
         Some(_) => return Ok(Launch::Solo),
         None => {}
     }
-    if number::<u32>(vars, "SLURM_STEP_NUM_TASKS")?.is_some_and(|tasks| tasks > 1) {
-        return slurm_launch(vars, required(vars, SLURM)?);
+    match (number::<u32>(vars, "SLURM_STEP_NUM_TASKS")?, number::<u32>(vars, PMIX)?) {
+        (Some(2..), _) => slurm_launch(vars, required(vars, SLURM)?),
+        // PMIx tells no process by a variable how many there are; the library asks its server.
+        (None, Some(_)) if has_mpi => Ok(Launch::Mpi),
+        (None, Some(rank)) => {
+            let text = format!(
+                "started by a PMIx launcher ({PMIX}={rank}), which only MPI can ask for the other \
+                 ranks, but this build has no MPI"
+            );
+            Err(invalid(text, BUILD_HELP))
+        }
+        _ => Ok(Launch::Solo),
     }
-    Ok(Launch::Solo)
+}
+
+/// Checks what the launcher of MPI says of this process against what MPI itself says: an MPI that
+/// does not understand its launcher makes a job of one out of each process, and all of them would
+/// save as rank 0.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`], naming the variable.
+#[cfg(any(feature = "mpi", test))]
+pub(super) fn check_mpi(
+    vars: impl Fn(&str) -> Option<String>,
+    rank: Rank,
+    world: WorldSize,
+) -> Result<()> {
+    let (rank, world) = (rank.get(), world.get());
+    let told = |name: &'static str| Some((name, vars(name)?.trim().parse::<u32>().ok()?));
+    // Only the innermost launcher counts, which is the first here as where it is looked for.
+    let names = MPI.iter().find(|[rank, ..]| told(rank).is_some());
+    let [rank_name, world_name] = names.map_or([PMIX, ""], |[rank, world, _]| [*rank, *world]);
+    let differs = |name, ours| told(name).filter(|(_, theirs)| *theirs != ours);
+    let Some((name, theirs)) = differs(rank_name, rank).or_else(|| differs(world_name, world))
+    else {
+        return Ok(());
+    };
+    let text = format!("MPI calls this process rank {rank} of {world}, but {name}={theirs}");
+    Err(invalid(
+        text,
+        "start it with the mpirun of the MPI that it is linked with, or set \
+         TCH_CHECKPOINT_LAUNCHER to slurm, tcp or solo",
+    ))
 }
 
 fn check_agreement(torch: Place, names: [&str; 3], mpi: Place) -> Result<()> {

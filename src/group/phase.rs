@@ -43,6 +43,7 @@ where
         return Err(Error::new(ErrorKind::InvalidInput, text).in_phase(name));
     }
     let rank = group.rank();
+    sabotage::visit(rank, name, "before").map_err(|error| error.at_rank(rank).in_phase(name))?;
     let entered = || {
         sabotage::visit(rank, name, "enter")?;
         local()

@@ -7,16 +7,17 @@ use std::sync::Arc;
 
 use tch::Device;
 
-use crate::catalog::{CheckpointPath, Wanted};
+use crate::catalog::CheckpointPath;
 use crate::checkpointer::AsyncMode;
 use crate::code::ModelCode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
+use crate::handler::alike::agree_on_load;
 use crate::handler::auto_save::Marks;
 use crate::handler::callbacks::{self, agree_on_values, replace_values, values_of_callbacks};
 use crate::handler::destination::{Fresh, Live, cuda_index};
 use crate::handler::{History, KeptCode, Model, NNHandler, ddp};
-use crate::load::{Atomicity, Loaded, load};
+use crate::load::{Atomicity, Loaded, load, wanted_of};
 use crate::plan::OnExisting;
 use crate::plan::load::LoadRules;
 use crate::save::{AfterCommit, Checkpoint, PendingSave, save, save_async, save_async_overlapped};
@@ -85,7 +86,7 @@ impl<M: Model> NNHandler<M> {
     /// training; on every rank if on any, before anything is written: [`ErrorKind::Poisoned`],
     /// [`ErrorKind::Unsupported`] for tensors that cannot be stored.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<Checkpoint> {
-        let path = CheckpointPath::parse(path)?;
+        let path = self.path_of(path.as_ref())?;
         self.save_as(&path, OnExisting::Replace, &Marks::default())
     }
 
@@ -250,11 +251,11 @@ impl<M: Model> NNHandler<M> {
     /// # Errors
     /// As [`load`](fn@crate::load::load); [`ErrorKind::Mismatch`] lists every difference.
     pub fn load(path: impl AsRef<Path>, options: LoadOptions) -> Result<Self> {
-        let wanted = Wanted::parse(path)?;
         let group = match &options.group {
             Some(group) => group.clone(),
             None => ProcessGroup::from_env()?,
         };
+        let wanted = agree_on_load(&group, path.as_ref(), &options)?;
         let storage = options.storage.clone().unwrap_or_else(super::builder::default_storage);
         let mut fresh = Fresh::<M> { group: group.clone(), options: &options, handler: None };
         let skipped = [
@@ -303,8 +304,8 @@ impl<M: Model> NNHandler<M> {
     /// # Errors
     /// As [`load`](fn@crate::load::load).
     pub fn restore(&mut self, path: impl AsRef<Path>, atomicity: Atomicity) -> Result<Loaded> {
-        let wanted = Wanted::parse(path)?;
         self.wait_for_save()?;
+        let wanted = wanted_of(&self.group, path.as_ref())?;
         let (group, storage) = (self.group.clone(), self.storage.clone());
         let rules = rules(false, &[(self.optimizer.is_none(), Component::optimizer())])?;
         let has_auto_saver = self.auto_saver.is_some();

@@ -3,26 +3,24 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::Serialize;
 use tch::Device;
 
-use crate::catalog::{CheckpointPath, Wanted};
+use crate::catalog::CheckpointPath;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
+use crate::handler::alike::agree_on_config;
 use crate::handler::auto_save::Marks;
 use crate::handler::builder::default_storage;
 use crate::handler::checkpoint::report;
 use crate::handler::weights::{LiveWeights, NewWeights};
 use crate::handler::{Model, NNHandler, ddp};
-use crate::load::{Atomicity, Loaded, load};
+use crate::load::{Atomicity, Loaded, load, wanted_of};
 use crate::manifest::Form;
 use crate::plan::OnExisting;
 use crate::plan::load::LoadRules;
-use crate::rank::Rank;
 use crate::save::{Checkpoint, SaveOptions};
 use crate::shown;
 use crate::single;
-use crate::state::Value;
 use crate::storage::Storage;
 use crate::tensor::Component;
 use crate::torch;
@@ -58,7 +56,7 @@ impl<M: Model> NNHandler<M> {
     /// As [`save_single_file`](single::save_single_file); [`ErrorKind::Poisoned`],
     /// [`ErrorKind::Unsupported`] for tensors that cannot be stored.
     pub fn save_single_file(&self, path: impl AsRef<Path>) -> Result<Checkpoint> {
-        let path = CheckpointPath::parse(path)?;
+        let path = self.path_of(path.as_ref())?;
         let state = self.marked_state(path.directory(), &Marks::default(), || self.state_dict())?;
         let options = self.options(OnExisting::Replace);
         single::save_single_file(&self.group, self.storage.as_ref(), &path, &state, &options)
@@ -75,7 +73,7 @@ impl<M: Model> NNHandler<M> {
     /// As [`save_multi_files`](single::save_multi_files), which replaces nothing; as
     /// [`NNHandler::save_single_file`].
     pub fn save_multi_files(&self, path: impl AsRef<Path>) -> Result<Checkpoint> {
-        let path = CheckpointPath::parse(path)?;
+        let path = self.path_of(path.as_ref())?;
         let state = self.marked_state(path.directory(), &Marks::default(), || self.state_dict())?;
         let options = self.options(OnExisting::Refuse);
         single::save_multi_files(&self.group, self.storage.as_ref(), &path, &state, &options)
@@ -127,13 +125,12 @@ impl<M: Model> NNHandler<M> {
         config: Option<M::Config>,
         options: InitOptions,
     ) -> Result<Self> {
-        let wanted = Wanted::parse(path)?.or_unverified();
         let group = match &options.group {
             Some(group) => group.clone(),
             None => ProcessGroup::from_env()?,
         };
         let storage = options.storage.clone().unwrap_or_else(default_storage);
-        agree_on_config(&group, config.as_ref())?;
+        let wanted = agree_on_config(&group, path.as_ref(), config.as_ref())?.or_unverified();
         let mut new = NewWeights::<M>::new(&group, &options, config);
         let rules = rules(options.strict);
         let loaded = load(&group, &*storage, &wanted, &mut new, &rules, Atomicity::InPlace)?;
@@ -161,8 +158,8 @@ impl<M: Model> NNHandler<M> {
     /// # Errors
     /// As [`NNHandler::initialize_from_checkpoint`].
     pub fn initialize_weights(&mut self, path: impl AsRef<Path>, strict: bool) -> Result<Loaded> {
-        let wanted = Wanted::parse(path)?.or_unverified();
         self.wait_for_save()?;
+        let wanted = wanted_of(&self.group, path.as_ref())?.or_unverified();
         let (group, storage) = (self.group.clone(), self.storage.clone());
         let mut live = LiveWeights::new(&self.vars);
         let rules = rules(strict);
@@ -176,27 +173,6 @@ impl<M: Model> NNHandler<M> {
         self.poisoned &= !loaded.report.missing.is_empty();
         Ok(loaded)
     }
-}
-
-/// Ranks that build different models would exchange gradients of different things.
-fn agree_on_config(group: &ProcessGroup, config: Option<&impl Serialize>) -> Result<()> {
-    let own = || config.map(Value::json).transpose();
-    group.phase_all(Channel::Save, "config", own, |all: Vec<Option<Value>>| {
-        let Some(ours) = all.first() else { return Ok(()) };
-        let differs = |theirs: &Option<Value>| match (theirs, ours) {
-            (Some(theirs), Some(ours)) => !theirs.same(ours),
-            (theirs, ours) => theirs.is_some() != ours.is_some(),
-        };
-        match all.iter().zip(0..).find(|(theirs, _)| differs(theirs)) {
-            None => Ok(()),
-            Some((_, rank)) => Err(Error::new(
-                ErrorKind::Disagreement,
-                "ranks build the model with different configurations",
-            )
-            .at_rank(Rank::new(rank))
-            .with_help("give every rank the same configuration")),
-        }
-    })
 }
 
 /// Of the checkpoint only the model counts.

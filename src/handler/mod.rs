@@ -14,6 +14,7 @@ use crate::state::Values;
 use crate::storage::Storage;
 use crate::torch::{Optimizer, OptimizerSpec, ParamGroupConfig};
 
+mod alike;
 mod auto_save;
 mod begin_anew;
 mod builder;

@@ -1,7 +1,7 @@
 use super::*;
 use crate::error::{ErrorKind, Result};
 use crate::plan::save::{MergedPlan, merge_plans};
-use crate::plan::{LocalPlan, OnExisting, Receipt, SaveTarget, WriteItem};
+use crate::plan::{LocalPlan, Receipt, SaveTarget, WriteItem};
 use crate::tensor::Dtype;
 
 const ID: SaveId = SaveId::from_bytes([7; 16]);
@@ -30,7 +30,7 @@ pub(crate) fn merged() -> MergedPlan {
         name: "a".into(),
         step: 3,
         epoch: 1,
-        on_existing: OnExisting::Refuse,
+        ..SaveTarget::default()
     };
     let mut values = Values::new();
     values.set("loss", 0.5);

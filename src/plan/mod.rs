@@ -63,7 +63,7 @@ pub enum OnExisting {
 }
 
 /// Where and as what a save goes; the same on every rank or the save is refused.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SaveTarget {
     /// Directory that holds the checkpoints, as the caller wrote it.
     pub directory: String,
@@ -75,6 +75,12 @@ pub struct SaveTarget {
     pub epoch: u64,
     /// What happens to an existing checkpoint of that name.
     pub on_existing: OnExisting,
+    /// Bytes below which what is left after the save is worth a warning.
+    pub space_reserve: u64,
+    /// Whether a save that seems not to fit is tried all the same.
+    pub ignore_space: bool,
+    /// Version of libtorch, for the record.
+    pub libtorch_version: String,
 }
 
 /// What one rank writes: the coordinator's answer in phase "plan".

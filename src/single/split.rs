@@ -8,7 +8,7 @@ use crate::group::ProcessGroup;
 use crate::layout::SaveId;
 use crate::manifest::{Form, Manifest, SealInfo, TensorRecord, place_in};
 use crate::plan::save::MergedPlan;
-use crate::plan::{OnExisting, PlannedFile, PlannedPiece, SavePlan, SaveTarget};
+use crate::plan::{PlannedFile, PlannedPiece, SavePlan, SaveTarget};
 use crate::save::{Checkpoint, Timing};
 use crate::shard::{PieceAt, ShardReader};
 use crate::single::save::{Coordinator, Receipt, by_component, write};
@@ -132,7 +132,7 @@ fn merged(manifest: &Manifest) -> Result<MergedPlan> {
             name: String::new(),
             step: manifest.step(),
             epoch: manifest.epoch(),
-            on_existing: OnExisting::Refuse,
+            ..SaveTarget::default()
         },
         plans,
         aliases: manifest.aliases().to_vec(),

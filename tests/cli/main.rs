@@ -4,6 +4,7 @@
 mod bench;
 mod code;
 mod latest;
+mod stopped;
 mod stress;
 #[path = "../tier/mod.rs"]
 #[allow(unreachable_pub, clippy::print_stderr, reason = "shared with other test binaries")]

@@ -9,6 +9,7 @@ mod callback_failures;
 mod callback_state;
 mod callbacks;
 mod code;
+mod disagreements;
 mod early_stopping;
 mod exact;
 mod forms;

@@ -12,6 +12,7 @@ mod code;
 mod commits;
 mod config;
 mod corruption;
+mod disagreements;
 mod durable;
 mod exchanges;
 mod export;

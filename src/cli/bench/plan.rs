@@ -17,7 +17,7 @@ use crate::layout::SaveId;
 use crate::manifest::{Manifest, SealInfo};
 use crate::plan::load::{LoadRules, WantedBox, plan_load};
 use crate::plan::save::{MergedPlan, local_plan, merge_plans};
-use crate::plan::{LocalPlan, OnExisting, Receipt, SaveTarget};
+use crate::plan::{LocalPlan, Receipt, SaveTarget};
 use crate::rank::{Rank, WorldSize};
 use crate::slice::Slice;
 use crate::state::{StateDict, TensorSource};
@@ -246,7 +246,7 @@ fn target() -> SaveTarget {
         name: "plan".to_owned(),
         step: 1,
         epoch: 0,
-        on_existing: OnExisting::Refuse,
+        ..SaveTarget::default()
     }
 }
 

@@ -6,6 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fd::OwnedFd;
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use super::ranks::{Part, run};
 use crate::cli::{Output, Stop, complain};
@@ -21,12 +22,18 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// How much longer than the deadline a rank may go on when another one has failed: by then it has
 /// the verdict, or has given up.
 const GRACE: Duration = Duration::from_secs(2);
+/// How much longer than the deadline all ranks that are left may be stopped: nobody is there then
+/// who could give the others up.
+const STOPPED_GRACE: Duration = Duration::from_secs(1);
 /// How much longer it may go on when another one has ended well: what follows a commit is left.
 const TIDYING: Duration = Duration::from_secs(60);
 /// Exit codes, the most severe first: unknown or uncertain outcome, not committed or damaged, peer
 /// lost; then whatever else is not 0.
 const SEVERITY: [u8; 5] = [6, 3, 5, 1, 7];
 const PEER_LOST: u8 = 5;
+/// Why a rank is given up.
+const LATE: &str = "it did not end long after another rank had, and was killed";
+const STOPPED: &str = "it was stopped for longer than the deadline, as all others, and was killed";
 
 /// The place of this process among the ranks.
 pub(super) struct Seat {
@@ -166,7 +173,7 @@ impl Children {
 
     /// The most severe of all exit codes.
     fn wait(&mut self, deadline: Duration) -> u8 {
-        let (mut ended, mut failed) = (None, None);
+        let (mut ended, mut failed, mut stopped) = (None, None, Duration::ZERO);
         while self.0.iter().any(|running| running.code.is_none()) {
             self.0.iter_mut().for_each(Running::look);
             let now = Instant::now();
@@ -178,12 +185,22 @@ impl Children {
                 since.is_some_and(|since| now - since > deadline.saturating_add(grace))
             };
             if is_over(failed, GRACE) || is_over(ended, TIDYING) {
-                self.0.iter_mut().for_each(Running::give_up);
+                self.0.iter_mut().for_each(|running| running.give_up(LATE));
+            }
+            // By looks, not by a clock, which goes on while this process is stopped as well.
+            stopped = if self.are_stopped() { stopped + LOOK_INTERVAL } else { Duration::ZERO };
+            if stopped > deadline.saturating_add(STOPPED_GRACE) {
+                self.0.iter_mut().for_each(|running| running.give_up(STOPPED));
             }
             std::thread::sleep(LOOK_INTERVAL);
         }
         let codes: Vec<u8> = self.0.iter().filter_map(|running| running.code).collect();
         most_severe(&codes)
+    }
+
+    /// Whether all ranks that have not ended are stopped.
+    fn are_stopped(&self) -> bool {
+        self.0.iter().filter(|running| running.code.is_none()).all(Running::is_stopped)
     }
 }
 
@@ -221,9 +238,15 @@ impl Running {
         }
     }
 
-    fn give_up(&mut self) {
+    /// Whether a signal keeps it from going on.
+    fn is_stopped(&self) -> bool {
+        let looks = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let seen = waitid(WaitId::Pid(Pid::from_child(&self.child)), looks);
+        matches!(seen, Ok(Some(status)) if status.stopped())
+    }
+
+    fn give_up(&mut self, text: &str) {
         if self.code.is_none() {
-            let text = "it did not end long after another rank had, and was killed";
             complain(&Error::new(ErrorKind::Deadline, text).at_rank(self.rank));
             self.kill();
             self.code = Some(PEER_LOST);

@@ -21,6 +21,7 @@ use serde::de::DeserializeOwned;
 use self::data::MpiData;
 pub(super) use self::owner::{Owner, leave};
 use self::place::{Place, addresses};
+use super::env::check_mpi;
 use super::tcp::{self, DataPlaneChoice, Meeting, Rendezvous};
 use super::{Deadlines, JobId, Member, ProcessGroup};
 use crate::codec;
@@ -42,6 +43,7 @@ pub(super) fn join(deadlines: Deadlines) -> Result<ProcessGroup> {
     let line = Line { comm: owner.comm()?, until: Instant::now() + deadlines.join };
     let hosts = line.all_gather(host_identity())?;
     let member = line.member(&hosts)?;
+    check_mpi(|name| std::env::var(name).ok(), member.rank, member.world)?;
     let one_host = hosts.iter().all(|host| Some(host) == hosts.first());
     let data = DataPlaneChoice::Given(Box::new(move |peers| Box::new(MpiData::new(owner, peers))));
     let group = if member.rank.is_coordinator() {

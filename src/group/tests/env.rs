@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::super::env::{Launch, Meet, TcpLaunch, deadlines_from, launch_from};
+use super::super::env::{Launch, Meet, TcpLaunch, check_mpi, deadlines_from, launch_from};
 use super::*;
 
 fn vars(text: &str) -> impl Fn(&str) -> Option<String> + use<> {
@@ -90,6 +90,45 @@ fn what_cannot_work_is_an_error_that_names_the_variable() {
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{text}");
         assert!(error.message().contains(named), "{text}: {error}");
         assert!(error.help().is_some(), "{text}");
+    }
+}
+
+/// Each process of `prun`, which tells no number of ranks, would else save as rank 0 of one.
+#[test]
+fn a_rank_by_pmix_is_never_a_rank_alone() {
+    let error = launch("PMIX_RANK=0").unwrap_err();
+    assert!(error.message().contains("PMIX_RANK=0") && error.help().is_some(), "{error}");
+    assert_eq!(launch_from(vars("PMIX_RANK=1"), true), Ok(Launch::Mpi));
+    assert_eq!(launch("PMIX_RANK=0 TCH_CHECKPOINT_LAUNCHER=solo"), Ok(Launch::Solo));
+    assert!(launch("PMIX_RANK=x").unwrap_err().message().contains("PMIX_RANK=x"));
+    // Whoever tells both, rank and world, is asked first.
+    assert_eq!(tcp(&format!("{TORCH} PMIX_RANK=0")).rank, 3);
+    assert_eq!(tcp(&format!("{SLURM} PMIX_RANK=3")).rank, 3);
+    let alone = "SLURM_STEP_NUM_TASKS=1 SLURM_PROCID=0 PMIX_RANK=0";
+    assert_eq!(launch_from(vars(alone), true), Ok(Launch::Solo));
+    assert_eq!(
+        launch("OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=1 PMIX_RANK=0"),
+        Ok(Launch::Solo)
+    );
+}
+
+#[test]
+fn an_mpi_that_does_not_know_its_launcher_is_refused() {
+    let check = |text: &str, rank, world| {
+        check_mpi(vars(text), Rank::new(rank), WorldSize::new(world).unwrap())
+    };
+    for good in ["", MPI, "PMIX_RANK=3", "PMI_RANK=3 PMI_SIZE=4"] {
+        assert_eq!(check(good, 3, 4), Ok(()), "{good}");
+    }
+    // What an outer launcher has left.
+    assert_eq!(check(&format!("{MPI} PMI_RANK=0 PMI_SIZE=1 PMIX_RANK=0"), 3, 4), Ok(()));
+    for (text, named) in [
+        (MPI, "OMPI_COMM_WORLD_RANK=3"),
+        ("PMIX_RANK=3", "PMIX_RANK=3"),
+        ("PMI_RANK=0 PMI_SIZE=4", "PMI_SIZE=4"),
+    ] {
+        let error = check(text, 0, 1).unwrap_err();
+        assert!(error.message().contains(named), "{error}");
     }
 }
 

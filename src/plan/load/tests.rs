@@ -6,7 +6,7 @@ use crate::manifest::tests::receipts;
 use crate::manifest::{BLOCK_BYTES, SealInfo};
 use crate::plan::cover::tests::cut;
 use crate::plan::save::merge_plans;
-use crate::plan::{LocalPlan, OnExisting, SaveTarget, WriteItem};
+use crate::plan::{LocalPlan, SaveTarget, WriteItem};
 use crate::state::Values;
 use crate::tensor::Dtype;
 
@@ -42,7 +42,7 @@ fn manifest(tensors: &[Tensor]) -> Manifest {
                 name: "a".into(),
                 step: 0,
                 epoch: 0,
-                on_existing: OnExisting::Refuse,
+                ..SaveTarget::default()
             },
             aliases: aliases.map(|i| (name("tied"), i.name.clone())).collect(),
             items,

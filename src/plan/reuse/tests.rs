@@ -1,7 +1,7 @@
 use super::*;
 use crate::codec;
 use crate::manifest::OtherFile;
-use crate::plan::{OnExisting, SaveTarget};
+use crate::plan::SaveTarget;
 use crate::slice::Slice;
 use crate::state::Values;
 use crate::tensor::{Component, Dtype, TensorName, TensorSpec};
@@ -22,7 +22,7 @@ fn plan(tensors: usize) -> LocalPlan {
         name: "a".into(),
         step: 7,
         epoch: 0,
-        on_existing: OnExisting::Refuse,
+        ..SaveTarget::default()
     };
     LocalPlan {
         target,

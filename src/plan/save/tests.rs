@@ -37,7 +37,7 @@ fn plan(items: Vec<WriteItem>) -> LocalPlan {
         name: "a".into(),
         step: 3,
         epoch: 1,
-        on_existing: OnExisting::Refuse,
+        ..SaveTarget::default()
     };
     let (values, rank_values) = (Values::new(), Values::new());
     LocalPlan { target, items, aliases: Vec::new(), values, rank_values, attached: Vec::new() }

@@ -83,7 +83,7 @@ fn state(parts: &[Part]) -> StateDict {
 fn plan_of(state: &StateDict) -> SavePlan {
     let (directory, name) = ("runs".to_owned(), "a".to_owned());
     let on_existing = OnExisting::Refuse;
-    let target = SaveTarget { directory, name, step: 3, epoch: 0, on_existing };
+    let target = SaveTarget { directory, name, step: 3, on_existing, ..SaveTarget::default() };
     let merged = merge_plans(SaveId::from_bytes([1; 16]), &[local_plan(target, state)]).unwrap();
     merged.plans.into_iter().next().unwrap()
 }

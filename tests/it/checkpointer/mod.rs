@@ -3,6 +3,7 @@
 mod bad_input;
 mod beside;
 mod damaged;
+mod disagreements;
 mod failing;
 mod half_loaded;
 mod histories;

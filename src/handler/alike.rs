@@ -1,0 +1,120 @@
+//! What ranks must say alike, or be told that one of them cannot say, before a save or a load of a
+//! handler begins.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::catalog::{CheckpointPath, Wanted};
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::{Channel, ProcessGroup};
+use crate::handler::{LoadOptions, Model, NNHandler};
+use crate::rank::Rank;
+use crate::state::Value;
+
+/// Options of a load by name, as text.
+type Options = Vec<(String, String)>;
+
+impl<M: Model> NNHandler<M> {
+    /// Where to save. A path that can be none is brought to phase "state", in which the other ranks
+    /// are by then.
+    pub(super) fn path_of(&self, path: &Path) -> Result<CheckpointPath> {
+        CheckpointPath::parse(path).or_else(|error| {
+            self.end_save()?;
+            self.agreed_state(|| Err(error.clone()))?;
+            Err(error)
+        })
+    }
+}
+
+/// Phase "options": all ranks load in the same way, and from what can be a checkpoint. Which one it
+/// is they compare when they ask for it.
+pub(super) fn agree_on_load(
+    group: &ProcessGroup,
+    path: &Path,
+    options: &LoadOptions,
+) -> Result<Wanted> {
+    let mut wanted = None;
+    let own = || {
+        wanted = Some(Wanted::parse(path)?);
+        described(options)
+    };
+    group.phase_all(Channel::Save, "options", own, |all: Vec<Options>| alike(&all))?;
+    wanted.ok_or_else(|| Error::new(ErrorKind::Disagreement, "phase options passed without a path"))
+}
+
+/// Every option but those that are of one rank alone.
+fn described(options: &LoadOptions) -> Result<Options> {
+    let LoadOptions {
+        group: _,
+        device: _,
+        storage: _,
+        lenient,
+        skip_optimizer,
+        skip_scheduler,
+        skip_scaler,
+        skip_ema,
+        skip_history,
+        keep_auto_saver,
+        model_code,
+        skip_callbacks,
+    } = options;
+    let code = model_code.as_ref().map(|code| code.digest()).transpose()?;
+    // Of code only whether it is the same: it is long.
+    let code = code.map_or_else(|| "none".to_owned(), |hash| format!("{hash:02x?}"));
+    let switches = [
+        ("lenient", lenient),
+        ("skip_optimizer", skip_optimizer),
+        ("skip_scheduler", skip_scheduler),
+        ("skip_scaler", skip_scaler),
+        ("skip_ema", skip_ema),
+        ("skip_history", skip_history),
+        ("keep_auto_saver", keep_auto_saver),
+        ("skip_callbacks", skip_callbacks),
+    ];
+    let switches = switches.map(|(name, is_on)| (name.to_owned(), is_on.to_string()));
+    Ok(switches.into_iter().chain([("model_code".to_owned(), code)]).collect())
+}
+
+fn alike(all: &[Options]) -> Result<()> {
+    let Some(ours) = all.first() else { return Ok(()) };
+    for (theirs, rank) in all.iter().zip(0..) {
+        if let Some(((name, ours), (_, theirs))) = ours.iter().zip(theirs).find(|(a, b)| a != b) {
+            let message = format!("`{name}` is {theirs} on this rank, {ours} on the coordinator");
+            return Err(Error::new(ErrorKind::Disagreement, message)
+                .at_rank(Rank::new(rank))
+                .with_help("give every rank the same options; nothing was loaded"));
+        }
+    }
+    Ok(())
+}
+
+/// Phase "config": ranks that build different models would exchange gradients of different things.
+pub(super) fn agree_on_config(
+    group: &ProcessGroup,
+    path: &Path,
+    config: Option<&impl Serialize>,
+) -> Result<Wanted> {
+    let mut wanted = None;
+    let own = || {
+        wanted = Some(Wanted::parse(path)?);
+        config.map(Value::json).transpose()
+    };
+    group.phase_all(Channel::Save, "config", own, |all: Vec<Option<Value>>| {
+        let Some(ours) = all.first() else { return Ok(()) };
+        let differs = |theirs: &Option<Value>| match (theirs, ours) {
+            (Some(theirs), Some(ours)) => !theirs.same(ours),
+            (theirs, ours) => theirs.is_some() != ours.is_some(),
+        };
+        match all.iter().zip(0..).find(|(theirs, _)| differs(theirs)) {
+            None => Ok(()),
+            Some((_, rank)) => Err(Error::new(
+                ErrorKind::Disagreement,
+                "ranks build the model with different configurations",
+            )
+            .at_rank(Rank::new(rank))
+            .with_help("give every rank the same configuration")),
+        }
+    })?;
+    wanted.ok_or_else(|| Error::new(ErrorKind::Disagreement, "phase config passed without a path"))
+}

@@ -1,0 +1,70 @@
+//! What every rank asks for in phase "manifest", which must be the same.
+
+use std::fmt::Debug;
+#[cfg(feature = "torch")]
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::Atomicity;
+use crate::catalog::Wanted;
+use crate::error::{Error, ErrorKind, Result};
+#[cfg(feature = "torch")]
+use crate::group::{Channel, ProcessGroup};
+use crate::plan::load::LoadRules;
+use crate::rank::Rank;
+
+/// What one rank asks for.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Asked {
+    pub(super) wanted: Wanted,
+    pub(super) rules: LoadRules,
+    pub(super) atomicity: Atomicity,
+}
+
+impl Asked {
+    /// The first field in which another rank differs, in words.
+    fn difference(&self, theirs: &Self) -> Option<String> {
+        let Self { wanted, rules: LoadRules { strict, components }, atomicity } = self;
+        fn unlike<T: PartialEq + Debug>(what: &str, ours: &T, theirs: &T) -> Option<String> {
+            let sides = || format!("{what} differs: {theirs:?}, but {ours:?} on the coordinator");
+            (ours != theirs).then(sides)
+        }
+        unlike("the checkpoint to be loaded", wanted, &theirs.wanted)
+            .or_else(|| unlike("`strict`", strict, &theirs.rules.strict))
+            .or_else(|| unlike("`components`", components, &theirs.rules.components))
+            .or_else(|| unlike("`atomicity`", atomicity, &theirs.atomicity))
+    }
+}
+
+/// The checkpoint at `path`. A path that can be none is brought to phase "manifest", in which the
+/// other ranks are by then.
+///
+/// # Errors
+/// That of [`Wanted::parse`], on every rank.
+#[cfg(feature = "torch")]
+pub(crate) fn wanted_of(group: &ProcessGroup, path: &Path) -> Result<Wanted> {
+    Wanted::parse(path).or_else(|error| {
+        let unfit = || Err::<Asked, _>(error.clone());
+        group.phase_all(Channel::Save, "manifest", unfit, |_| Err::<(), _>(error.clone()))?;
+        Err(error.clone())
+    })
+}
+
+/// What all ranks ask for.
+///
+/// # Errors
+/// [`ErrorKind::Disagreement`], naming the rank and the field.
+pub(super) fn alike(asked: &[Asked]) -> Result<&Asked> {
+    let Some(ours) = asked.first() else {
+        return Err(Error::new(ErrorKind::Disagreement, "no rank asked for anything"));
+    };
+    for (theirs, rank) in asked.iter().zip(0..) {
+        if let Some(message) = ours.difference(theirs) {
+            return Err(Error::new(ErrorKind::Disagreement, message)
+                .at_rank(Rank::new(rank))
+                .with_help("nothing was loaded; every rank must load alike"));
+        }
+    }
+    Ok(ours)
+}
