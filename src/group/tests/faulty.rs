@@ -87,12 +87,8 @@ fn a_vote_that_does_not_decode_is_one_error_for_all() {
             stream.write_all(&bytes).unwrap();
             outlast(stream);
         };
-        let results = beside(3, patient(), behave, |group| {
-            let error = roll_call(&group, Channel::Save, "commit").map(drop);
-            // Rank 2 hears no more, and the others need not wait for it.
-            group.finish().unwrap();
-            error
-        });
+        let results =
+            beside(3, patient(), behave, |group| roll_call(&group, Channel::Save, "commit"));
         let error = same_error(results);
         assert_eq!((error.kind(), error.rank()), (ErrorKind::Disagreement, Some(Rank::new(2))));
         assert!(error.message().contains("vote cannot be read"), "{error}");

@@ -1,5 +1,7 @@
 //! A real job under a flood, from its first moment to its last: what it costs rank 0.
 
+#![allow(clippy::cast_possible_truncation, reason = "small numbers")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
