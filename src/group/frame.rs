@@ -1,6 +1,6 @@
 //! One message of the control plane and its form on a socket.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::sync::Arc;
 
 use super::Channel;
@@ -52,8 +52,8 @@ impl Frame {
         Self { kind, channel: Channel::Training, sequence: 0, phase: String::new(), body }
     }
 
-    /// Writes the frame; a short frame in one write.
-    pub(super) fn write_to(&self, stream: &mut impl Write) -> io::Result<()> {
+    /// What has to be sent, in order; a short frame in one part.
+    pub(super) fn to_parts(&self) -> io::Result<impl Iterator<Item = Arc<Vec<u8>>> + use<>> {
         let phase_bytes = u16::try_from(self.phase.len()).map_err(io::Error::other)?;
         let mut head = Vec::with_capacity(HEAD_BYTES + self.phase.len());
         head.push(kind_code(self.kind));
@@ -62,12 +62,18 @@ impl Frame {
         head.extend(self.sequence.to_le_bytes());
         head.extend((self.body.len() as u64).to_le_bytes());
         head.extend(self.phase.as_bytes());
-        if self.body.len() <= JOINED_BYTES_MAX {
+        let is_short = self.body.len() <= JOINED_BYTES_MAX;
+        if is_short {
             head.extend(self.body.iter());
-            return stream.write_all(&head);
         }
-        stream.write_all(&head)?;
-        stream.write_all(&self.body)
+        let body = (!is_short).then(|| Arc::clone(&self.body));
+        Ok(std::iter::once(Arc::new(head)).chain(body))
+    }
+
+    /// Writes the frame.
+    #[cfg(test)]
+    pub(super) fn write_to(&self, stream: &mut impl io::Write) -> io::Result<()> {
+        self.to_parts()?.try_for_each(|part| stream.write_all(&part))
     }
 
     /// Reads the next frame; `None` at the end of the stream. `heard` is called whenever bytes

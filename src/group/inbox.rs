@@ -1,6 +1,7 @@
 //! What has arrived at a rank: frames by sender and channel, and how every peer stands.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,9 +10,13 @@ use parking_lot::{Condvar, Mutex};
 use super::Channel;
 use super::frame::{Frame, Kind};
 use crate::clock;
-use crate::codec;
+use crate::codec::{self, ENCODED_BYTES_MAX};
 use crate::error::Error;
 use crate::rank::Rank;
+
+/// Frames of one peer that may wait on one channel: far more than ranks that go on after deadlines
+/// leave to one another.
+const WAITING_MAX: usize = 1024;
 
 /// How a peer stands with this rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +43,10 @@ pub(super) struct State {
     /// Why this rank starts no phase any more, once it leaves.
     left: Option<Error>,
     heard: u64,
+    /// Who has voted on each channel since the last look.
+    voted: [Vec<Rank>; Channel::ALL.len()],
+    /// Peers that are live no more, and errors that ended the group.
+    losses: u64,
 }
 
 /// What a waiting rank found.
@@ -59,27 +68,25 @@ impl Inbox {
     pub(super) fn new(peers: impl Iterator<Item = Rank>) -> Arc<Self> {
         let heard_at = clock::now();
         let peers = peers.map(|r| (r, Peer { standing: Standing::Live, heard_at })).collect();
-        let state = State { queues: HashMap::new(), peers, broken: None, left: None, heard: 0 };
+        let (queues, voted) = (HashMap::new(), Default::default());
+        let state = State { queues, peers, broken: None, left: None, heard: 0, voted, losses: 0 };
         Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
     }
 
     /// Takes in a frame that `from` has sent.
-    pub(super) fn deliver(&self, from: Rank, frame: Frame) {
+    ///
+    /// # Errors
+    /// It must not send this, or that much; it counts as lost then.
+    pub(super) fn deliver(&self, from: Rank, frame: Frame) -> io::Result<()> {
         let mut state = self.state.lock();
         state.hear(from);
-        match frame.kind {
-            Kind::Progress | Kind::Farewell => {}
-            Kind::Goodbye => state.set_standing(from, Standing::Left),
-            Kind::Vote | Kind::Verdict | Kind::Missed => state.push(from, frame),
-            Kind::Abort => {
-                if let Ok((_, broken)) = codec::decode::<(Error, Error)>(&frame.body) {
-                    state.broken.get_or_insert(broken);
-                }
-                state.push(from, frame);
-            }
+        let taken = state.take_in(from, frame);
+        if let Err(error) = &taken {
+            state.set_standing(from, Standing::Lost(format!("its connection failed: {error}")));
         }
         drop(state);
         self.changed.notify_all();
+        taken
     }
 
     /// Notes that bytes of a longer frame have arrived.
@@ -95,7 +102,7 @@ impl Inbox {
 
     /// Ends every wait, now and later, with `error`, unless another error came first.
     pub(super) fn break_with(&self, error: Error) {
-        self.state.lock().broken.get_or_insert(error);
+        self.state.lock().break_with(error);
         self.changed.notify_all();
     }
 
@@ -146,11 +153,59 @@ impl State {
             && peer.standing == Standing::Live
         {
             peer.standing = standing;
+            self.losses += 1;
         }
     }
 
-    fn push(&mut self, from: Rank, frame: Frame) {
-        self.queues.entry((from, frame.channel)).or_default().push_back(frame);
+    fn take_in(&mut self, from: Rank, frame: Frame) -> io::Result<()> {
+        match frame.kind {
+            Kind::Progress | Kind::Farewell => Ok(()),
+            Kind::Goodbye => {
+                self.set_standing(from, Standing::Left);
+                Ok(())
+            }
+            Kind::Vote if from.is_coordinator() => Err(refused("a vote of rank 0")),
+            Kind::Verdict | Kind::Missed | Kind::Abort if !from.is_coordinator() => {
+                Err(refused("a verdict that is rank 0's to give"))
+            }
+            Kind::Vote | Kind::Verdict | Kind::Missed => self.push(from, frame),
+            Kind::Abort => {
+                if let Ok((_, broken)) = codec::decode::<(Error, Error)>(&frame.body) {
+                    self.break_with(broken);
+                }
+                self.push(from, frame)
+            }
+        }
+    }
+
+    /// A peer sends one frame for each that it waits for, so few can be here at a time.
+    fn push(&mut self, from: Rank, frame: Frame) -> io::Result<()> {
+        let queue = self.queues.entry((from, frame.channel)).or_default();
+        let waiting: usize = queue.iter().map(|frame| frame.body.len()).sum();
+        let is_full = waiting.saturating_add(frame.body.len()) > ENCODED_BYTES_MAX;
+        if queue.len() >= WAITING_MAX || (is_full && !queue.is_empty()) {
+            return Err(refused("more than may wait at a time"));
+        }
+        if frame.kind == Kind::Vote {
+            self.voted[frame.channel.index()].push(from);
+        }
+        queue.push_back(frame);
+        Ok(())
+    }
+
+    fn break_with(&mut self, error: Error) {
+        self.broken.get_or_insert(error);
+        self.losses += 1;
+    }
+
+    /// A number that grows whenever a peer is lost, or the group.
+    pub(super) fn losses(&self) -> u64 {
+        self.losses
+    }
+
+    /// Who has voted on `channel` since this was asked last.
+    pub(super) fn drain_voted(&mut self, channel: Channel) -> Vec<Rank> {
+        std::mem::take(&mut self.voted[channel.index()])
     }
 
     /// The oldest frame of `from` on `channel` that is not older than `sequence`. Older ones
@@ -188,4 +243,8 @@ impl State {
     pub(super) fn heard_at(&self, peer: Rank) -> Instant {
         self.peers.get(&peer).map_or_else(clock::now, |peer| peer.heard_at)
     }
+}
+
+fn refused(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }

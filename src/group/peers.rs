@@ -83,6 +83,6 @@ impl Peers {
         let body = codec::encode(&(error, error)).unwrap_or_default();
         let abort = Frame { body: Arc::new(body), ..Frame::signal(Kind::Abort) };
         // Whoever cannot be told finds out by itself.
-        self.links.values().for_each(|link| drop(link.send(&abort)));
+        self.links.values().for_each(|link| drop(link.offer(Some(&abort))));
     }
 }

@@ -45,10 +45,24 @@ impl Parcel {
         self.to
     }
 
+    /// The phase that it belongs to; empty for what belongs to none.
+    #[must_use]
+    pub fn phase(&self) -> &str {
+        self.frame.as_ref().map_or("", |frame| &frame.phase)
+    }
+
+    /// What it takes on a socket.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        let parts = self.frame.as_ref().map(Frame::to_parts).and_then(Result::ok);
+        parts.map_or(0, |parts| parts.map(|part| part.len() as u64).sum())
+    }
+
     /// Lets it arrive.
     pub fn deliver(self) {
         match self.frame {
-            Some(frame) => self.inbox.deliver(self.from, frame),
+            // Who refuses it has noted that.
+            Some(frame) => drop(self.inbox.deliver(self.from, frame)),
             None => self.inbox.lose(self.from, "its connection closed"),
         }
     }

@@ -1,17 +1,22 @@
 //! The control plane: every rank has one link, to the coordinator. How frames travel is the
 //! business of the links; everything else is here, once.
 
+mod gather;
+mod spread;
+
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+pub(super) use self::gather::Gathered;
 use super::frame::{Frame, Kind};
 use super::heartbeat::Heartbeat;
 use super::inbox::{Inbox, Look, Standing, State};
-use super::turn::{Count, DEADLINE_HELP, LOST_HELP, Turn, disagreement, silent_coordinator};
+use super::turn::{Count, LOST_HELP, Turn, silent_coordinator};
 use super::{Channel, Deadlines, Member, Progress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rank::Rank;
@@ -22,13 +27,20 @@ use crate::{clock, codec};
 pub(super) const VERDICT_MARGIN: Duration = Duration::from_secs(1);
 /// Longest wait of a rank that leaves for its last words to arrive.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
-/// Verdicts longer than this are sent side by side, so that one stuck receiver delays nobody.
-const SEND_IN_TURN_BYTES_MAX: usize = 16 << 10;
 
 /// One way to a peer.
 pub(super) trait Link: Send + Sync {
     /// Hands a frame over; waits while the peer takes none, up to the deadline for progress.
     fn send(&self, frame: &Frame) -> io::Result<()>;
+    /// Hands over as much as the peer takes now, of this frame and what was offered before; whether
+    /// nothing is left. Fails if it takes nothing up to the deadline for progress.
+    fn offer(&self, frame: Option<&Frame>) -> io::Result<bool> {
+        frame.map_or(Ok(()), |frame| self.send(frame)).map(|()| true)
+    }
+    /// What becomes writable when the peer takes more; absent if it takes everything at once.
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
     /// Sends unless somebody else is sending: what is being sent shows as well that we live.
     fn send_if_free(&self, frame: &Frame);
     /// Waits until the peer has everything up to the goodbye, is gone, or time is up.
@@ -49,16 +61,6 @@ pub(super) struct Star {
     counts: [Mutex<Count>; Channel::ALL.len()],
     progress: Progress,
     heartbeat: Mutex<Option<Heartbeat>>,
-}
-
-/// What the coordinator holds when it has waited for votes.
-pub(super) struct Gathered {
-    /// Votes by rank, without its own.
-    pub(super) votes: BTreeMap<Rank, Frame>,
-    /// What is wrong with ranks that have not voted, or voted on something else.
-    pub(super) failures: Vec<Error>,
-    /// Why no later phase can succeed, if none can.
-    pub(super) broken: Option<Error>,
 }
 
 impl Star {
@@ -137,88 +139,6 @@ impl Star {
         Some(error.at_rank(peer).in_phase(phase).with_help(LOST_HELP))
     }
 
-    /// Waits for the votes of all other ranks, or for a reason to wait no longer. Coordinator.
-    pub(super) fn gather(&self, turn: &Turn<'_>) -> Gathered {
-        // Whoever waits for the verdict learns that this rank is here.
-        self.progress.add(1);
-        let started = clock::now();
-        let mut votes = BTreeMap::new();
-        let (failures, broken) = self.inbox.wait(|state| {
-            if let Some(error) = self.take_votes(state, turn, &mut votes) {
-                return Look::Done((vec![error], None));
-            }
-            let missing: Vec<Rank> =
-                self.links.keys().copied().filter(|rank| !votes.contains_key(rank)).collect();
-            self.judge_missing(state, turn, started, &missing)
-        });
-        Gathered { votes, failures, broken }
-    }
-
-    /// Takes the votes that are there; an error if one is on another phase.
-    fn take_votes(
-        &self,
-        state: &mut State,
-        turn: &Turn<'_>,
-        votes: &mut BTreeMap<Rank, Frame>,
-    ) -> Option<Error> {
-        let mut other_phase = None;
-        for rank in self.links.keys().copied() {
-            if votes.contains_key(&rank) {
-                continue;
-            }
-            let Some(vote) = state.take(rank, turn.channel, turn.sequence) else { continue };
-            if !turn.is_for(&vote) {
-                other_phase.get_or_insert_with(|| disagreement(turn, rank, &vote));
-            }
-            votes.insert(rank, vote);
-        }
-        other_phase
-    }
-
-    fn judge_missing(
-        &self,
-        state: &State,
-        turn: &Turn<'_>,
-        started: Instant,
-        missing: &[Rank],
-    ) -> Look<(Vec<Error>, Option<Error>)> {
-        if missing.is_empty() {
-            return Look::Done((Vec::new(), None));
-        }
-        if let Some(broken) = &state.broken {
-            return Look::Done((vec![broken.clone()], Some(broken.clone())));
-        }
-        let lost: Vec<Error> =
-            missing.iter().filter_map(|rank| self.peer_lost(state, *rank, turn.phase)).collect();
-        if !lost.is_empty() {
-            let broken = Error::from_failures(lost.clone());
-            return Look::Done((lost, Some(broken)));
-        }
-        let gives_up_at =
-            |rank: &Rank| state.heard_at(*rank).max(started) + self.deadlines.progress;
-        let now = clock::now();
-        let silent: Vec<Rank> =
-            missing.iter().copied().filter(|rank| gives_up_at(rank) <= now).collect();
-        if !silent.is_empty() {
-            return Look::Done((self.deadline_passed(turn, &silent), None));
-        }
-        Look::Until(missing.iter().map(gives_up_at).min().unwrap_or(now))
-    }
-
-    fn deadline_passed(&self, turn: &Turn<'_>, silent: &[Rank]) -> Vec<Error> {
-        let names: Vec<String> = silent.iter().map(Rank::to_string).collect();
-        let text = format!(
-            "no vote and no progress for {:?} from rank {}",
-            self.deadlines.progress,
-            names.join(", ")
-        );
-        let error = |rank: &Rank| {
-            let error = Error::new(ErrorKind::Deadline, text.as_str()).at_rank(*rank);
-            error.in_phase(turn.phase).with_help(DEADLINE_HELP)
-        };
-        silent.iter().map(error).collect()
-    }
-
     /// Gives every voter its answer. Coordinator. A rank that cannot be reached counts as lost
     /// from then on; the others still get theirs.
     pub(super) fn answer(
@@ -259,12 +179,7 @@ impl Star {
         let body = Arc::new(codec::encode(&(&broken, &broken)).unwrap_or_default());
         let (kind, sequence, phase) = (Kind::Abort, count.next, String::new());
         let frame = Frame { kind, channel, sequence, phase, body };
-        self.live().for_each(|rank| self.send(rank, &frame));
-    }
-
-    fn live(&self) -> impl Iterator<Item = Rank> {
-        let live = |rank: &Rank| self.inbox.peer(*rank).0 == Standing::Live;
-        self.links.keys().copied().filter(live)
+        self.spread(self.live().map(|rank| (rank, frame.clone())));
     }
 
     fn reply(
@@ -284,27 +199,7 @@ impl Star {
             let phase = vote.map_or(turn.phase, |vote| &vote.phase).to_owned();
             Frame { kind, channel: turn.channel, sequence, phase, body: body(rank) }
         };
-        std::thread::scope(|scope| {
-            for rank in self.live() {
-                let frame = frame(rank);
-                let is_short = frame.body.len() <= SEND_IN_TURN_BYTES_MAX || clock::is_simulated();
-                let beside = std::thread::Builder::new().name("tch-answer".into());
-                let later = frame.clone();
-                // Without a thread the others wait a little longer.
-                if is_short || beside.spawn_scoped(scope, move || self.send(rank, &later)).is_err()
-                {
-                    self.send(rank, &frame);
-                }
-            }
-        });
-    }
-
-    fn send(&self, rank: Rank, frame: &Frame) {
-        let Some(link) = self.links.get(&rank) else { return };
-        if let Err(error) = link.send(frame) {
-            self.inbox.lose(rank, format!("sending to it failed: {error}"));
-            link.close();
-        }
+        self.spread(self.live().map(|rank| (rank, frame(rank))));
     }
 
     /// Sends this rank's vote. Not the coordinator.
@@ -371,7 +266,7 @@ impl Star {
         // Before the goodbye: peers may act on it at once, and answer no vote after it.
         self.inbox.leave(error.clone());
         let goodbye = Frame::signal(Kind::Goodbye);
-        self.live().for_each(|rank| self.send(rank, &goodbye));
+        self.spread(self.live().map(|rank| (rank, goodbye.clone())));
         // The last verdict may still be on its way; closing too early could tear it.
         let until = clock::now() + self.deadlines.progress.min(DRAIN_MAX);
         self.links.values().for_each(|link| link.drain(until));

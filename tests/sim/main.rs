@@ -36,6 +36,7 @@ mod oracle;
 mod rng;
 #[cfg(feature = "sabotage")]
 mod sabotages;
+mod scale;
 #[path = "../tier/mod.rs"]
 mod tier;
 

@@ -2,35 +2,24 @@
 //! time on anybody else.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-
-use super::handshake::{Hello, Plane, Reply, Unread, other_version, receive, send};
+use super::guest::{Arrival, Guests};
+use super::handshake::{Hello, Plane, Reply, send};
 use super::join::{Identity, configure, is_closed};
-use super::{Connections, Publish};
+use super::{Connections, Publish, descriptors};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Deadlines;
 use crate::rank::Rank;
 
-/// Connections whose first words are awaited at the same time; more are dropped, and true ranks
-/// try again.
-const PENDING_MAX: usize = 64;
-/// Time for the first words.
-const HELLO_TIME: Duration = Duration::from_secs(5);
-/// Pause between two looks for a new connection.
-const PAUSE: Duration = Duration::from_millis(5);
+/// Connections that wait for rank 0 to take them, if the system allows as many: all ranks may come
+/// at the same time.
+const BACKLOG: i32 = 4096;
+/// Time for an answer to leave.
+const SEND_TIME: Duration = Duration::from_secs(5);
 /// How many missing ranks an error names.
 const NAMED_MAX: usize = 16;
-
-/// A connection that has said who it is.
-struct Arrival {
-    stream: TcpStream,
-    hello: Hello,
-}
 
 /// The connections of one process.
 struct Seat {
@@ -47,13 +36,15 @@ pub(super) fn open(
     deadlines: &Deadlines,
 ) -> Result<Vec<Connections>> {
     let until = Instant::now() + deadlines.join;
+    let guests = descriptors::make_room(identity.member.world, identity.with_data)?;
     let listener = bind(address, deadlines)?;
     if let Some(publish) = publish {
         let bound = listener.local_addr().map_err(|e| cannot_bind(address, &e))?;
         publish(bound)?;
     }
     let mut gate = Gate { identity, seats: BTreeMap::new() };
-    let admitted = gate.admit_all(&listener, until);
+    let mut guests = Guests::new(identity.secret(), guests);
+    let admitted = gate.admit_all(&listener, &mut guests, until);
     drop(listener);
     match admitted {
         Ok(()) => Ok(gate.start()),
@@ -73,6 +64,8 @@ fn bind(address: &str, deadlines: &Deadlines) -> Result<TcpListener> {
         match TcpListener::bind(address) {
             Ok(listener) => {
                 listener.set_nonblocking(true).map_err(|e| cannot_bind(address, &e))?;
+                // With the standard library's 128 the others would try again after a second.
+                let _ = rustix::net::listen(&listener, BACKLOG);
                 return Ok(listener);
             }
             Err(error) if Instant::now() >= until => return Err(cannot_bind(address, &error)),
@@ -95,38 +88,34 @@ struct Gate<'a> {
 }
 
 impl Gate<'_> {
-    fn admit_all(&mut self, listener: &TcpListener, until: Instant) -> Result<()> {
-        let (arrivals, arrived) = crossbeam_channel::bounded(PENDING_MAX);
-        let pending = Arc::new(AtomicUsize::new(0));
+    fn admit_all(
+        &mut self,
+        listener: &TcpListener,
+        guests: &mut Guests,
+        until: Instant,
+    ) -> Result<()> {
         loop {
-            accept_waiting(listener, &pending, &arrivals);
-            self.take_in(&arrived);
-            let missing = self.missing();
-            if missing.is_empty() {
+            guests.welcome(listener);
+            guests.hear().into_iter().for_each(|arrival| self.admit(arrival));
+            if self.is_complete() {
                 return Ok(());
             }
             if Instant::now() >= until {
-                return Err(never_came(&missing));
+                return Err(never_came(&self.missing()));
             }
         }
     }
 
-    /// Waits a moment for connections that have introduced themselves.
-    fn take_in(&mut self, arrived: &Receiver<Arrival>) {
-        let mut next = arrived.recv_timeout(PAUSE);
-        while let Ok(Arrival { stream, hello }) = next {
-            self.admit(stream, hello);
-            next = arrived.try_recv().map_err(|_| RecvTimeoutError::Timeout);
-        }
-    }
-
-    fn admit(&mut self, stream: TcpStream, hello: Hello) {
-        if let Err(reply) = self.check(&hello) {
-            tracing::debug!(rank = hello.rank, ?reply, "refused a connection");
-            drop(send(&stream, &reply.to_bytes()));
+    fn admit(&mut self, Arrival { stream, hello, proof }: Arrival) {
+        if stream.set_write_timeout(Some(SEND_TIME)).is_err() {
             return;
         }
-        let reply = Reply::Admitted(hello.nonce).to_bytes();
+        if let Err(error) = self.check(&hello) {
+            tracing::debug!(rank = hello.rank, %error, "refused a connection");
+            drop(send(&stream, &Reply::Refused(error).to_bytes()));
+            return;
+        }
+        let reply = Reply::Admitted(proof).to_bytes();
         if configure(&stream).and_then(|()| send(&stream, &reply)).is_err() {
             return; // it went away; if it lives it comes again
         }
@@ -141,17 +130,12 @@ impl Gate<'_> {
         }
     }
 
-    fn check(&self, hello: &Hello) -> std::result::Result<(), Reply> {
+    /// Whether there is a place for a rank that belongs to the job.
+    fn check(&self, hello: &Hello) -> Result<()> {
         let ours = self.identity;
-        // Compared by hash, which takes the same time wherever they differ.
-        if blake3::hash(&hello.token) != blake3::hash(ours.token.as_bytes())
-            || hello.job != ours.job.as_bytes()
-        {
-            return Err(Reply::OtherJob);
-        }
         let refuse = |what: String| {
             let error = Error::new(ErrorKind::Disagreement, what).at_rank(Rank::new(hello.rank));
-            Reply::Refused(error.with_help("start all ranks of a job in the same way"))
+            error.with_help("start all ranks of a job in the same way")
         };
         let world = ours.member.world.get();
         if hello.world != world {
@@ -178,10 +162,17 @@ impl Gate<'_> {
         }
     }
 
+    fn is_filled(&self, seat: &Seat) -> bool {
+        seat.data.is_some() == self.identity.with_data
+    }
+
+    fn is_complete(&self) -> bool {
+        self.seats.len() + 1 == self.identity.member.world.len()
+            && self.seats.values().all(|seat| self.is_filled(seat))
+    }
+
     fn missing(&self) -> Vec<Rank> {
-        let with_data = self.identity.with_data;
-        let is_there =
-            |rank: &Rank| self.seats.get(rank).is_some_and(|seat| seat.data.is_some() == with_data);
+        let is_there = |rank: &Rank| self.seats.get(rank).is_some_and(|seat| self.is_filled(seat));
         let others = self.identity.member.world.ranks().filter(|rank| !rank.is_coordinator());
         others.filter(|rank| !is_there(rank)).collect()
     }
@@ -205,67 +196,4 @@ fn never_came(missing: &[Rank]) -> Error {
     let error = Error::new(ErrorKind::Deadline, text).in_phase("join");
     let error = missing.first().map_or(error.clone(), |rank| error.at_rank(*rank));
     error.with_help("look for errors of these ranks, and whether they reach rank 0's address")
-}
-
-/// Takes the connections that wait, each with a thread of its own for its first words; not more
-/// than can be heard at a time, so that a flood of them holds up neither ranks nor the deadline.
-fn accept_waiting(listener: &TcpListener, pending: &Arc<AtomicUsize>, arrivals: &Sender<Arrival>) {
-    for _ in 0..PENDING_MAX {
-        let Ok((stream, from)) = listener.accept() else { return };
-        if pending.load(Ordering::Acquire) >= PENDING_MAX {
-            continue; // dropped
-        }
-        pending.fetch_add(1, Ordering::AcqRel);
-        let (counted, arrivals) = (Arc::clone(pending), arrivals.clone());
-        let hear = move || {
-            if let Some(arrival) = hear_out(stream, from) {
-                // Fails when the gate has closed, and then nobody minds.
-                drop(arrivals.send_timeout(arrival, HELLO_TIME));
-            }
-            counted.fetch_sub(1, Ordering::AcqRel);
-        };
-        if std::thread::Builder::new().name("tch-hello".into()).spawn(hear).is_err() {
-            pending.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
-}
-
-fn hear_out(stream: TcpStream, from: SocketAddr) -> Option<Arrival> {
-    stream.set_nonblocking(false).ok()?;
-    stream.set_write_timeout(Some(HELLO_TIME)).ok()?;
-    match receive(&stream, Instant::now() + HELLO_TIME) {
-        Ok(body) => {
-            let hello = Hello::parse(&body);
-            if hello.is_none() {
-                tracing::debug!(%from, "a stranger");
-            }
-            hello.map(|hello| Arrival { stream, hello })
-        }
-        Err(Unread::Version(version)) => {
-            drop(send(&stream, &Reply::Refused(other_version(version)).to_bytes()));
-            None
-        }
-        Err(Unread::Io(error)) => {
-            tracing::debug!(%from, %error, "a stranger");
-            None
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_of_connections_is_taken_in_bounded_portions() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let flood: Vec<_> =
-            (0..=PENDING_MAX).map(|_| TcpStream::connect(address).unwrap()).collect();
-        listener.set_nonblocking(true).unwrap();
-        let (arrivals, _arrived) = crossbeam_channel::bounded(PENDING_MAX);
-        accept_waiting(&listener, &Arc::default(), &arrivals);
-        assert!(listener.accept().is_ok(), "one is left of {}", flood.len());
-        assert!(listener.accept().is_err(), "only one is left");
-    }
 }

@@ -1,19 +1,23 @@
 //! The first words on a connection. Parsed by hand, because anybody may send them: fixed fields,
-//! short lengths, and nothing allocated beyond what has arrived.
+//! short lengths, and nothing allocated beyond a message's bound. Neither job id nor token is among
+//! them; [`super::proof`] shows that both sides know them.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::Instant;
 
+use super::proof::Code;
 use crate::error::{Error, ErrorKind};
 
 const MAGIC: [u8; 8] = *b"TCHCKPT\n";
 /// Version of handshake and frames.
-pub(super) const VERSION: u16 = 1;
-/// Longest message of a handshake.
+pub(super) const VERSION: u16 = 2;
+/// Longest message of rank 0, which may carry an error.
 const BODY_BYTES_MAX: usize = 4 << 10;
+/// Longest message of a rank: a hello or a proof.
+pub(super) const CALLER_BYTES_MAX: usize = 64;
 /// Magic, version, body length.
-const HEAD_BYTES: usize = 8 + 2 + 4;
+pub(super) const HEAD_BYTES: usize = 8 + 2 + 4;
 /// Longest job id or token.
 pub(super) const NAME_BYTES_MAX: usize = 1 << 10;
 
@@ -37,15 +41,15 @@ pub(super) struct Hello {
     pub(super) rank: u32,
     /// The same on both connections of a process, and different between processes.
     pub(super) nonce: u128,
-    pub(super) job: Vec<u8>,
-    pub(super) token: Vec<u8>,
 }
 
 /// What rank 0 answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Reply {
-    /// The connection is taken; carries the hello's nonce back.
-    Admitted(u128),
+    /// What the rank has to answer with a proof; new for every connection.
+    Challenge(Code),
+    /// The connection is taken; proves that rank 0 knows the secret too.
+    Admitted(Code),
     /// Rank 0 belongs to another job, or the token is wrong.
     OtherJob,
     /// This rank can never be admitted, or the job will not start; why.
@@ -80,45 +84,60 @@ pub(super) fn send(mut stream: &TcpStream, body: &[u8]) -> io::Result<()> {
     stream.write_all(&message)
 }
 
-/// Receives one message of a handshake; all of it must be there at `until`.
-pub(super) fn receive(stream: &TcpStream, until: Instant) -> Result<Vec<u8>, Unread> {
-    let mut head = [0u8; HEAD_BYTES];
-    read_by(stream, &mut head, until)?;
-    let (magic, rest) = head.split_at(MAGIC.len());
-    let [v0, v1, l0, l1, l2, l3] = rest else { return Err(malformed("no head").into()) };
-    if magic != MAGIC {
+/// How many bytes a message of which `bytes` have arrived still lacks; `body_max` is the longest
+/// body. Looks at each byte as soon as it is there.
+pub(super) fn missing(bytes: &[u8], body_max: usize) -> Result<usize, Unread> {
+    if bytes.iter().zip(&MAGIC).any(|(byte, magic)| byte != magic) {
         return Err(malformed("not a rank of a job").into());
     }
-    let version = u16::from_le_bytes([*v0, *v1]);
+    let Some((head, body)) = bytes.split_first_chunk::<HEAD_BYTES>() else {
+        return Ok(HEAD_BYTES - bytes.len());
+    };
+    let [.., v0, v1, l0, l1, l2, l3] = *head;
+    let version = u16::from_le_bytes([v0, v1]);
     if version != VERSION {
         return Err(Unread::Version(version));
     }
-    let length = usize::try_from(u32::from_le_bytes([*l0, *l1, *l2, *l3])).unwrap_or(usize::MAX);
-    if length > BODY_BYTES_MAX {
+    let length = usize::try_from(u32::from_le_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
+    if length > body_max {
         return Err(malformed("a message that is too long").into());
     }
-    let mut body = vec![0u8; length];
-    read_by(stream, &mut body, until)?;
-    Ok(body)
+    Ok(length.saturating_sub(body.len()))
 }
 
-fn read_by(mut stream: &TcpStream, bytes: &mut [u8], until: Instant) -> io::Result<()> {
-    let mut filled = 0;
-    while filled < bytes.len() {
+/// Receives one message of rank 0; all of it must be there at `until`.
+pub(super) fn receive(stream: &TcpStream, until: Instant) -> Result<Vec<u8>, Unread> {
+    let mut message = Vec::new();
+    loop {
+        let more = missing(&message, BODY_BYTES_MAX)?;
+        if more == 0 {
+            return Ok(message.split_off(HEAD_BYTES));
+        }
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
+            return Err(Unread::Io(io::ErrorKind::TimedOut.into()));
         }
         stream.set_read_timeout(Some(left))?;
-        let (_, rest) = bytes.split_at_mut(filled);
-        match stream.read(rest) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => filled += count,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
+        read_some(stream, &mut message, more)?;
     }
-    Ok(())
+}
+
+/// Appends what is there of the next `more` bytes.
+pub(super) fn read_some(
+    mut stream: &TcpStream,
+    bytes: &mut Vec<u8>,
+    more: usize,
+) -> io::Result<()> {
+    let start = bytes.len();
+    bytes.resize(start + more, 0);
+    let (_, rest) = bytes.split_at_mut(start);
+    let read = stream.read(rest);
+    bytes.truncate(start + read.as_ref().map_or(0, |count| *count));
+    match read {
+        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(()),
+    }
 }
 
 impl Hello {
@@ -128,11 +147,6 @@ impl Hello {
         bytes.extend(self.world.to_le_bytes());
         bytes.extend(self.rank.to_le_bytes());
         bytes.extend(self.nonce.to_le_bytes());
-        for name in [&self.job, &self.token] {
-            let length = u16::try_from(name.len()).unwrap_or(u16::MAX);
-            bytes.extend(length.to_le_bytes());
-            bytes.extend(name);
-        }
         bytes
     }
 
@@ -141,8 +155,6 @@ impl Hello {
         let (world, rest) = rest.split_first_chunk()?;
         let (rank, rest) = rest.split_first_chunk()?;
         let (nonce, rest) = rest.split_first_chunk()?;
-        let (job, rest) = parse_name(rest)?;
-        let (token, rest) = parse_name(rest)?;
         let plane = match plane {
             0 => Plane::Control,
             1 => Plane::Data,
@@ -155,22 +167,14 @@ impl Hello {
             world: u32::from_le_bytes(*world),
             rank: u32::from_le_bytes(*rank),
             nonce: u128::from_le_bytes(*nonce),
-            job: job.to_vec(),
-            token: token.to_vec(),
         })
     }
-}
-
-fn parse_name(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (length, rest) = bytes.split_first_chunk()?;
-    let length = usize::from(u16::from_le_bytes(*length));
-    if length > NAME_BYTES_MAX { None } else { rest.split_at_checked(length) }
 }
 
 impl Reply {
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         match self {
-            Self::Admitted(nonce) => [&[0u8][..], &nonce.to_le_bytes()].concat(),
+            Self::Admitted(proof) => [&[0u8][..], proof].concat(),
             Self::OtherJob => vec![1],
             Self::Start => vec![2],
             Self::Refused(error) => {
@@ -181,16 +185,18 @@ impl Reply {
                 }
                 [&[3u8][..], &text].concat()
             }
+            Self::Challenge(challenge) => [&[4u8][..], challenge].concat(),
         }
     }
 
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let (code, rest) = bytes.split_first()?;
         match code {
-            0 => Some(Self::Admitted(u128::from_le_bytes(rest.try_into().ok()?))),
+            0 => Some(Self::Admitted(rest.try_into().ok()?)),
             1 if rest.is_empty() => Some(Self::OtherJob),
             2 if rest.is_empty() => Some(Self::Start),
             3 => serde_json::from_slice(rest).ok().map(Self::Refused),
+            4 => Some(Self::Challenge(rest.try_into().ok()?)),
             _ => None,
         }
     }
@@ -215,8 +221,6 @@ mod tests {
             world: 4,
             rank: 3,
             nonce: 1 << 100,
-            job: b"job".to_vec(),
-            token: vec![0xff; NAME_BYTES_MAX],
         }
     }
 
@@ -228,14 +232,36 @@ mod tests {
             assert_eq!(Hello::parse(&bytes[..cut]), None, "cut at {cut}");
         }
         assert_eq!(Hello::parse(&[&bytes[..], &[0]].concat()), None);
-        let too_long = Hello { job: vec![1; NAME_BYTES_MAX + 1], ..hello() };
-        assert_eq!(Hello::parse(&too_long.to_bytes()), None);
+        assert!(bytes.len() <= CALLER_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_message_is_refused_at_its_first_wrong_byte_and_before_memory_is_taken() {
+        let body = hello().to_bytes();
+        let length = u32::try_from(body.len()).unwrap().to_le_bytes();
+        let good = [&MAGIC[..], &VERSION.to_le_bytes(), &length, &body].concat();
+        let lacks = |bytes: &[u8]| missing(bytes, CALLER_BYTES_MAX);
+        assert!(matches!(lacks(&good), Ok(0)));
+        assert!(matches!(lacks(&[]), Ok(HEAD_BYTES)));
+        for at in 0..MAGIC.len() {
+            let mut bad = good[..=at].to_vec();
+            bad[at] ^= 1;
+            assert!(matches!(lacks(&bad), Err(Unread::Io(_))), "byte {at}");
+        }
+        let mut other = good.clone();
+        other[8] = 99;
+        assert!(matches!(lacks(&other), Err(Unread::Version(99))));
+        let mut long = good[..HEAD_BYTES].to_vec();
+        long[HEAD_BYTES - 4..].fill(0xff);
+        assert!(matches!(lacks(&long), Err(Unread::Io(_))), "4 GiB were claimed");
     }
 
     #[test]
     fn replies_come_back_and_long_errors_are_shortened_to_fit() {
         let error = Error::new(ErrorKind::Disagreement, "rank 1 is taken");
-        for reply in [Reply::Admitted(7), Reply::OtherJob, Reply::Start, Reply::Refused(error)] {
+        let admitted = [Reply::Challenge([8; 32]), Reply::Admitted([7; 32])];
+        let others = [Reply::OtherJob, Reply::Start, Reply::Refused(error)];
+        for reply in admitted.into_iter().chain(others) {
             assert_eq!(Reply::parse(&reply.to_bytes()), Some(reply));
         }
         let long = Reply::Refused(Error::new(ErrorKind::Deadline, "x".repeat(9000))).to_bytes();

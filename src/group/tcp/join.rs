@@ -5,6 +5,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use super::handshake::{Hello, NAME_BYTES_MAX, Plane, Reply, Unread, receive, send};
+use super::proof::{Secret, Side};
 use super::{Connections, Find, Meeting, Rendezvous, gate};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::star::VERDICT_MARGIN;
@@ -20,6 +21,12 @@ pub(super) struct Identity<'a> {
     pub(super) with_data: bool,
     pub(super) job: &'a str,
     pub(super) token: String,
+}
+
+impl Identity<'_> {
+    pub(super) fn secret(&self) -> Secret {
+        Secret::new(self.job, &self.token)
+    }
 }
 
 /// Connects this rank to the coordinator, or the coordinator to all others.
@@ -161,15 +168,38 @@ impl Caller<'_> {
         let stream = dial(&address, until).map_err(not_now)?;
         configure(&stream)
             .and_then(|()| stream.set_write_timeout(Some(self.deadlines.connect)))
-            .and_then(|()| send(&stream, &self.hello(plane).to_bytes()))
             .map_err(not_now)?;
-        match read_reply(&stream, until) {
-            Ok(Reply::Admitted(nonce)) if nonce == self.nonce => Ok(stream),
-            Ok(Reply::OtherJob) => Err(Refusal::OtherJob),
-            Ok(Reply::Refused(error)) => Err(Refusal::ForGood(error)),
-            Ok(_) => Err(Refusal::Now(format!("{address}: its answer makes no sense"))),
-            Err(error) => Err(not_now(error)),
+        match self.introduce(&stream, plane, until).map_err(not_now)? {
+            Some(Reply::Admitted(_)) => Ok(stream),
+            Some(Reply::OtherJob) => Err(Refusal::OtherJob),
+            Some(Reply::Refused(error)) => Err(Refusal::ForGood(error)),
+            _ => Err(Refusal::Now(format!("{address}: its answer makes no sense"))),
         }
+    }
+
+    /// Says hello and proves it. Whoever answers that this rank is admitted must prove too that it
+    /// is rank 0 of this job; if it cannot, it belongs to another.
+    fn introduce(
+        &self,
+        stream: &TcpStream,
+        plane: Plane,
+        until: Instant,
+    ) -> io::Result<Option<Reply>> {
+        let (hello, secret) = (self.hello(plane), self.identity.secret());
+        send(stream, &hello.to_bytes())?;
+        let challenge = match read_reply(stream, until)? {
+            Reply::Challenge(challenge) => challenge,
+            Reply::Refused(error) => return Ok(Some(Reply::Refused(error))),
+            _ => return Ok(None),
+        };
+        send(stream, &secret.proof(Side::Caller, &challenge, &hello))?;
+        let reply = read_reply(stream, until)?;
+        if let Reply::Admitted(proof) = &reply
+            && !secret.is_proved(Side::Coordinator, &challenge, &hello, proof)
+        {
+            return Ok(Some(Reply::OtherJob));
+        }
+        Ok(Some(reply))
     }
 
     fn hello(&self, plane: Plane) -> Hello {
@@ -181,8 +211,6 @@ impl Caller<'_> {
             world: ours.member.world.get(),
             rank: ours.member.rank.get(),
             nonce: self.nonce,
-            job: ours.job.as_bytes().to_vec(),
-            token: ours.token.as_bytes().to_vec(),
         }
     }
 

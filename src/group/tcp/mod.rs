@@ -1,26 +1,30 @@
 //! Ranks as processes: frames and data over TCP to rank 0.
 
+mod descriptors;
+#[cfg(test)]
+pub(super) mod forged;
 mod gate;
+mod guest;
 mod handshake;
 mod join;
+mod link;
+mod proof;
 #[cfg(test)]
 mod tests;
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
-
+use self::link::link;
 #[cfg(feature = "mpi")]
 use super::data::DataPlane;
 use super::data::{Pipe, StarData};
-use super::frame::{Frame, Kind};
 use super::inbox::Inbox;
 #[cfg(feature = "mpi")]
 use super::peers::Peers;
-use super::star::{Link, Links, Star};
+use super::star::{Links, Star};
 use super::{Deadlines, JobId, Member, ProcessGroup, Progress, check_member};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rank::Rank;
@@ -114,108 +118,6 @@ struct Connections {
     rank: Rank,
     control: TcpStream,
     data: Option<TcpStream>,
-}
-
-/// Set once the peer has read our goodbye, or nothing more can come from it.
-#[derive(Default)]
-struct Drained {
-    done: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Drained {
-    fn set(&self) {
-        *self.done.lock() = true;
-        self.changed.notify_all();
-    }
-}
-
-struct TcpLink {
-    stream: TcpStream,
-    writer: Arc<Mutex<TcpStream>>,
-    drained: Arc<Drained>,
-}
-
-fn link(
-    peer: Rank,
-    stream: TcpStream,
-    inbox: &Arc<Inbox>,
-    deadlines: &Deadlines,
-) -> Result<Box<dyn Link>> {
-    let set_up = || -> io::Result<TcpLink> {
-        stream.set_read_timeout(None)?;
-        stream.set_write_timeout(Some(deadlines.progress))?;
-        let writer = Arc::new(Mutex::new(stream.try_clone()?));
-        let drained = Arc::<Drained>::default();
-        let (inbox, seen) = (Arc::clone(inbox), Arc::clone(&drained));
-        let (reader, farewells) = (stream.try_clone()?, Arc::clone(&writer));
-        std::thread::Builder::new().name(format!("tch-rank-{peer}")).spawn(move || {
-            match read_frames(peer, &reader, &inbox, &farewells, &seen) {
-                Ok(()) => inbox.lose(peer, "its connection closed"),
-                Err(error) => {
-                    inbox.lose(peer, format!("its connection failed: {error}"));
-                    // It may be well, and wait for an answer to what could not be taken.
-                    drop(reader.shutdown(Shutdown::Both));
-                }
-            }
-            seen.set();
-        })?;
-        Ok(TcpLink { stream, writer, drained })
-    };
-    let link = set_up().map_err(|e| set_up_error(peer, &e))?;
-    Ok(Box::new(link))
-}
-
-fn set_up_error(peer: Rank, error: &io::Error) -> Error {
-    let text = format!("setting up the connection to rank {peer}: {error}");
-    Error::new(ErrorKind::Storage, text).at_rank(peer)
-}
-
-fn read_frames(
-    peer: Rank,
-    stream: &TcpStream,
-    inbox: &Inbox,
-    farewells: &Mutex<TcpStream>,
-    drained: &Drained,
-) -> io::Result<()> {
-    let mut stream = io::BufReader::new(stream);
-    while let Some(frame) = Frame::read_from(&mut stream, || inbox.hear(peer))? {
-        match frame.kind {
-            Kind::Farewell => drained.set(),
-            Kind::Goodbye => {
-                inbox.deliver(peer, frame);
-                // It need not wait for us to leave as well; if it cannot be told, it is gone.
-                drop(Frame::signal(Kind::Farewell).write_to(&mut *farewells.lock()));
-            }
-            _ => inbox.deliver(peer, frame),
-        }
-    }
-    Ok(())
-}
-
-impl Link for TcpLink {
-    fn send(&self, frame: &Frame) -> io::Result<()> {
-        frame.write_to(&mut *self.writer.lock())
-    }
-
-    fn send_if_free(&self, frame: &Frame) {
-        if let Some(mut writer) = self.writer.try_lock()
-            && frame.write_to(&mut *writer).is_err()
-        {
-            // Half a frame may be out; the reader reports the loss.
-            self.close();
-        }
-    }
-
-    fn drain(&self, until: Instant) {
-        let mut done = self.drained.done.lock();
-        while !*done && !self.drained.changed.wait_until(&mut done, until).timed_out() {}
-    }
-
-    fn close(&self) {
-        // Fails only if the connection is gone already.
-        drop(self.stream.shutdown(Shutdown::Both));
-    }
 }
 
 struct TcpPipe(TcpStream);

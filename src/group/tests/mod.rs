@@ -3,8 +3,11 @@
 
 mod data;
 mod env;
+mod faulty;
+mod flooded;
 mod join;
 mod leave;
+mod limits;
 mod loss;
 #[cfg(feature = "mpi")]
 mod peers;
@@ -12,6 +15,7 @@ mod phase;
 mod port_file;
 mod process;
 mod silence;
+mod strangers;
 
 use std::net::TcpListener;
 use std::sync::Arc;

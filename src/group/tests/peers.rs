@@ -72,7 +72,7 @@ fn a_lost_peer_is_noticed_at_once_and_one_that_left_a_moment_later() {
     assert_eq!((error.kind(), error.rank()), (ErrorKind::PeerLost, Some(Rank::new(2))));
 
     let leaving = scene(1);
-    leaving.inbox.deliver(Rank::COORDINATOR, Frame::signal(Kind::Goodbye));
+    leaving.inbox.deliver(Rank::COORDINATOR, Frame::signal(Kind::Goodbye)).unwrap();
     // It may have finished what this rank still waits for.
     assert_eq!(leaving.peers.check(Instant::now()), Ok(()));
     let error = leaving.peers.check(ago(VERDICT_MARGIN)).unwrap_err();
@@ -111,7 +111,7 @@ fn the_coordinator_tells_the_others_why_it_gives_up() {
     assert_eq!(frames.len(), 2, "one per peer");
     let told: (Error, Error) = codec::decode(&frames[0].body).unwrap();
     assert_eq!(told, (lost.clone(), lost.clone()));
-    other.inbox.deliver(Rank::COORDINATOR, frames[0].clone());
+    other.inbox.deliver(Rank::COORDINATOR, frames[0].clone()).unwrap();
     assert_eq!(other.peers.check(Instant::now()), Err(lost.clone()));
     other.peers.give_up(&lost);
     assert!(other.sent.lock().is_empty(), "only the coordinator speaks for all");

@@ -8,6 +8,7 @@
 pub mod faults;
 mod run;
 pub mod trace;
+pub mod traffic;
 mod wires;
 
 use std::cell::RefCell;
@@ -23,6 +24,7 @@ use crate::disk::Shared;
 use crate::rng::Rng;
 use faults::{Failing, Fault, Plan};
 use trace::Trace;
+use traffic::{Cost, Traffic};
 use wires::{Arrival, Wires};
 
 thread_local! {
@@ -109,6 +111,7 @@ struct State {
     has_power: bool,
     panicked: bool,
     stats: Stats,
+    traffic: Traffic,
 }
 
 /// A machine (or several that share a disk) on which jobs run.
@@ -135,6 +138,7 @@ impl Machine {
             has_power: true,
             panicked: false,
             stats: Stats::default(),
+            traffic: Traffic::default(),
         };
         Rc::new(Self { disk, state: RefCell::new(state) })
     }
@@ -158,6 +162,19 @@ impl Machine {
 
     pub fn hash(&self) -> u64 {
         self.state.borrow().trace.hash()
+    }
+
+    /// What the rank that runs sends from now on is about this.
+    pub fn begins(&self, what: &'static str) {
+        let mut state = self.state.borrow_mut();
+        let rank = state.current.unwrap_or_default();
+        state.traffic.begins(rank, what);
+    }
+
+    /// What was sent, and what it took the coordinator, by what it was about and by phase.
+    pub fn costs(&self) -> Vec<((&'static str, String), Cost)> {
+        let state = self.state.borrow();
+        state.traffic.costs().map(|(key, cost)| (key.clone(), *cost)).collect()
     }
 
     pub fn stats(&self) -> Stats {
@@ -250,6 +267,7 @@ impl Machine {
             return;
         }
         state.stats.messages += 1;
+        state.traffic.sent(&parcel);
         let now = state.now;
         state.trace.parcel(now, from, to, "send", &parcel);
         let delay = state.message_takes();

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
@@ -63,7 +63,7 @@ impl Machine {
     fn boot(&self, ranks: usize, plan: Plan, pace: Pace, body: &Body) {
         let network: Arc<dyn Network> = Arc::new(Air);
         let deadlines = Deadlines { progress: DEADLINE, ..Deadlines::default() };
-        let world = WorldSize::new(ranks as u32).expect("1 to 8 ranks");
+        let world = WorldSize::new(ranks as u32).expect("some ranks");
         let nodes = Node::job(world, &deadlines, &network);
         let mut state = self.state.borrow_mut();
         state.wires = Wires::default();
@@ -186,10 +186,12 @@ impl Machine {
         let mut coroutine = slot.coroutine.take().expect("a rank that is not done");
         drop(state);
         let outside = swap_depth(depth);
+        let began = Instant::now();
         let result = coroutine.resume(());
         let depth = swap_depth(outside);
         let mut state = self.state.borrow_mut();
         state.current = None;
+        state.traffic.computed(rank, began.elapsed());
         let slot = &mut state.slots[rank];
         slot.depth = depth;
         match result {

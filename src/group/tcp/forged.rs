@@ -1,0 +1,126 @@
+//! For tests: connections of whoever is no rank, or one that does what no rank does.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use super::handshake::{HEAD_BYTES, Hello, Plane, Reply, Unread, receive, send};
+use super::proof::{Secret, Side};
+use crate::error::Error;
+
+/// No test waits longer.
+const HUNG: Duration = Duration::from_secs(60);
+/// Hello and proof, as they travel.
+pub(in crate::group) const INTRODUCTION_BYTES: usize = 2 * HEAD_BYTES + 26 + 32;
+
+/// What rank 0 made of it.
+#[derive(Debug)]
+pub(in crate::group) enum Answer {
+    Admitted,
+    OtherJob,
+    Refused(Error),
+    /// The connection is closed.
+    Nothing,
+}
+
+/// What somebody says of himself.
+#[derive(Clone)]
+pub(in crate::group) struct Claim {
+    pub(in crate::group) job: &'static str,
+    pub(in crate::group) token: &'static str,
+    pub(in crate::group) world: u32,
+    pub(in crate::group) rank: u32,
+    pub(in crate::group) nonce: u128,
+    pub(in crate::group) is_big_endian: bool,
+}
+
+impl Claim {
+    /// What rank `rank` of the tests' job says.
+    pub(in crate::group) fn of(rank: u32, world: u32) -> Self {
+        let (job, token, is_big_endian) = ("test", "secret", cfg!(target_endian = "big"));
+        Self { job, token, world, rank, nonce: 7 + u128::from(rank), is_big_endian }
+    }
+
+    fn hello(&self, has_data: bool) -> Hello {
+        let plane = if has_data { Plane::Data } else { Plane::Control };
+        let (world, rank, nonce) = (self.world, self.rank, self.nonce);
+        Hello { big_endian: self.is_big_endian, with_data: true, plane, world, rank, nonce }
+    }
+
+    /// The first words, which anybody can say.
+    pub(in crate::group) fn say_hello(&self, stream: &TcpStream) {
+        drop(send(stream, &self.hello(false).to_bytes())); // may be cut off already
+    }
+
+    /// Says hello for one plane and proves it, as far as it is let.
+    pub(in crate::group) fn knock(&self, mut stream: &TcpStream, has_data: bool) -> Answer {
+        let (hello, secret) = (self.hello(has_data), Secret::new(self.job, self.token));
+        if send(stream, &hello.to_bytes()).is_err() {
+            return Answer::Nothing;
+        }
+        let answer = match hear(stream) {
+            Some(Reply::Challenge(challenge)) => {
+                drop(send(stream, &secret.proof(Side::Caller, &challenge, &hello)));
+                hear(stream)
+            }
+            other => other,
+        };
+        drop(stream.flush());
+        Answer::of(answer)
+    }
+
+    /// Joins as a rank does, up to the start: control and data connection.
+    pub(in crate::group) fn join(&self, control: &TcpStream, data: &TcpStream) -> io::Result<()> {
+        for (stream, has_data) in [(control, false), (data, true)] {
+            let answer = self.knock(stream, has_data);
+            if !matches!(answer, Answer::Admitted) {
+                return Err(io::Error::other(format!("{answer:?}")));
+            }
+        }
+        match hear(control) {
+            Some(Reply::Start) => Ok(()),
+            other => Err(io::Error::other(format!("{other:?}"))),
+        }
+    }
+}
+
+impl Answer {
+    fn of(reply: Option<Reply>) -> Self {
+        match reply {
+            Some(Reply::Admitted(_)) => Self::Admitted,
+            Some(Reply::OtherJob) => Self::OtherJob,
+            Some(Reply::Refused(error)) => Self::Refused(error),
+            _ => Self::Nothing,
+        }
+    }
+}
+
+fn hear(stream: &TcpStream) -> Option<Reply> {
+    match receive(stream, Instant::now() + HUNG) {
+        Ok(body) => Reply::parse(&body),
+        Err(Unread::Io(_) | Unread::Version(_)) => None,
+    }
+}
+
+/// Says again what was heard of somebody else, and gives the answer to it.
+pub(in crate::group) fn replay(mut stream: &TcpStream, recorded: &[u8]) -> Answer {
+    if stream.write_all(recorded).is_err() {
+        return Answer::Nothing;
+    }
+    match hear(stream) {
+        Some(Reply::Challenge(_)) => Answer::of(hear(stream)),
+        other => Answer::of(other),
+    }
+}
+
+/// Rank 0 of nobody's job: challenges whoever comes, and admits it without a proof of its own.
+pub(in crate::group) fn pose_as_rank_0(stream: &TcpStream) -> Vec<u8> {
+    let mut heard = Vec::new();
+    for reply in [Reply::Challenge([1; 32]), Reply::Admitted([2; 32])] {
+        heard.extend(receive(stream, Instant::now() + HUNG).unwrap_or_default());
+        drop(send(stream, &reply.to_bytes()));
+    }
+    let mut rest = stream;
+    drop(rest.read_to_end(&mut heard));
+    heard
+}

@@ -1,0 +1,193 @@
+//! Whoever is no rank of the job, while it comes together and afterwards: many, and clever ones.
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::super::tcp::forged::{Answer, Claim, INTRODUCTION_BYTES, pose_as_rank_0, replay};
+use super::join::dial;
+use super::*;
+
+/// Passes connections on, and writes down what the callers say.
+fn eavesdrop(to: String) -> (String, Arc<Mutex<Vec<Vec<u8>>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let heard = Arc::<Mutex<Vec<Vec<u8>>>>::default();
+    let written = Arc::clone(&heard);
+    std::thread::spawn(move || {
+        for (number, near) in listener.incoming().flatten().enumerate() {
+            written.lock().push(Vec::new());
+            let (far, written) = (dial(&to), Arc::clone(&written));
+            let ends = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            std::thread::spawn(move || {
+                pass(&near, &far, |bytes| written.lock()[number].extend(bytes));
+            });
+            std::thread::spawn(move || pass(&ends.1, &ends.0, |_| ()));
+        }
+    });
+    (address, heard)
+}
+
+fn pass(mut from: &TcpStream, mut to: &TcpStream, mut note: impl FnMut(&[u8])) {
+    let mut bytes = [0; 4096];
+    drop(from.set_read_timeout(None));
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        note(&bytes[..count]);
+        if to.write_all(&bytes[..count]).is_err() {
+            break;
+        }
+    }
+    drop(to.shutdown(Shutdown::Both));
+}
+
+pub(super) fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + HUNG;
+    while Instant::now() < until {
+        if let Some(found) = look() {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("never");
+}
+
+/// The introductions of a rank, once both its connections were admitted.
+fn introductions(heard: &Mutex<Vec<Vec<u8>>>) -> Vec<Vec<u8>> {
+    wait_for(|| {
+        let heard = heard.lock();
+        let both = heard.len() == 2 && heard.iter().all(|said| said.len() >= INTRODUCTION_BYTES);
+        both.then(|| heard.iter().map(|said| said[..INTRODUCTION_BYTES].to_vec()).collect())
+    })
+}
+
+/// What an admitted rank has said neither admits anybody nor disturbs it, and shows no secret.
+#[test]
+fn what_was_heard_of_a_rank_opens_nothing() {
+    let address = free_address();
+    let (by_way_of, heard) = eavesdrop(address.clone());
+    let (replayed, was_replayed) = crossbeam_channel::bounded(1);
+    let results = on_ranks(4, move |thread| match thread.get() {
+        3 => {
+            for recorded in introductions(&heard) {
+                let text = String::from_utf8_lossy(&recorded).into_owned();
+                assert!(!text.contains("secret") && !text.contains("test"), "{text:?}");
+                for _ in 0..3 {
+                    let answer = replay(&dial(&address), &recorded);
+                    assert!(matches!(answer, Answer::OtherJob), "{answer:?}");
+                }
+            }
+            replayed.send(()).unwrap();
+            None
+        }
+        rank => {
+            if rank == 2 {
+                was_replayed.recv_timeout(HUNG).unwrap();
+            }
+            let address = if rank == 1 { &by_way_of } else { &address };
+            let group = join_tcp(thread, 3, address, patient()).unwrap();
+            Some(roll_call(&group, Channel::Save, "all"))
+        }
+    });
+    assert_eq!(results[..3], vec![Some(Ok(vec![0, 1, 2])); 3]);
+}
+
+/// Opens connections until told to stop, keeps the last hundred, and says all kinds of things.
+pub(super) fn flood(address: &str, stop: &AtomicBool, opened: &AtomicUsize) {
+    let mut held = VecDeque::new();
+    let hello = Claim { token: "guess", ..Claim::of(1, 3) };
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(mut stream) = TcpStream::connect(address) else {
+            std::thread::sleep(Duration::from_millis(5));
+            continue;
+        };
+        match opened.fetch_add(1, Ordering::Relaxed) % 4 {
+            0 => {}
+            1 => drop(stream.write_all(b"TCHCKPT\n\x02")),
+            2 => drop(stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")),
+            _ => hello.say_hello(&stream),
+        }
+        held.push_back(stream);
+        if held.len() > 100 {
+            held.pop_front(); // with what was not read: reset
+        }
+    }
+}
+
+/// More of them than can be heard at a time, all the time, from the ranks' own address.
+#[test]
+fn thousands_of_strangers_starve_no_rank() {
+    let address = free_address();
+    let (stop, opened) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+    let floods: Vec<_> = (0..2)
+        .map(|_| {
+            let (address, stop, opened) = (address.clone(), Arc::clone(&stop), Arc::clone(&opened));
+            std::thread::spawn(move || flood(&address, &stop, &opened))
+        })
+        .collect();
+    let seen = Arc::clone(&opened);
+    let results = on_ranks(3, move |rank| {
+        if !rank.is_coordinator() {
+            wait_for(|| (seen.load(Ordering::Relaxed) >= 2000).then_some(()));
+        }
+        let group = join_tcp(rank, 3, &address, patient()).unwrap();
+        // The door is shut, whatever still knocks.
+        let shut = rank.get() != 1 || TcpStream::connect(&address).is_err();
+        (shut, roll_call(&group, Channel::Save, "all"))
+    });
+    stop.store(true, Ordering::Relaxed);
+    floods.into_iter().for_each(|flood| flood.join().unwrap());
+    assert_eq!(results, vec![(true, Ok(vec![0, 1, 2])); 3]);
+}
+
+#[test]
+fn claims_of_a_rank_that_knows_the_token_are_checked_all_the_same() {
+    let address = free_address();
+    let claims = [
+        (Claim { is_big_endian: !cfg!(target_endian = "big"), ..Claim::of(1, 2) }, false),
+        (Claim::of(1, 3), false),
+        (Claim::of(0, 2), false),
+        (Claim::of(2, 2), false),
+        (Claim::of(1, 2), true), // the data connection first
+    ];
+    let results = on_ranks(2, move |rank| {
+        if rank.is_coordinator() {
+            return Some(join_tcp(rank, 2, &address, patient()).map(drop));
+        }
+        for (number, (claim, has_data)) in claims.iter().enumerate() {
+            let answer = claim.knock(&dial(&address), *has_data);
+            let Answer::Refused(error) = answer else { panic!("{number}: {answer:?}") };
+            assert_eq!(error.kind(), ErrorKind::Disagreement, "{number}: {error}");
+        }
+        let honest = join_tcp(rank, 2, &address, patient());
+        Some(honest.map(drop))
+    });
+    assert_eq!(results, vec![Some(Ok(())); 2]);
+}
+
+/// Whoever listens at rank 0's address learns nothing that would let it in elsewhere, and its
+/// "admitted" is not believed.
+#[test]
+fn an_impostor_at_rank_0s_address_is_not_believed() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let heard = Arc::<Mutex<Vec<u8>>>::default();
+    let written = Arc::clone(&heard);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            written.lock().extend(pose_as_rank_0(&stream));
+        }
+    });
+    let short = Deadlines {
+        join: Duration::from_secs(2),
+        connect: Duration::from_millis(300),
+        ..patient()
+    };
+    let error = join_tcp(Rank::new(1), 2, &address, short).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Disagreement, "{error}");
+    let heard = heard.lock();
+    assert!(!heard.is_empty() && !heard.windows(6).any(|bytes| bytes == b"secret"));
+}
