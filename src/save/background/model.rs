@@ -142,7 +142,10 @@ impl Loop {
         assert!(is_saved || found == self.committed, "{found:?} is neither the old nor the new");
         let (is_error, is_unsure) = match &verdict {
             Some(Ok(_)) => (false, false),
-            Some(Err(error)) => (true, error.kind() == ErrorKind::DurabilityUncertain),
+            Some(Err(error)) => {
+                let unsure = [ErrorKind::DurabilityUncertain, ErrorKind::OutcomeUnknown];
+                (true, unsure.contains(&error.kind()))
+            }
             // Dropped: an error is logged.
             None => (Errors::so_far() > course.errors, true),
         };
