@@ -197,5 +197,10 @@ impl Kept {
     }
 }
 
+#[cfg(fuzzing)]
+pub(crate) fn fuzz_answer(bytes: &[u8]) {
+    drop(crate::fuzzing::message::<Result<Answer>>(bytes));
+}
+
 #[cfg(test)]
 mod tests;

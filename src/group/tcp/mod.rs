@@ -1,5 +1,7 @@
 //! Ranks as processes: frames and data over TCP to rank 0.
 
+#[cfg(fuzzing)]
+pub(super) mod fuzzing;
 mod gate;
 mod handshake;
 mod join;
