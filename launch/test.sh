@@ -83,6 +83,10 @@ if cargo deny --version >/dev/null 2>&1; then
 else
   skip "licences and sources: cargo-deny is not installed"
 fi
+case ,${TCH_CHECKPOINT_TEST_WITHOUT:-}, in
+  *,fuzz,*) skip "fuzzing (TCH_CHECKPOINT_TEST_WITHOUT)" ;;
+  *) run tests/fuzz/run.sh 30 ;;
+esac
 run launch/demo.sh
 printf '\nall tests passed in %s s; %s skipped\n' "$SECONDS" "${#skipped[@]}"
 [ ${#skipped[@]} -eq 0 ] || printf '  SKIPPED: %s\n' "${skipped[@]}"

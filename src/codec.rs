@@ -63,12 +63,33 @@ fn encode_with<T: Serialize>(value: &T, config: impl bincode::config::Config) ->
     }
 }
 
+/// Decodes with the lowest limit that all values of so many bytes keep, of which a byte stands for at
+/// most eight: bincode makes room for a text of the length that is claimed before it looks whether
+/// the text is there. Limits are constants, hence the steps.
+macro_rules! within_its_bytes {
+    ($bytes:expr, $config:expr) => {{
+        let (bytes, config) = ($bytes, $config);
+        let claims = bytes.len().saturating_mul(8);
+        if claims <= 1 << 12 {
+            decode_with(bytes, config.with_limit::<{ 1 << 12 }>())
+        } else if claims <= 1 << 16 {
+            decode_with(bytes, config.with_limit::<{ 1 << 16 }>())
+        } else if claims <= 1 << 20 {
+            decode_with(bytes, config.with_limit::<{ 1 << 20 }>())
+        } else if claims <= 1 << 25 {
+            decode_with(bytes, config.with_limit::<{ 1 << 25 }>())
+        } else {
+            decode_with(bytes, config.with_limit::<ENCODED_BYTES_MAX>())
+        }
+    }};
+}
+
 /// Decodes a value that fills `bytes` exactly.
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`] for anything else.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    decode_with(bytes, fixed())
+    within_its_bytes!(bytes, bincode::config::legacy())
 }
 
 /// As [`decode`], of what [`encode_compact`] made.
@@ -76,7 +97,7 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 /// # Errors
 /// As [`decode`].
 pub(crate) fn decode_compact<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    decode_with(bytes, compact())
+    within_its_bytes!(bytes, bincode::config::standard())
 }
 
 fn decode_with<T: DeserializeOwned>(
@@ -136,6 +157,22 @@ impl<'de> Deserialize<'de> for Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_room_is_made_for_a_length_that_is_only_claimed() {
+        for bytes in [8, 600, 10_000, 100_000] {
+            let mut body = vec![0; bytes];
+            body[..8].copy_from_slice(&(1u64 << 29).to_le_bytes());
+            let refused = decode::<String>(&body).unwrap_err();
+            assert!(refused.message().contains("LimitExceeded"), "{bytes}: {refused}");
+        }
+        for len in [0, 100, 511, 512, 8000, 131_064, 131_065, 5_000_000] {
+            let text = "a".repeat(len);
+            assert_eq!(decode::<String>(&encode(&text).unwrap()).as_ref(), Ok(&text));
+            let counts = vec![1u64; len];
+            assert_eq!(decode_compact(&encode_compact(&counts).unwrap()), Ok(counts));
+        }
+    }
 
     #[test]
     fn nothing_is_encoded_that_decoding_would_refuse() {

@@ -1,6 +1,8 @@
 //! One error type. It crosses ranks inside a vote, so it is plain data: every rank of a job can
 //! hold the same value.
 
+mod nested;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
@@ -118,6 +120,7 @@ struct Detail {
     phase: Option<String>,
     os_code: Option<i32>,
     help: Option<String>,
+    #[serde(deserialize_with = "nested::deserialize")]
     failures: Vec<Error>,
 }
 
@@ -166,18 +169,20 @@ impl Error {
     }
 
     /// Merges what failed on several ranks into one verdict. The first failure (lowest rank, but
-    /// a cause before a consequence) gives kind and message; all are kept in [`Error::failures`].
+    /// a cause before a consequence) gives kind and message; all are kept in [`Error::failures`], but
+    /// for what lies too deep in theirs.
     ///
     /// # Panics
     /// If `failures` is empty.
     #[must_use]
-    pub fn from_failures(failures: Vec<Error>) -> Self {
+    pub fn from_failures(mut failures: Vec<Error>) -> Self {
         let consequence =
             |e: &Error| matches!(e.kind(), ErrorKind::PeerLost | ErrorKind::CoordinatorLost);
         let first = failures.iter().find(|e| !consequence(e)).or_else(|| failures.first());
         #[expect(clippy::expect_used, reason = "documented panic; callers hold at least one")]
         let mut verdict = first.expect("at least one failure").clone();
         if failures.len() > 1 {
+            failures.iter_mut().for_each(|failure| failure.cut(nested::DEPTH_MAX - 1));
             verdict.0.failures = failures;
         }
         verdict
@@ -364,32 +369,4 @@ pub fn printable(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn display_names_everything_and_escapes_control_characters() {
-        let error = Error::new(ErrorKind::Corrupt, "checksum mismatch")
-            .with_path("runs/e1/model.safetensors")
-            .with_tensor("a\u{1b}[31m")
-            .with_offset(4096)
-            .at_rank(Rank::new(3))
-            .in_phase("place");
-        let text = error.to_string();
-        assert_eq!(
-            text,
-            "corrupt checkpoint: checksum mismatch (`runs/e1/model.safetensors`, tensor \
-             `a\\u{1b}[31m`, offset 4096, rank 3, phase \"place\")"
-        );
-    }
-
-    #[test]
-    fn a_cause_outranks_the_loss_of_a_peer() {
-        let lost = Error::new(ErrorKind::PeerLost, "connection closed").at_rank(Rank::new(0));
-        let full = Error::new(ErrorKind::Storage, "disk full").at_rank(Rank::new(2));
-        let verdict = Error::from_failures(vec![lost, full]);
-        assert_eq!(verdict.kind(), ErrorKind::Storage);
-        assert_eq!(verdict.rank(), Some(Rank::new(2)));
-        assert_eq!(verdict.failures().len(), 2);
-    }
-}
+mod tests;

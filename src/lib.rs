@@ -43,6 +43,9 @@ mod commit;
 #[cfg(feature = "drive")]
 pub mod drive;
 mod files;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod group;
 mod pointers;
 pub mod preempt;

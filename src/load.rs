@@ -252,6 +252,16 @@ fn load_once(
     Ok(session.finish(&resolved, times))
 }
 
+#[cfg(fuzzing)]
+pub(crate) fn fuzz_load_answers(bytes: &[u8]) {
+    use crate::fuzzing::message;
+    drop(message::<Result<asked::Asked>>(bytes));
+    drop(message::<Result<(Vec<TensorName>, Share)>>(bytes));
+    if let Some(Ok(resolved)) = message::<Result<Resolved>>(bytes) {
+        drop(resolved.manifest.get().and_then(Manifest::parse));
+    }
+}
+
 /// Phase "manifest", coordinator: which checkpoint, and its manifest, for the others and as it is.
 fn resolve(
     group: &ProcessGroup,

@@ -45,6 +45,8 @@ use crate::storage::{Directory, Storage};
 use crate::sweep::{Pace, RETRY_INTERVAL, log_failure};
 
 pub use background::{AfterCommit, PendingSave, free_staging, save_async, save_async_overlapped};
+#[cfg(fuzzing)]
+pub(crate) use plan::fuzz_answer as fuzz_plan_answer;
 use plan::{Assignment, Planned, plan};
 pub(crate) use timing::Timing;
 
@@ -186,6 +188,16 @@ fn commit(
 struct Vote {
     receipt: Receipt,
     own: RankSave,
+}
+
+#[cfg(fuzzing)]
+pub(crate) fn fuzz_commit_vote(bytes: &[u8]) {
+    if let Some(Ok(vote)) = crate::fuzzing::message::<Result<Vote>>(bytes) {
+        let (ranks, bytes) = ([RankSave::default(), vote.own], SaveBytes { tensors: 1, files: 1 });
+        let commit = CommitTimes::default();
+        let report = SaveReport::of(&ranks, bytes, vote.own.stage, commit, vote.own.write.total);
+        drop((report.to_string(), report.to_json()));
+    }
 }
 
 /// Every rank: its share of the tensors into the directory of the attempt.

@@ -21,6 +21,8 @@ mod data;
 mod env;
 mod exchange;
 mod frame;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod heartbeat;
 mod inbox;
 mod job;

@@ -217,5 +217,10 @@ impl Kept {
     }
 }
 
+#[cfg(fuzzing)]
+pub(crate) fn fuzz_answer(bytes: &[u8]) {
+    drop(crate::fuzzing::message::<Result<Answer>>(bytes));
+}
+
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,8 @@
 mod descriptors;
 #[cfg(test)]
 pub(super) mod forged;
+#[cfg(fuzzing)]
+pub(super) mod fuzzing;
 mod gate;
 mod guest;
 mod handshake;
