@@ -207,7 +207,9 @@ pub fn save_async(
 ///
 /// Call [`PendingSave::wait_copied`] before the optimizer's step, and before anything else that
 /// changes a steady box. A source that can tell its
-/// [version](crate::state::TensorSource::version) fails the save if that was forgotten.
+/// [version](crate::state::TensorSource::version) fails the save if that was forgotten. (A version
+/// counts when a change ends: one change that begins before the copy and outlasts writing and fsync
+/// is not noticed, and gets into the checkpoint in part.)
 ///
 /// # Collective
 /// As [`save_async`].

@@ -123,11 +123,20 @@ fn spec(len: usize) -> TensorSpec {
 /// The byte of which the stored checkpoint consists, if there is one. Read by a thread of the
 /// system: what a load does is no part of the model.
 pub(super) fn stored(disk: &MemoryStorage) -> Option<u8> {
+    read_aside(disk).unwrap_or_else(|torn| panic!("{torn}"))
+}
+
+/// Whether it is of several states.
+pub(super) fn is_torn(disk: &MemoryStorage) -> bool {
+    read_aside(disk).is_err()
+}
+
+fn read_aside(disk: &MemoryStorage) -> Result<Option<u8>, String> {
     let disk = disk.clone();
     std::thread::spawn(move || read(&disk)).join().unwrap()
 }
 
-fn read(disk: &MemoryStorage) -> Option<u8> {
+fn read(disk: &MemoryStorage) -> Result<Option<u8>, String> {
     let mut all = [vec![0; BYTES], vec![0; FIXED.len()], vec![0; BYTES]];
     let mut targets = LoadTargets::new();
     for (name, bytes) in ["buffer", "fixed", "weight"].iter().zip(&mut all) {
@@ -140,14 +149,14 @@ fn read(disk: &MemoryStorage) -> Option<u8> {
     drop(targets);
     match loaded {
         Ok(_) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => panic!("{error}"),
     }
     let [buffer, fixed, weight] = all;
     assert_eq!(fixed, FIXED);
     let byte = buffer[0];
-    assert!(buffer.iter().chain(&weight).all(|b| *b == byte), "torn: {buffer:?} {weight:?}");
-    Some(byte)
+    let is_one = buffer.iter().chain(&weight).all(|b| *b == byte);
+    if is_one { Ok(Some(byte)) } else { Err(format!("torn: {buffer:?} {weight:?}")) }
 }
 
 /// What goes wrong in one round, if anything.
