@@ -76,8 +76,12 @@ macro_rules! within_its_bytes {
             decode_with(bytes, config.with_limit::<{ 1 << 16 }>())
         } else if claims <= 1 << 20 {
             decode_with(bytes, config.with_limit::<{ 1 << 20 }>())
-        } else if claims <= 1 << 25 {
-            decode_with(bytes, config.with_limit::<{ 1 << 25 }>())
+        } else if claims <= 1 << 23 {
+            decode_with(bytes, config.with_limit::<{ 1 << 23 }>())
+        } else if claims <= 1 << 26 {
+            decode_with(bytes, config.with_limit::<{ 1 << 26 }>())
+        } else if claims <= 1 << 28 {
+            decode_with(bytes, config.with_limit::<{ 1 << 28 }>())
         } else {
             decode_with(bytes, config.with_limit::<ENCODED_BYTES_MAX>())
         }

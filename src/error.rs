@@ -191,7 +191,7 @@ impl Error {
     /// The file or directory concerned.
     #[must_use]
     pub fn with_path(mut self, path: impl AsRef<Path>) -> Self {
-        self.0.path = Some(told(path.as_ref().to_string_lossy().into_owned()));
+        self.0.path = Some(shown::of_path(&path.as_ref().to_string_lossy()).into_owned());
         self
     }
 

@@ -48,7 +48,20 @@ pub(crate) fn short(text: &str) -> String {
 
 /// A path, on one line and without credentials.
 pub(crate) fn path(path: &Path) -> String {
-    line(&without_credentials(&path.to_string_lossy()))
+    line(&of_path(&path.to_string_lossy()))
+}
+
+/// A text that is a path and nothing else, without credentials: where it is an address, whatever is
+/// in its password.
+pub(crate) fn of_path(text: &str) -> Cow<'_, str> {
+    match (scheme(text), text.split_once("://")) {
+        (Some(scheme), Some((_, address))) => {
+            let mut out = format!("{scheme}://");
+            push_address(&mut out, address);
+            Cow::Owned(out)
+        }
+        _ => without_credentials(text),
+    }
 }
 
 /// The same JSON with what is odd in its texts escaped as JSON does.
@@ -92,24 +105,23 @@ pub(crate) fn without_credentials(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// What follows `://`.
+/// What follows `://`. A password may hold anything: rather too much is hidden than too little.
 fn push_address(out: &mut String, address: &str) {
-    let (place, query) = match address.split_once('?') {
-        Some((place, _)) => (place, true),
-        None => (address, false),
-    };
-    // A password may hold a slash: rather too much is hidden than too little.
-    match place.rsplit_once('@') {
-        Some((_, host)) => {
+    let place = match address.rsplit_once('@') {
+        Some((_, place)) => {
             out.push_str(HIDDEN);
             out.push('@');
-            out.push_str(host);
+            place
+        }
+        None => address,
+    };
+    match place.split_once('?') {
+        Some((place, _)) => {
+            out.push_str(place);
+            out.push('?');
+            out.push_str(HIDDEN);
         }
         None => out.push_str(place),
-    }
-    if query {
-        out.push('?');
-        out.push_str(HIDDEN);
     }
 }
 
@@ -135,6 +147,17 @@ mod tests {
     }
 
     #[test]
+    fn an_address_in_the_place_of_a_path_has_no_password_whatever_is_in_it() {
+        for address in
+            ["s3://user:pa'ss@b/x", "s3://user:my pa@b/x", "s3://u:a://b@b/x", "s3://u:?@b/x"]
+        {
+            assert_eq!(of_path(address), "s3://***@b/x", "{address}");
+            assert_eq!(path(Path::new(address)), "s3://***@b/x", "{address}");
+        }
+        assert_eq!(of_path("runs/a b"), "runs/a b");
+    }
+
+    #[test]
     fn addresses_lose_what_only_their_user_may_know() {
         for (text, shown) in [
             ("runs/a", "runs/a"),
@@ -144,6 +167,7 @@ mod tests {
             ("s3://user:pass/word@bucket", "s3://***@bucket"),
             ("https://u:p@h:8/x?sig=y", "https://***@h:8/x?***"),
             ("gs://bucket/run?token=x&y", "gs://bucket/run?***"),
+            ("s3://user:pa?ss@bucket", "s3://***@bucket"),
             ("`s3://k@b/x` and s3://k@b", "`s3://***@b/x` and s3://***@b"),
             ("a://b://k@c", "a://b://***@c"),
             ("begins with https://", "begins with https://"),

@@ -17,7 +17,7 @@ pub struct WriteTimes {
     /// Taking block sums.
     #[serde(with = "seconds")]
     pub hash: Duration,
-    /// Writing into files.
+    /// Writing into files, and bringing them out of the page cache now and then.
     #[serde(with = "seconds")]
     pub write: Duration,
     /// Making files and directory durable.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::clock;
+use crate::shown;
 
 #[derive(Debug)]
 pub(super) struct Flight {
@@ -35,7 +36,7 @@ impl Flight {
         }
         *told = lasted;
         tracing::warn!(
-            path = %path.display(),
+            path = %shown::path(path),
             seconds = lasted.as_secs(),
             left_out,
             "a save beside training does not end, and no other is made meanwhile: look whether its \

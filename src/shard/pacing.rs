@@ -1,8 +1,8 @@
 //! How much is asked of a storage at once: what it does in a moment.
 //!
 //! The inside of one system call shows no progress. So that a slow storage is not taken for a dead
-//! one, writes and reads become shorter where they take long, and what the page cache has taken is brought to
-//! the device bit by bit instead of by the fsync at the end.
+//! one, writes and reads become shorter where their bytes take long, and what the page cache has
+//! taken is brought to the device bit by bit instead of by the fsync at the end.
 
 use std::time::Duration;
 
@@ -24,15 +24,19 @@ const BYTES_MIN: usize = 64 << 10;
 const UNSETTLED_BYTES_MAX: usize = 256 << 20;
 
 /// How many bytes are asked for at once; a power of two.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Portion {
     bytes: usize,
     max: usize,
+    /// The newest call: its bytes, and what it took.
+    last: Option<(usize, Duration)>,
+    /// The newest one before it of another size.
+    other: Option<(usize, Duration)>,
 }
 
 impl Portion {
     pub(super) const fn up_to(max: usize) -> Self {
-        Self { bytes: FIRST_BYTES, max }
+        Self { bytes: FIRST_BYTES, max, last: None, other: None }
     }
 
     pub(super) const fn bytes(self) -> usize {
@@ -41,14 +45,34 @@ impl Portion {
 
     /// Learns from so many bytes that took so long.
     pub(super) fn took(&mut self, bytes: usize, time: Duration) {
-        if time > MOMENT * 2 {
-            while self.bytes > BYTES_MIN && time.mul_f64(self.bytes as f64 / bytes as f64) > MOMENT
-            {
-                self.bytes /= 2;
-            }
-        } else if time < MOMENT / 2 && bytes >= self.bytes && self.bytes < self.max {
-            self.bytes *= 2;
+        if bytes < self.bytes && time <= MOMENT * 2 {
+            return;
         }
+        if self.last.is_some_and(|(last, _)| last != bytes) {
+            self.other = self.last;
+        }
+        self.last = Some((bytes, time));
+        let most = self.bytes.saturating_mul(2).min(self.max);
+        // Saturates.
+        let bytes = (self.wanted(bytes, time) as usize).clamp(BYTES_MIN, most);
+        self.bytes = 1 << bytes.ilog2();
+    }
+
+    /// Bytes of a call as long as is wanted: a moment, or what every call takes, however little it
+    /// asks for, and the same for its bytes. Shorter calls would be no faster then.
+    fn wanted(&self, bytes: usize, time: Duration) -> f64 {
+        if time < MOMENT / 2 {
+            return f64::INFINITY;
+        }
+        let time = time.as_secs_f64();
+        let per_byte = match self.other {
+            Some((others, took)) => (time - took.as_secs_f64()) / (bytes as f64 - others as f64),
+            // Nothing to compare with: the bytes are what took so long, or it is tried out.
+            None if time > 2.0 * MOMENT.as_secs_f64() => time / bytes as f64,
+            None => 0.0,
+        };
+        let fixed = (time - per_byte.max(0.0) * bytes as f64).max(0.0);
+        fixed.max(MOMENT.as_secs_f64()) / per_byte.max(f64::MIN_POSITIVE)
     }
 }
 
@@ -59,12 +83,14 @@ pub(super) struct Pacing {
     settle: Portion,
     /// Bytes since the page cache was looked at.
     unsettled: usize,
+    /// Whether there was something in it then.
+    is_cached: bool,
 }
 
 impl Pacing {
     pub(super) const fn new() -> Self {
         let write = Portion::up_to(BUFFER_BYTES);
-        Self { write, settle: Portion::up_to(UNSETTLED_BYTES_MAX), unsettled: 0 }
+        Self { write, settle: Portion::up_to(UNSETTLED_BYTES_MAX), unsettled: 0, is_cached: true }
     }
 
     /// Writes all of `bytes` at `offset`, and tells `progress` of each part.
@@ -94,7 +120,8 @@ impl Pacing {
     /// Bytes of the next part: no more than the device takes in a moment, if the page cache takes
     /// everything at once, and what follows begins where direct I/O can go on.
     fn portion(&self, at: u64) -> usize {
-        let bytes = self.write.bytes.min(self.settle.bytes);
+        let settled = if self.is_cached { self.settle.bytes } else { usize::MAX };
+        let bytes = self.write.bytes.min(settled);
         let begin = usize::try_from(at % DIRECT_ALIGNMENT as u64).unwrap_or_default();
         (begin + bytes).next_multiple_of(DIRECT_ALIGNMENT) - begin
     }
@@ -105,8 +132,14 @@ impl Pacing {
             return Ok(());
         }
         let begun = clock::now();
-        sabotage::unless(Defect::DataNotSynced, || file.write_back())?;
-        self.settle.took(self.unsettled, clock::now().saturating_duration_since(begun));
+        self.is_cached = false;
+        sabotage::unless(Defect::DataNotSynced, || {
+            self.is_cached = file.write_back()?;
+            Ok(())
+        })?;
+        if self.is_cached {
+            self.settle.took(self.unsettled, clock::now().saturating_duration_since(begun));
+        }
         self.unsettled = 0;
         Ok(())
     }
@@ -122,7 +155,7 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     fn after(bytes: usize, times: &[u64]) -> usize {
-        let mut portion = Portion { bytes, max: BUFFER_BYTES };
+        let mut portion = Portion { bytes, ..Portion::up_to(BUFFER_BYTES) };
         for time in times {
             portion.took(portion.bytes, Duration::from_millis(*time));
         }
@@ -138,6 +171,37 @@ mod tests {
         assert_eq!(after(BUFFER_BYTES, &[8000]), MIB / 4);
         assert_eq!(after(MIB, &[1_000_000]), BYTES_MIN);
         assert_eq!(after(MIB, &[1_000_000, 1, 1]), 4 * BYTES_MIN);
+    }
+
+    /// Calls for so many bytes, and the longest of them once something is known, where every call
+    /// takes `fixed` and a second for `bytes_s` bytes.
+    fn calls(total: u64, fixed: f64, bytes_s: f64) -> (u32, f64) {
+        let (mut portion, mut done) = (Portion::up_to(UNSETTLED_BYTES_MAX), 0);
+        let (mut count, mut longest) = (0, 0f64);
+        while done < total {
+            let bytes = portion.bytes();
+            let time = fixed + bytes as f64 / bytes_s;
+            portion.took(bytes, Duration::from_secs_f64(time));
+            done += bytes as u64;
+            if count > 0 {
+                longest = longest.max(time);
+            }
+            count += 1;
+        }
+        (count, longest)
+    }
+
+    #[test]
+    fn what_every_call_takes_is_no_reason_for_short_ones() {
+        for fixed in [0.1, 0.2, 0.3, 0.6, 2.0, 20.0] {
+            let (count, longest) = calls(10 << 30, fixed, 1e9);
+            assert!(count <= 150, "{fixed} s: {count} calls");
+            assert!(longest <= 2.0 * fixed + 0.5, "{fixed} s: {longest} s");
+        }
+        for rate in [2e5, 1e6, 1e7] {
+            let (_, longest) = calls(100 << 20, 0.01, rate);
+            assert!(longest <= 0.6, "{rate} B/s: {longest} s");
+        }
     }
 
     #[test]
@@ -167,9 +231,9 @@ mod tests {
             Ok(())
         }
 
-        fn write_back(&self) -> Result<()> {
+        fn write_back(&self) -> Result<bool> {
             *self.settled.lock().unwrap() += 1;
-            if self.fails { Err(Error::new(ErrorKind::Storage, "lost")) } else { Ok(()) }
+            if self.fails { Err(Error::new(ErrorKind::Storage, "lost")) } else { Ok(true) }
         }
 
         fn finish(self: Box<Self>) -> Result<()> {

@@ -173,12 +173,13 @@ pub trait WriteFile: Send + Sync {
     fn reserve(&self, len: u64) -> Result<()>;
 
     /// Brings what was written so far to the device, if much of it may still lie in memory, so that
-    /// [`WriteFile::finish`] has less to do at once. Promises nothing, and does nothing by default.
+    /// [`WriteFile::finish`] has less to do at once; whether there was. Promises nothing, and does
+    /// nothing by default.
     ///
     /// # Errors
     /// [`Storage`](crate::ErrorKind::Storage); the file must not be used afterwards.
-    fn write_back(&self) -> Result<()> {
-        Ok(())
+    fn write_back(&self) -> Result<bool> {
+        Ok(false)
     }
 
     /// Fsyncs the file and closes it, checking both. After an error the content is unknown, and

@@ -48,7 +48,7 @@ fn a_restore_that_fails_while_it_places_poisons_every_rank_until_one_succeeds() 
                 let inner = victim.clone();
                 let hooked = Hooked::new(&memory, move |call| {
                     // Asked for its targets to plan, not yet to fill them.
-                    let is_due = call.operation == "open_file" && call.path.ends_with_data();
+                    let is_due = call.operation == "read_at" && call.path.ends_with_data();
                     if let Some(mut tensor) = inner.lock().take_if(|_| is_due) {
                         tensor.set_data(&Tensor::zeros([7], (Kind::Float, Device::Cpu)));
                     }

@@ -214,7 +214,7 @@ impl WriteFile for AlteringWrite {
         self.inner.reserve(len)
     }
 
-    fn write_back(&self) -> Result<()> {
+    fn write_back(&self) -> Result<bool> {
         self.inner.write_back()
     }
 

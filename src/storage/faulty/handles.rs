@@ -123,7 +123,7 @@ impl WriteFile for FaultyWriteFile {
     }
 
     // No operation of its own: how often it is called depends on how fast the storage is.
-    fn write_back(&self) -> Result<()> {
+    fn write_back(&self) -> Result<bool> {
         self.inner.write_back()
     }
 

@@ -89,12 +89,12 @@ impl WriteFile for LocalWriteFile {
         }
     }
 
-    fn write_back(&self) -> Result<()> {
+    fn write_back(&self) -> Result<bool> {
         if self.cached.load(Ordering::Relaxed) < WRITE_BACK_BYTES {
-            return Ok(());
+            return Ok(false);
         }
         self.cached.store(0, Ordering::Relaxed);
-        uninterrupted(|| rustix::fs::fdatasync(&self.fd)).map_err(|errno| {
+        uninterrupted(|| rustix::fs::fdatasync(&self.fd)).map(|()| true).map_err(|errno| {
             self.spoiled.store(true, Ordering::Release);
             creating(errno, "writing back", &self.path, &[]).with_help(REUSE_HELP)
         })
