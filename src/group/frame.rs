@@ -138,9 +138,17 @@ fn read_growing(
         let piece = PIECE_BYTES.min(length - start);
         bytes.try_reserve(piece)?;
         bytes.resize(start + piece, 0);
-        let (_, piece) = bytes.split_at_mut(start);
-        stream.read_exact(piece)?;
-        heard();
+        let (_, mut rest) = bytes.split_at_mut(start);
+        while !rest.is_empty() {
+            let count = match stream.read(rest) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            };
+            rest = rest.get_mut(count..).unwrap_or_default();
+            heard();
+        }
     }
     Ok(bytes)
 }

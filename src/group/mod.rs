@@ -148,7 +148,8 @@ struct Member {
 /// The processes of a job, seen from one of them. A clone is the same membership.
 ///
 /// Dropping the last clone closes the connections, which the peers take for the loss of this
-/// rank; [`ProcessGroup::finish`] leaves in good order.
+/// rank; [`ProcessGroup::finish`] leaves in good order. The group of [`ProcessGroup::from_env`] over
+/// TCP is kept by the process: it is left by `finish`, or by the end of the process.
 #[derive(Clone)]
 pub struct ProcessGroup(Arc<Inner>);
 

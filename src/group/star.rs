@@ -175,9 +175,11 @@ impl Star {
         let Some(broken) = self.inbox.wait(|state| Look::Done(state.broken.clone())) else {
             return;
         };
-        let Some(count) = self.counts[channel.index()].try_lock() else { return };
+        // Not kept while it sends: another thread may begin a phase there.
+        let next = self.counts[channel.index()].try_lock().map(|count| count.next);
+        let Some(sequence) = next else { return };
         let body = Arc::new(codec::encode(&(&broken, &broken)).unwrap_or_default());
-        let (kind, sequence, phase) = (Kind::Abort, count.next, String::new());
+        let (kind, phase) = (Kind::Abort, String::new());
         let frame = Frame { kind, channel, sequence, phase, body };
         self.spread(self.live().map(|rank| (rank, frame.clone())));
     }

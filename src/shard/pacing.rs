@@ -53,7 +53,7 @@ impl Portion {
         }
         self.last = Some((bytes, time));
         let most = self.bytes.saturating_mul(2).min(self.max);
-        // Saturates.
+        #[allow(clippy::cast_possible_truncation, reason = "it saturates")]
         let bytes = (self.wanted(bytes, time) as usize).clamp(BYTES_MIN, most);
         self.bytes = 1 << bytes.ilog2();
     }

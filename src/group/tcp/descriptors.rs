@@ -23,15 +23,15 @@ pub(super) fn make_room(world: WorldSize, with_data: bool) -> Result<usize> {
     let limit = getrlimit(Resource::Nofile);
     let (soft, hard) = (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX));
     let need = Need::of(world, with_data, open_now());
-    let guests = need.guests(hard).ok_or_else(|| too_few(world, need, hard))?;
-    let wanted = need.connections + guests;
-    if wanted > soft {
-        // Up to the hard limit anybody may.
-        let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
-        let refused =
-            |e| too_few(world, need, soft).with_help(format!("the limit cannot be raised: {e}"));
-        setrlimit(Resource::Nofile, raised).map_err(refused)?;
+    if let Some(guests) = need.guests(soft) {
+        return Ok(usize::try_from(guests).unwrap_or(usize::MAX));
     }
+    let guests = need.guests(hard).ok_or_else(|| too_few(world, need, hard))?;
+    // Up to the hard limit anybody may.
+    let raised = Rlimit { current: Some(need.connections + guests), maximum: limit.maximum };
+    let refused =
+        |e| too_few(world, need, soft).with_help(format!("the limit cannot be raised: {e}"));
+    setrlimit(Resource::Nofile, raised).map_err(refused)?;
     Ok(usize::try_from(guests).unwrap_or(usize::MAX))
 }
 

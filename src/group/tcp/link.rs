@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -54,6 +54,8 @@ struct Wire {
     stream: TcpStream,
     backlog: Mutex<Backlog>,
     patience: Duration,
+    /// Why it was closed from here, by who cannot report the loss.
+    failure: OnceLock<String>,
 }
 
 impl Wire {
@@ -136,7 +138,8 @@ pub(super) fn link(
 ) -> Result<Box<dyn Link>> {
     let backlog = Backlog { parts: VecDeque::new(), sent: 0, moved: (Instant::now(), 0) };
     let patience = deadlines.progress;
-    let wire = Arc::new(Wire { stream, backlog: Mutex::new(backlog), patience });
+    let wire =
+        Arc::new(Wire { stream, backlog: Mutex::new(backlog), patience, failure: OnceLock::new() });
     let drained = Arc::<Drained>::default();
     let set_up = || -> io::Result<()> {
         wire.stream.set_read_timeout(None)?;
@@ -144,7 +147,10 @@ pub(super) fn link(
         let reader = std::thread::Builder::new().name(format!("tch-rank-{peer}"));
         reader.stack_size(STACK_BYTES).spawn(move || {
             match read_frames(peer, &wire, &inbox, &seen) {
-                Ok(()) => inbox.lose(peer, "its connection closed"),
+                Ok(()) => {
+                    let failure = wire.failure.get().map_or("its connection closed", |why| why);
+                    inbox.lose(peer, failure);
+                }
                 Err(error) => {
                     inbox.lose(peer, format!("its connection failed: {error}"));
                     // It may be well, and wait for an answer to what could not be taken.
@@ -200,8 +206,9 @@ impl Link for TcpLink {
         let is_free = self.wire.push(None);
         let sent = is_free
             .and_then(|is_free| if is_free { self.wire.push(Some(frame)) } else { Ok(false) });
-        if sent.is_err() {
+        if let Err(error) = sent {
             // Half a frame may be out; the reader reports the loss.
+            self.wire.failure.get_or_init(|| format!("sending to it failed: {error}"));
             self.close();
         }
     }

@@ -105,8 +105,6 @@ fn a_rank_that_reads_nothing_keeps_no_verdict_from_the_others() {
     let behave = move |mut stream: &TcpStream| {
         let body = codec::encode(&Ok::<_, Error>(0u8)).unwrap();
         stream.write_all(&vote(1, "plan", &body)).unwrap();
-        // The answer takes a while to be made.
-        stream.set_read_timeout(None).unwrap();
         // One byte at a time, so that it is never quite silent.
         while !is_over.load(Ordering::Relaxed) && stream.read(&mut [0]).is_ok_and(|n| n == 1) {
             std::thread::sleep(Duration::from_millis(50));
