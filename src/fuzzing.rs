@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::codec;
 use crate::error::{Error, ErrorKind, Result};
-pub use crate::group::fuzzing::{connection, frames, hello, reply};
+pub use crate::group::fuzzing::{connection, frames, guest, hello, reply};
 use crate::layout::SaveId;
 use crate::load::fuzz_load_answers;
 use crate::manifest::{
@@ -89,6 +89,9 @@ fn plan(shape: &[u64], rows: std::ops::Range<u64>) -> LocalPlan {
         step: 3,
         epoch: 1,
         on_existing: OnExisting::Refuse,
+        space_reserve: 1 << 20,
+        ignore_space: false,
+        libtorch_version: "2.9.0".into(),
     };
     let mut values = Values::new();
     values.set("loss", 0.5);

@@ -71,7 +71,7 @@ impl Frame {
     }
 
     /// Writes the frame.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn write_to(&self, stream: &mut impl io::Write) -> io::Result<()> {
         self.to_parts()?.try_for_each(|part| stream.write_all(&part))
     }

@@ -1,7 +1,7 @@
 //! Bytes of a stranger, where a rank reads them.
 
 use super::frame::Frame;
-pub use super::tcp::fuzzing::{connection, hello, reply};
+pub use super::tcp::fuzzing::{connection, guest, hello, reply};
 
 /// A stream of frames. What is read is written again as it came.
 pub fn frames(bytes: &[u8]) {

@@ -39,7 +39,7 @@ fuzz() {
   exec env ASAN_OPTIONS=quarantine_size_mb=32:allocator_may_return_null=1 \
     "$out/$host/release/$target" "$out/corpus/$target" "tests/fuzz/corpus/$target" \
     -max_total_time="$seconds" -malloc_limit_mb=64 -rss_limit_mb=512 -timeout=5 \
-    -max_len="$INPUT_BYTES_MAX" -print_final_stats=1 -close_fd_mask=0 \
+    -max_len="$INPUT_BYTES_MAX" -print_final_stats=1 -print_funcs=0 \
     -artifact_prefix="$out/findings/$target/" >"$out/logs/$target.log" 2>&1
 }
 

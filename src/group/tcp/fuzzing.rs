@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
+pub use super::guest::fuzz_guest as guest;
 use super::handshake::{Hello, Reply, receive, send};
 
 /// What rank 0 reads of whoever knocks.
@@ -27,11 +28,7 @@ pub fn reply(bytes: &[u8]) {
 
 /// A whole connection that says these bytes and then nothing more.
 pub fn connection(bytes: &[u8]) {
-    let (ours, theirs) = pair();
-    // More than fits stays unsaid.
-    theirs.set_nonblocking(true).expect("a socket");
-    drop((&theirs).write(bytes));
-    drop(theirs.shutdown(Shutdown::Write));
+    let (ours, theirs) = spoken(bytes);
     let until = Instant::now() + Duration::from_secs(60);
     let Ok(body) = receive(&ours, until) else { return };
     hello(&body);
@@ -41,9 +38,15 @@ pub fn connection(bytes: &[u8]) {
     assert_eq!(receive(&theirs, until).ok(), Some(body));
 }
 
-/// Two ends; what is done to them knows no difference.
-fn pair() -> (TcpStream, TcpStream) {
+/// A connection on which the other side has said `bytes` and will say no more. What is done to its
+/// two ends knows no difference from one over the network.
+pub(super) fn spoken(bytes: &[u8]) -> (TcpStream, TcpStream) {
     let made = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
     let (ours, theirs) = made.expect("sockets");
-    (ours.into(), theirs.into())
+    let (ours, theirs) = (TcpStream::from(ours), TcpStream::from(theirs));
+    // More than fits stays unsaid.
+    theirs.set_nonblocking(true).expect("a socket");
+    drop((&theirs).write(bytes));
+    drop(theirs.shutdown(Shutdown::Write));
+    (ours, theirs)
 }

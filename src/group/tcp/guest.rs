@@ -213,6 +213,20 @@ impl Guest {
     }
 }
 
+/// A stranger who says these bytes without waiting for an answer: it is heard to the end, and does
+/// not get in.
+#[cfg(fuzzing)]
+pub fn fuzz_guest(bytes: &[u8]) {
+    let (ours, _theirs) = super::fuzzing::spoken(bytes);
+    let secret = Secret::new("job", "token");
+    let mut guest = Guest::new(ours, IpAddr::from([127, 0, 0, 1])).expect("a socket");
+    match guest.hear(&secret) {
+        Fate::Goes => {}
+        Fate::Stays => panic!("whoever has hung up stays"),
+        Fate::Arrives(hello, _) => panic!("a stranger is let in: {hello:?}"),
+    }
+}
+
 /// Errors of the connection that was about to be taken, not of taking.
 fn is_passing(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};

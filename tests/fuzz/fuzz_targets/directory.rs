@@ -11,7 +11,7 @@ use libfuzzer_sys::fuzz_target;
 use tch_checkpoint::autosave::Mode;
 use tch_checkpoint::catalog::{Order, Wanted, find_checkpoints, read_manifest};
 use tch_checkpoint::load::Atomicity;
-use tch_checkpoint::storage::Storage;
+use tch_checkpoint::storage::{MemoryStorage, Storage};
 use tch_checkpoint_fuzz::{Content, Input, all_of_it, edit, storage_of};
 
 use self::bases::{AT, Base, Files};
@@ -53,14 +53,7 @@ fuzz_target!(|data: &[u8]| {
     let atomicity = if flags & 4 == 0 { Atomicity::Atomic } else { Atomicity::InPlace };
     let storage = storage_of(as_pairs(&files));
     let runs = Path::new("runs");
-    let best = Order::Best { monitor: "loss".into(), mode: Mode::Min };
-    for order in [Order::Latest, best] {
-        find_checkpoints(&storage, runs, &order).expect("damage is no error");
-    }
-    drop(storage.open_dir(&runs.join(AT)).and_then(|dir| read_manifest(dir.as_ref())));
-    for wanted in [Wanted::latest(runs), Wanted::best(runs), Wanted::step(runs, 1234)] {
-        all_of_it(&storage, &wanted, atomicity);
-    }
+    search(&storage, runs, flags >> 3 & 3, atomicity);
     let wanted = Wanted::parse(runs.join(base.at)).expect("a path");
     let loaded = all_of_it(&storage, &wanted, atomicity);
     if flags & 3 == 0 && loaded.is_some() {
@@ -68,6 +61,24 @@ fuzz_target!(|data: &[u8]| {
     }
     all_of_it(&storage, &wanted.or_unverified(), atomicity);
 });
+
+/// One way to look for checkpoints: all of them for each input would leave time for few inputs.
+fn search(storage: &MemoryStorage, runs: &Path, way: u8, atomicity: Atomicity) {
+    let wanted = match way {
+        0 => Wanted::latest(runs),
+        1 => Wanted::best(runs),
+        2 => Wanted::step(runs, 1234),
+        _ => {
+            let best = Order::Best { monitor: "loss".into(), mode: Mode::Min };
+            for order in [Order::Latest, best] {
+                find_checkpoints(storage, runs, &order).expect("damage is no error");
+            }
+            drop(storage.open_dir(&runs.join(AT)).and_then(|dir| read_manifest(dir.as_ref())));
+            return;
+        }
+    };
+    all_of_it(storage, &wanted, atomicity);
+}
 
 /// Names under which a file may lie as well.
 const OTHER_NAMES: [&str; 6] = [
@@ -81,13 +92,13 @@ const OTHER_NAMES: [&str; 6] = [
 
 fn edit_one(files: &mut Files, input: &mut Input<'_>) {
     let chosen = |files: &Files, number: u8| {
-        files.keys().nth(usize::from(number) % files.len().max(1)).cloned().unwrap_or_default()
+        files.keys().nth(usize::from(number) % files.len().max(1)).cloned()
     };
-    let name = chosen(files, input.byte());
+    let Some(name) = chosen(files, input.byte()) else { return };
     match input.byte() % 8 {
         0 => drop(files.remove(&name)),
         1 => {
-            let other = files.get(&chosen(files, input.byte())).cloned();
+            let other = chosen(files, input.byte()).and_then(|name| files.get(&name).cloned());
             files.insert(name, other.unwrap_or_default());
         }
         2 => {

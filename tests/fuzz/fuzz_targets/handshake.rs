@@ -6,9 +6,10 @@ use tch_checkpoint::fuzzing;
 
 fuzz_target!(|data: &[u8]| {
     let Some((mode, rest)) = data.split_first() else { return };
-    match mode % 3 {
+    match mode % 4 {
         0 => fuzzing::hello(rest),
         1 => fuzzing::reply(rest),
-        _ => fuzzing::connection(rest),
+        2 => fuzzing::connection(rest),
+        _ => fuzzing::guest(rest),
     }
 });

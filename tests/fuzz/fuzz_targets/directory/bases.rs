@@ -8,7 +8,6 @@ use tch_checkpoint::catalog::CheckpointPath;
 use tch_checkpoint::save::SaveOptions;
 use tch_checkpoint::single::save_single_file;
 use tch_checkpoint::state::StateDict;
-use tch_checkpoint::storage::MemoryStorage;
 use tch_checkpoint::tensor::{Component, Dtype, TensorName, TensorSpec};
 
 /// Paths below `runs`, with what is there.
