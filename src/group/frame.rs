@@ -237,4 +237,25 @@ mod tests {
             assert!(Frame::read_from(&mut &bytes[..cut], || ()).is_err(), "cut at {cut}");
         }
     }
+
+    /// Gives a few bytes at a time.
+    struct Trickle<'a>(&'a [u8]);
+
+    impl Read for Trickle<'_> {
+        fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+            let few = out.len().min(1000);
+            self.0.read(&mut out[..few])
+        }
+    }
+
+    #[test]
+    fn a_long_frame_is_heard_while_it_comes() {
+        let body = Arc::new(vec![7; 100_000]);
+        let frame = Frame { body, ..Frame::signal(Kind::Vote) };
+        let (mut bytes, mut heard) = (Vec::new(), 0);
+        frame.write_to(&mut bytes).unwrap();
+        let read = Frame::read_from(&mut Trickle(&bytes), || heard += 1).unwrap().unwrap();
+        assert_eq!(read.body, frame.body);
+        assert!(heard >= 100, "heard {heard} times");
+    }
 }
