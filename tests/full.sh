@@ -24,7 +24,7 @@ export TCH_CHECKPOINT_TEST_TIER=full
 # How a test is run that is none of cargo's.
 command_of() {
   case $1 in
-    fuzz) echo tests/fuzz/run.sh "${TCH_CHECKPOINT_FUZZ_SECONDS:-600}" ;;
+    fuzz) echo env TCH_CHECKPOINT_FUZZ_SEED=0 tests/fuzz/run.sh "${TCH_CHECKPOINT_FUZZ_SECONDS:-600}" ;;
     sanitizers) echo tests/sanitizers.sh ;;
     mutants) echo tests/mutants.sh ;;
   esac

@@ -17,6 +17,8 @@ targets=("$@")
 out=${CARGO_TARGET_DIR:-target}/fuzz
 host=$(rustc -vV | sed -n 's/^host: //p')
 readonly AT_A_TIME=2 INPUT_BYTES_MAX=65536
+# The same inputs each time, as far as the time goes; 0 takes others.
+readonly SEED=${TCH_CHECKPOINT_FUZZ_SEED:-1}
 
 # As cargo-fuzz does it, which therefore is not needed here. Coverage and sanitizers are no part of
 # the stable compiler; it has them all the same.
@@ -39,7 +41,7 @@ fuzz() {
   exec env ASAN_OPTIONS=quarantine_size_mb=32:allocator_may_return_null=1 \
     "$out/$host/release/$target" "$out/corpus/$target" "tests/fuzz/corpus/$target" \
     -max_total_time="$seconds" -malloc_limit_mb=64 -rss_limit_mb=512 -timeout=5 \
-    -max_len="$INPUT_BYTES_MAX" -print_final_stats=1 -print_funcs=0 \
+    -seed="$SEED" -max_len="$INPUT_BYTES_MAX" -print_final_stats=1 -print_funcs=0 \
     -artifact_prefix="$out/findings/$target/" >"$out/logs/$target.log" 2>&1
 }
 
