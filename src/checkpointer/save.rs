@@ -100,8 +100,8 @@ impl Checkpointer {
     ///
     /// # Errors
     /// As [`save`](fn@crate::save::save), and on every rank if one has no state to save, or one
-    /// that a load left half changed ([`ErrorKind::Poisoned`]); those of the save before, if that
-    /// went on beside training.
+    /// that a load left half changed ([`Poisoned`](crate::ErrorKind::Poisoned)); those of the save
+    /// before, if that went on beside training.
     pub fn step_callback(&mut self, at: &At, parts: &mut Parts<'_>) -> Result<Stepped> {
         if !self.config.enabled {
             return Ok(Stepped { save: None, stop: None });
