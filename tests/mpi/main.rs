@@ -33,6 +33,7 @@ const CASES: &[Case] = &[
     ("survivors_of_a_killed_coordinator_know", survivors_of_a_killed_coordinator),
     ("survivors_of_a_stopped_rank_name_it", survivors_of_a_stopped_rank),
     ("a_rank_that_does_something_else_is_named", a_disagreement),
+    ("a_rank_that_was_started_otherwise_is_every_ranks_error", an_odd_launcher),
     ("without_mpirun_mpi_is_not_touched", without_mpirun),
 ];
 
@@ -175,6 +176,15 @@ fn a_disagreement() {
     let expected = "Disagreement of rank 1: rank 0 does a sum of f32 of 40 bytes (operation 1), \
                     rank 1 does a sum of f64 of 24 bytes (operation 1)";
     assert_eq!(report, expected);
+}
+
+/// With recovery, so that the end of one rank is not what ends the others.
+fn an_odd_launcher() {
+    let ended = Job::mpi(3, "odd_launcher").env("OMPI_MCA_orte_enable_recovery", "1").run();
+    let own = ended.report(1);
+    assert!(own.contains("rank 1 of 3, but OMPI_COMM_WORLD_SIZE=7"), "{own}\n{}", ended.stderr);
+    let others = same_report(&ended, &[0, 2]);
+    assert!(others.starts_with("InvalidInput of rank 1: rank 1 was not started"), "{others}");
 }
 
 fn without_mpirun() {

@@ -1,6 +1,7 @@
 //! What the ranks of each case do.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ const FOREVER: Duration = Duration::from_secs(600);
 pub fn main(case: &str) -> ExitCode {
     let result = match case {
         "early_return" => early_return(),
+        "odd_launcher" => odd_launcher(),
         _ => return run(case),
     };
     // As a program that knows nothing of MPI ends.
@@ -75,7 +77,11 @@ fn dir() -> PathBuf {
 
 /// Writes down what this rank has found, all at once.
 fn report(group: &ProcessGroup, text: &str) {
-    let path = report_path(&dir(), group.rank().get());
+    report_as(group.rank().get(), text);
+}
+
+fn report_as(rank: u32, text: &str) {
+    let path = report_path(&dir(), rank);
     let part = path.with_extension("part");
     fs::write(&part, text).unwrap();
     fs::rename(part, path).unwrap();
@@ -218,6 +224,20 @@ fn early_return() -> Result<()> {
         leave(&error);
     }
     group.finish()
+}
+
+/// Rank 1 is told another size of the job by its launcher than by MPI.
+fn odd_launcher() -> Result<()> {
+    const SIZE: &str = "OMPI_COMM_WORLD_SIZE";
+    let told = |name| std::env::var(name).unwrap();
+    let rank: u32 = told("OMPI_COMM_WORLD_RANK").parse().unwrap();
+    if rank == 1 && told(SIZE) != "7" {
+        let program = std::env::current_exe().unwrap();
+        panic!("{}", std::process::Command::new(program).env(SIZE, "7").exec());
+    }
+    let error = ProcessGroup::from_env().err().unwrap();
+    report_as(rank, &describe(&error));
+    Err(error)
 }
 
 fn leave_with(group: &ProcessGroup) -> Result<()> {

@@ -41,9 +41,11 @@ pub(super) fn join(deadlines: Deadlines) -> Result<ProcessGroup> {
     let deadlines = deadlines.bounded();
     let owner = owner::initialise(deadlines.join)?;
     let line = Line { comm: owner.comm()?, until: Instant::now() + deadlines.join };
-    let hosts = line.all_gather(host_identity())?;
+    // Each brings whether it was started as it seems, so that all go on or none does.
+    let own = line.check();
+    let hosts = line.all_gather(head(own.is_ok()))?;
+    agreed(own, &hosts)?;
     let member = line.member(&hosts)?;
-    check_mpi(|name| std::env::var(name).ok(), member.rank, member.world)?;
     let one_host = hosts.iter().all(|host| Some(host) == hosts.first());
     let data = DataPlaneChoice::Given(Box::new(move |peers| Box::new(MpiData::new(owner, peers))));
     let group = if member.rank.is_coordinator() {
@@ -62,21 +64,26 @@ struct Line<'a> {
 }
 
 impl Line<'_> {
-    fn member(&self, hosts: &[[u8; 32]]) -> Result<Member> {
+    fn place(&self) -> Result<(Rank, WorldSize)> {
         let number = |n: i32| {
             let bad = || Error::new(ErrorKind::InvalidInput, format!("MPI counts {n} ranks"));
             u32::try_from(n).map_err(|_| bad())
         };
-        let (rank, world) = (Rank::new(number(self.comm.rank())?), number(self.comm.size())?);
+        Ok((Rank::new(number(self.comm.rank())?), WorldSize::new(number(self.comm.size())?)?))
+    }
+
+    fn check(&self) -> Result<()> {
+        let (rank, world) = self.place()?;
+        check_mpi(|name| std::env::var(name).ok(), rank, world)
+    }
+
+    fn member(&self, hosts: &[Head]) -> Result<Member> {
+        let (rank, world) = self.place()?;
         let before = hosts.get(..rank.index()).unwrap_or_default();
         let same = before.iter().filter(|host| Some(*host) == hosts.get(rank.index())).count();
         let set = |name: &&str| std::env::var(*name).ok()?.trim().parse().ok();
         let local = LOCAL_RANK.iter().find_map(set).or_else(|| u32::try_from(same).ok());
-        Ok(Member {
-            rank,
-            local_rank: LocalRank(local.unwrap_or(0)),
-            world: WorldSize::new(world)?,
-        })
+        Ok(Member { rank, local_rank: LocalRank(local.unwrap_or(0)), world })
     }
 
     /// Rank 0: listens, tells the others by MPI where, and waits for them.
@@ -177,6 +184,29 @@ fn new_token() -> Result<String> {
     getrandom::fill(&mut bytes)
         .map_err(|e| Error::new(ErrorKind::Storage, format!("no random numbers: {e}")))?;
     Ok(format!("{:032x}", u128::from_le_bytes(bytes)))
+}
+
+/// What a rank says of itself first: its host, and whether it can go on.
+type Head = [u8; 33];
+
+fn head(is_well: bool) -> Head {
+    let mut head = [u8::from(is_well); 33];
+    head[..32].copy_from_slice(&host_identity());
+    head
+}
+
+/// The error of this rank, or that another one has one.
+fn agreed(own: Result<()>, heads: &[Head]) -> Result<()> {
+    own?;
+    match heads.iter().zip(0..).find(|(head, _)| head[32] == 0) {
+        None => Ok(()),
+        Some((_, rank)) => {
+            let text = "was not started as MPI says; its own error names the variable";
+            Err(Error::new(ErrorKind::InvalidInput, format!("rank {rank} {text}"))
+                .at_rank(Rank::new(rank))
+                .in_phase("join"))
+        }
+    }
 }
 
 /// Equal for processes that reach each other by loopback. The name alone would not do: hosts
