@@ -29,6 +29,7 @@ sanitized() {
 
 address() {
   export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1
+  export LSAN_OPTIONS="suppressions=$PWD/tests/sanitizers/leak.txt:print_suppressions=0"
   local skips=()
   for name in "${NOT_IT[@]}"; do skips+=(--skip "$name"); done
   sanitized address -Zsanitizer=address --lib --test it -- "${skips[@]}"

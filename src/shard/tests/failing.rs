@@ -25,18 +25,23 @@ fn disk_that_fails(at: usize, panics: bool) -> MemoryDir {
 fn every_failing_operation_surfaces() {
     within_a_minute(|| {
         let (state, plan) = large();
-        let good = MemoryDir::default();
-        save(&good, &plan, &state).unwrap();
-        let operations = good.0.lock().operations.clone();
-        assert_eq!(operations.len(), 3 * 3 + 9 + 1 + 1 + 1, "{operations:?}");
-        for (at, operation) in operations.iter().enumerate() {
+        // More where the machine is so busy that shorter writes are wanted.
+        let least = 3 * 3 + 9 + 1 + 1 + 1;
+        for at in 0.. {
             let dir = disk_that_fails(at, false);
-            let error = save(&dir, &plan, &state).expect_err(operation);
+            let saved = save(&dir, &plan, &state);
+            let operations = dir.0.lock().operations.clone();
+            if operations.len() <= at {
+                assert!(saved.is_ok() && at >= least, "{operations:?}");
+                break;
+            }
+            let operation = operations[at].as_str();
+            let error = saved.expect_err(operation);
             assert_eq!(error.kind(), ErrorKind::Storage, "{operation}: {error}");
             let name = operation.split(' ').nth(1).unwrap();
             let path = if name == "." { "/memory".to_owned() } else { format!("/memory/{name}") };
             assert_eq!(error.path(), Some(path.as_str()), "{operation}");
-            assert_eq!(dir.0.lock().operations.len(), at + 1, "nothing happens after {operation}");
+            assert_eq!(operations.len(), at + 1, "nothing happens after {operation}");
         }
     });
 }
@@ -119,5 +124,6 @@ fn progress_moves_while_a_large_piece_is_written() {
         calls.fetch_add(1, Ordering::Relaxed);
     };
     write_shards(&MemoryDir::default(), &plan, RANK, STEP, &state, &count).unwrap();
-    assert_eq!(calls.into_inner(), 9 + 1 + 1);
+    // More where the machine is so busy that shorter writes are wanted.
+    assert!(calls.into_inner() >= 9 + 1 + 1);
 }
