@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::handshake::{HEAD_BYTES, Hello, Plane, Reply, Unread, receive, send};
 use super::proof::{Secret, Side};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind, Result};
 
 /// No test waits longer.
 const HUNG: Duration = Duration::from_secs(60);
@@ -77,9 +77,15 @@ impl Claim {
                 return Err(io::Error::other(format!("{answer:?}")));
             }
         }
+        Self::await_start(control).map_err(io::Error::other)
+    }
+
+    /// What rank 0 says to all when it starts, or does not.
+    pub(in crate::group) fn await_start(control: &TcpStream) -> Result<()> {
         match hear(control) {
             Some(Reply::Start) => Ok(()),
-            other => Err(io::Error::other(format!("{other:?}"))),
+            Some(Reply::Refused(error)) => Err(error),
+            other => Err(Error::new(ErrorKind::Disagreement, format!("{other:?}"))),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::guest::{Arrival, Guests};
 use super::handshake::{Hello, Plane, Reply, send};
-use super::join::{Identity, configure, is_closed};
+use super::join::{Identity, configure, is_silent};
 use super::{Connections, Publish, descriptors};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Deadlines;
@@ -97,10 +97,14 @@ impl Gate<'_> {
         loop {
             guests.welcome(listener);
             guests.hear().into_iter().for_each(|arrival| self.admit(arrival));
+            let is_late = Instant::now() >= until;
+            if is_late || self.is_complete() {
+                self.clear_seats();
+            }
             if self.is_complete() {
                 return Ok(());
             }
-            if Instant::now() >= until {
+            if is_late {
                 return Err(never_came(&self.missing()));
             }
         }
@@ -130,6 +134,19 @@ impl Gate<'_> {
         }
     }
 
+    /// Gives up the seats of ranks that are gone meanwhile, for those started in their stead.
+    fn clear_seats(&mut self) {
+        self.seats.retain(|rank, seat| {
+            let is_there = is_silent(&seat.control);
+            if !is_there {
+                tracing::warn!(%rank, "a rank has joined and gone away; waiting for it to come again");
+            }
+            // A lost data connection may be about to be replaced.
+            seat.data = seat.data.take().filter(is_silent);
+            is_there
+        });
+    }
+
     /// Whether there is a place for a rank that belongs to the job.
     fn check(&self, hello: &Hello) -> Result<()> {
         let ours = self.identity;
@@ -149,7 +166,7 @@ impl Gate<'_> {
             return Err(refuse("byte order or data plane differ from rank 0's".into()));
         }
         match self.seats.get(&Rank::new(hello.rank)) {
-            Some(seat) if seat.nonce != hello.nonce && !is_closed(&seat.control) => {
+            Some(seat) if seat.nonce != hello.nonce && is_silent(&seat.control) => {
                 Err(refuse(format!("another process is rank {} already", hello.rank)))
             }
             Some(seat) if seat.nonce != hello.nonce && hello.plane == Plane::Data => {

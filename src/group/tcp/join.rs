@@ -84,17 +84,22 @@ pub(super) fn configure(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Whether the peer has closed a connection on which nothing is due.
-pub(super) fn is_closed(stream: &TcpStream) -> bool {
-    let peek = || {
-        stream.set_nonblocking(true)?;
-        let seen = stream.peek(&mut [0u8; 1]);
-        stream.set_nonblocking(false)?;
-        seen
-    };
-    match peek() {
-        Ok(count) => count == 0,
-        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
-    }
+fn is_closed(stream: &TcpStream) -> bool {
+    !is_silent(stream) && !matches!(peek(stream), Ok(1..))
+}
+
+/// Whether a connection is there and nothing has come over it, as from a rank that waits for the
+/// start.
+pub(super) fn is_silent(stream: &TcpStream) -> bool {
+    peek(stream).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// How many bytes (of one) can be read without waiting; 0 at the end.
+fn peek(stream: &TcpStream) -> io::Result<usize> {
+    stream.set_nonblocking(true)?;
+    let seen = stream.peek(&mut [0u8; 1]);
+    stream.set_nonblocking(false)?;
+    seen
 }
 
 /// Why an attempt failed.

@@ -1,9 +1,10 @@
 //! Coming together over TCP, in good and in bad company.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::time::Instant;
 
+use super::super::tcp::forged::{Answer, Claim};
 use super::*;
 
 const SHORT: Duration = Duration::from_secs(1);
@@ -165,6 +166,71 @@ fn the_second_process_of_a_rank_is_refused() {
     let error = same_error(failed);
     assert_eq!(error.kind(), ErrorKind::Disagreement);
     assert!(error.message().contains("another process is rank 1 already"), "{error}");
+}
+
+/// Both connections of a rank of three, as rank 0 has let them in.
+fn let_in(rank: u32, address: &str) -> [TcpStream; 2] {
+    [false, true].map(|has_data| {
+        let stream = dial(address);
+        let answer = Claim::of(rank, 3).knock(&stream, has_data);
+        assert!(matches!(answer, Answer::Admitted), "{answer:?}");
+        stream
+    })
+}
+
+/// How a rank that rank 0 has let in goes away before the others come.
+const ENDS: [fn([TcpStream; 2]); 4] = [
+    drop,
+    |[control, data]| {
+        control.shutdown(Shutdown::Write).unwrap();
+        std::mem::forget((control, data)); // half closed, and still there
+    },
+    |[control, data]| {
+        drop(data);
+        std::mem::forget(control);
+    },
+    |[mut control, data]| {
+        control.write_all(b"no rank says this").unwrap();
+        std::mem::forget((control, data));
+    },
+];
+
+/// The job does not start with the dead: their place is that of the process started in their stead.
+#[test]
+fn a_rank_that_died_before_the_start_is_replaced_by_the_next_process() {
+    for end in &ENDS[..2] {
+        let address = free_address();
+        let results = on_ranks(2, move |rank| match rank.get() {
+            0 => Some(join_tcp(rank, 3, &address, patient()).map(drop)),
+            _ => {
+                end(let_in(1, &address));
+                let last = let_in(2, &address); // now all have been there
+                let joined = join_tcp(rank, 3, &address, patient()).map(drop);
+                drop(last);
+                Some(joined)
+            }
+        });
+        assert_eq!(results, vec![Some(Ok(())); 2]);
+    }
+}
+
+#[test]
+fn a_rank_that_died_before_the_start_and_does_not_come_again_is_named() {
+    for end in ENDS {
+        let address = free_address();
+        let results = on_ranks(2, move |rank| match rank.get() {
+            0 => join_tcp(rank, 3, &address, short_join()).map(drop),
+            _ => {
+                end(let_in(1, &address));
+                let last = let_in(2, &address);
+                Claim::await_start(&last[0])
+            }
+        });
+        for error in results.into_iter().map(Result::unwrap_err) {
+            assert_eq!((error.kind(), error.rank()), (ErrorKind::Deadline, Some(Rank::new(1))));
+            assert!(error.message().contains("rank 1 did not join"), "{error}");
+        }
+    }
 }
 
 #[test]
