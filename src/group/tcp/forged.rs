@@ -2,12 +2,14 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::handshake::{HEAD_BYTES, Hello, Plane, Reply, Unread, receive, send};
-use super::proof::{Secret, Side};
+use super::proof::{Secret, Side, challenge};
 use crate::error::{Error, ErrorKind, Result};
 
+static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
 /// No test waits longer.
 const HUNG: Duration = Duration::from_secs(60);
 /// Hello and proof, as they travel.
@@ -30,7 +32,7 @@ pub(in crate::group) struct Claim {
     pub(in crate::group) token: &'static str,
     pub(in crate::group) world: u32,
     pub(in crate::group) rank: u32,
-    pub(in crate::group) nonce: u128,
+    pub(in crate::group) process: u64,
     pub(in crate::group) is_big_endian: bool,
 }
 
@@ -38,13 +40,16 @@ impl Claim {
     /// What rank `rank` of the tests' job says.
     pub(in crate::group) fn of(rank: u32, world: u32) -> Self {
         let (job, token, is_big_endian) = ("test", "secret", cfg!(target_endian = "big"));
-        Self { job, token, world, rank, nonce: 7 + u128::from(rank), is_big_endian }
+        Self { job, token, world, rank, process: 7 + u64::from(rank), is_big_endian }
     }
 
     fn hello(&self, has_data: bool) -> Hello {
         let plane = if has_data { Plane::Data } else { Plane::Control };
-        let (world, rank, nonce) = (self.world, self.rank, self.nonce);
-        Hello { big_endian: self.is_big_endian, with_data: true, plane, world, rank, nonce }
+        let (world, rank, process) = (self.world, self.rank, self.process);
+        let big_endian = self.is_big_endian;
+        // Another each time, as a rank says it.
+        let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
+        Hello { big_endian, with_data: true, plane, world, rank, process, attempt }
     }
 
     /// The first words, which anybody can say.
@@ -129,4 +134,28 @@ pub(in crate::group) fn pose_as_rank_0(stream: &TcpStream) -> Vec<u8> {
     let mut rest = stream;
     drop(rest.read_to_end(&mut heard));
     heard
+}
+
+/// What rank 0 of the tests' job has said on one connection.
+#[derive(Default)]
+pub(in crate::group) struct Overheard(Vec<Vec<u8>>);
+
+/// Rank 0 as somebody poses who has overheard it once: the first connection is that one, and ends
+/// before the rank knows that it is admitted; later ones hear the same again. Whether the rank has
+/// gone on to a data connection.
+pub(in crate::group) fn pose_by_replay(stream: &TcpStream, overheard: &mut Overheard) -> bool {
+    let receive = || receive(stream, Instant::now() + HUNG).unwrap_or_default();
+    let Some(hello) = Hello::parse(&receive()) else { return false };
+    if overheard.0.is_empty() {
+        let drawn = challenge().unwrap();
+        let ours = Secret::new("test", "secret").proof(Side::Coordinator, &drawn, &hello);
+        let replies = [Reply::Challenge(drawn), Reply::Admitted(ours)];
+        overheard.0.extend(replies.map(|reply| reply.to_bytes()));
+    } else {
+        for reply in &overheard.0 {
+            drop(send(stream, reply));
+            drop(receive());
+        }
+    }
+    hello.plane == Plane::Data
 }

@@ -23,7 +23,7 @@ const NAMED_MAX: usize = 16;
 
 /// The connections of one process.
 struct Seat {
-    nonce: u128,
+    process: u64,
     control: TcpStream,
     data: Option<TcpStream>,
 }
@@ -128,7 +128,7 @@ impl Gate<'_> {
             (Plane::Data, Some(seat)) => seat.data = Some(stream),
             (Plane::Data, None) => {}
             (Plane::Control, _) => {
-                let seat = Seat { nonce: hello.nonce, control: stream, data: None };
+                let seat = Seat { process: hello.process, control: stream, data: None };
                 self.seats.insert(rank, seat);
             }
         }
@@ -166,10 +166,10 @@ impl Gate<'_> {
             return Err(refuse("byte order or data plane differ from rank 0's".into()));
         }
         match self.seats.get(&Rank::new(hello.rank)) {
-            Some(seat) if seat.nonce != hello.nonce && is_silent(&seat.control) => {
+            Some(seat) if seat.process != hello.process && is_silent(&seat.control) => {
                 Err(refuse(format!("another process is rank {} already", hello.rank)))
             }
-            Some(seat) if seat.nonce != hello.nonce && hello.plane == Plane::Data => {
+            Some(seat) if seat.process != hello.process && hello.plane == Plane::Data => {
                 Err(refuse("a data connection before its control connection".into()))
             }
             None if hello.plane == Plane::Data => {

@@ -287,7 +287,8 @@ mod tests {
             plane: super::super::handshake::Plane::Control,
             world: 4,
             rank: 1,
-            nonce: 1,
+            process: 1,
+            attempt: 1,
         };
         for (from, has_spoken) in crowd {
             let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

@@ -39,8 +39,10 @@ pub(super) struct Hello {
     pub(super) plane: Plane,
     pub(super) world: u32,
     pub(super) rank: u32,
-    /// The same on both connections of a process, and different between processes.
-    pub(super) nonce: u128,
+    /// A random number, the same on all connections of a process.
+    pub(super) process: u64,
+    /// Another, of this connection alone: what rank 0 has proved on it proves nothing on the next.
+    pub(super) attempt: u64,
 }
 
 /// What rank 0 answers.
@@ -146,7 +148,8 @@ impl Hello {
         let mut bytes = vec![flags, u8::from(self.plane == Plane::Data)];
         bytes.extend(self.world.to_le_bytes());
         bytes.extend(self.rank.to_le_bytes());
-        bytes.extend(self.nonce.to_le_bytes());
+        bytes.extend(self.process.to_le_bytes());
+        bytes.extend(self.attempt.to_le_bytes());
         bytes
     }
 
@@ -154,7 +157,8 @@ impl Hello {
         let ([flags, plane], rest) = bytes.split_first_chunk()?;
         let (world, rest) = rest.split_first_chunk()?;
         let (rank, rest) = rest.split_first_chunk()?;
-        let (nonce, rest) = rest.split_first_chunk()?;
+        let (process, rest) = rest.split_first_chunk()?;
+        let (attempt, rest) = rest.split_first_chunk()?;
         let plane = match plane {
             0 => Plane::Control,
             1 => Plane::Data,
@@ -166,7 +170,8 @@ impl Hello {
             plane,
             world: u32::from_le_bytes(*world),
             rank: u32::from_le_bytes(*rank),
-            nonce: u128::from_le_bytes(*nonce),
+            process: u64::from_le_bytes(*process),
+            attempt: u64::from_le_bytes(*attempt),
         })
     }
 }
@@ -220,7 +225,8 @@ mod tests {
             plane: Plane::Data,
             world: 4,
             rank: 3,
-            nonce: 1 << 100,
+            process: 1 << 50,
+            attempt: 1 << 60,
         }
     }
 

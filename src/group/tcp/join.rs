@@ -46,8 +46,8 @@ pub(super) fn meet(
         }
         Rendezvous::Find(find) if !member.rank.is_coordinator() => {
             let until = Instant::now() + deadlines.join;
-            let nonce = nonce()?;
-            let caller = Caller { identity, nonce, deadlines, until };
+            let process = random()?;
+            let caller = Caller { identity, process, deadlines, until };
             Ok(vec![caller.enter(find).map_err(|error| error.in_phase("join"))?])
         }
         _ => Err(Error::new(ErrorKind::InvalidInput, "rank 0 binds, all others look for it")),
@@ -62,11 +62,11 @@ fn check_names(job: &JobId) -> Result<()> {
     Err(Error::new(ErrorKind::InvalidInput, text))
 }
 
-fn nonce() -> Result<u128> {
-    let mut bytes = [0u8; 16];
+fn random() -> Result<u64> {
+    let mut bytes = [0u8; 8];
     getrandom::fill(&mut bytes)
         .map_err(|e| Error::new(ErrorKind::Storage, format!("no random numbers: {e}")))?;
-    Ok(u128::from_le_bytes(bytes))
+    Ok(u64::from_le_bytes(bytes))
 }
 
 /// Low latency, and notice of a host that vanished without closing its connections.
@@ -114,7 +114,7 @@ enum Refusal {
 
 struct Caller<'a> {
     identity: Identity<'a>,
-    nonce: u128,
+    process: u64,
     deadlines: &'a Deadlines,
     until: Instant,
 }
@@ -174,7 +174,8 @@ impl Caller<'_> {
         configure(&stream)
             .and_then(|()| stream.set_write_timeout(Some(self.deadlines.connect)))
             .map_err(not_now)?;
-        match self.introduce(&stream, plane, until).map_err(not_now)? {
+        let hello = self.hello(plane).map_err(Refusal::ForGood)?;
+        match self.introduce(&stream, &hello, until).map_err(not_now)? {
             Some(Reply::Admitted(_)) => Ok(stream),
             Some(Reply::OtherJob) => Err(Refusal::OtherJob),
             Some(Reply::Refused(error)) => Err(Refusal::ForGood(error)),
@@ -187,36 +188,38 @@ impl Caller<'_> {
     fn introduce(
         &self,
         stream: &TcpStream,
-        plane: Plane,
+        hello: &Hello,
         until: Instant,
     ) -> io::Result<Option<Reply>> {
-        let (hello, secret) = (self.hello(plane), self.identity.secret());
+        let secret = self.identity.secret();
         send(stream, &hello.to_bytes())?;
         let challenge = match read_reply(stream, until)? {
             Reply::Challenge(challenge) => challenge,
             Reply::Refused(error) => return Ok(Some(Reply::Refused(error))),
             _ => return Ok(None),
         };
-        send(stream, &secret.proof(Side::Caller, &challenge, &hello))?;
+        send(stream, &secret.proof(Side::Caller, &challenge, hello))?;
         let reply = read_reply(stream, until)?;
         if let Reply::Admitted(proof) = &reply
-            && !secret.is_proved(Side::Coordinator, &challenge, &hello, proof)
+            && !secret.is_proved(Side::Coordinator, &challenge, hello, proof)
         {
             return Ok(Some(Reply::OtherJob));
         }
         Ok(Some(reply))
     }
 
-    fn hello(&self, plane: Plane) -> Hello {
+    /// What this process says on its next connection.
+    fn hello(&self, plane: Plane) -> Result<Hello> {
         let ours = &self.identity;
-        Hello {
+        Ok(Hello {
             big_endian: cfg!(target_endian = "big"),
             with_data: ours.with_data,
             plane,
             world: ours.member.world.get(),
             rank: ours.member.rank.get(),
-            nonce: self.nonce,
-        }
+            process: self.process,
+            attempt: random()?,
+        })
     }
 
     /// Rank 0 starts the job when all ranks are there; its time may have begun after ours.

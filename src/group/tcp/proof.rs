@@ -78,7 +78,8 @@ mod tests {
             plane: Plane::Control,
             world: 4,
             rank,
-            nonce: 9,
+            process: 9,
+            attempt: 8,
         };
         let (secret, drawn) = (Secret::new("job", "token"), challenge().unwrap());
         let proof = secret.proof(Side::Caller, &drawn, &hello(1));

@@ -178,6 +178,26 @@ fn let_in(rank: u32, address: &str) -> [TcpStream; 2] {
     })
 }
 
+/// A rank that has not heard that it was let in comes again: it is not another process.
+#[test]
+fn a_rank_that_comes_again_finds_its_seat() {
+    let address = free_address();
+    let at_gate = address.clone();
+    let gate =
+        std::thread::spawn(move || join_tcp(Rank::new(0), 3, &at_gate, short_join()).map(drop));
+    let (rank, lost) = (Claim::of(1, 3), dial(&address));
+    assert!(matches!(rank.knock(&lost, false), Answer::Admitted));
+    for _ in 0..2 {
+        assert!(matches!(rank.knock(&dial(&address), true), Answer::Admitted));
+    }
+    let again = dial(&address);
+    assert!(matches!(rank.knock(&again, false), Answer::Admitted));
+    let other = Claim { process: 1, ..rank }.knock(&dial(&address), false);
+    let Answer::Refused(error) = other else { panic!("{other:?}") };
+    assert!(error.message().contains("another process is rank 1 already"), "{error}");
+    assert_eq!(gate.join().unwrap().unwrap_err().kind(), ErrorKind::Deadline);
+}
+
 /// How a rank that rank 0 has let in goes away before the others come.
 const ENDS: [fn([TcpStream; 2]); 4] = [
     drop,

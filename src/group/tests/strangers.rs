@@ -8,9 +8,13 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::super::tcp::forged::{Answer, Claim, INTRODUCTION_BYTES, pose_as_rank_0, replay};
+use super::super::tcp::forged::{
+    Answer, Claim, INTRODUCTION_BYTES, Overheard, pose_as_rank_0, pose_by_replay, replay,
+};
 use super::join::dial;
 use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Passes connections on, and writes down what the callers say.
 fn eavesdrop(to: String) -> (String, Arc<Mutex<Vec<Vec<u8>>>>) {
@@ -190,4 +194,25 @@ fn an_impostor_at_rank_0s_address_is_not_believed() {
     assert_eq!(error.kind(), ErrorKind::Disagreement, "{error}");
     let heard = heard.lock();
     assert!(!heard.is_empty() && !heard.windows(6).any(|bytes| bytes == b"secret"));
+}
+
+/// What was heard of rank 0 on one connection proves nothing on the next.
+#[test]
+fn what_was_heard_of_rank_0_is_not_believed_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (posed, believed) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+    let (count, is_believed) = (Arc::clone(&posed), Arc::clone(&believed));
+    std::thread::spawn(move || {
+        let mut overheard = Overheard::default();
+        for stream in listener.incoming().flatten() {
+            is_believed.fetch_or(pose_by_replay(&stream, &mut overheard), Ordering::Relaxed);
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let short = Deadlines { join: SECOND * 2, connect: SECOND / 3, ..patient() };
+    let error = join_tcp(Rank::new(1), 2, &address, short).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Disagreement, "{error}");
+    assert!(posed.load(Ordering::Relaxed) > 1, "the rank has not tried again");
+    assert!(!believed.load(Ordering::Relaxed), "a replay was believed");
 }
