@@ -1,12 +1,12 @@
 //! For tests: connections of whoever is no rank, or one that does what no rank does.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::handshake::{HEAD_BYTES, Hello, Plane, Reply, Unread, receive, send};
-use super::proof::{Secret, Side, challenge};
+use super::proof::{Code, Secret, Side, challenge};
 use crate::error::{Error, ErrorKind, Result};
 
 static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
@@ -20,7 +20,8 @@ pub(in crate::group) const INTRODUCTION_BYTES: usize = 2 * HEAD_BYTES + 26 + 32;
 pub(in crate::group) enum Answer {
     Admitted,
     OtherJob,
-    Refused(Error),
+    /// And whether rank 0 has proved itself.
+    Refused(Error, bool),
     /// The connection is closed.
     Nothing,
 }
@@ -66,7 +67,14 @@ impl Claim {
         let answer = match hear(stream) {
             Some(Reply::Challenge(challenge)) => {
                 drop(send(stream, &secret.proof(Side::Caller, &challenge, &hello)));
-                hear(stream)
+                let is_proof =
+                    |proof: &Code| secret.is_proved(Side::Coordinator, &challenge, &hello, proof);
+                match hear(stream) {
+                    Some(Reply::Refused(error, proof)) => {
+                        Some(Reply::Refused(error, proof.filter(is_proof)))
+                    }
+                    other => other,
+                }
             }
             other => other,
         };
@@ -89,7 +97,7 @@ impl Claim {
     pub(in crate::group) fn await_start(control: &TcpStream) -> Result<()> {
         match hear(control) {
             Some(Reply::Start) => Ok(()),
-            Some(Reply::Refused(error)) => Err(error),
+            Some(Reply::Refused(error, _)) => Err(error),
             other => Err(Error::new(ErrorKind::Disagreement, format!("{other:?}"))),
         }
     }
@@ -100,7 +108,7 @@ impl Answer {
         match reply {
             Some(Reply::Admitted(_)) => Self::Admitted,
             Some(Reply::OtherJob) => Self::OtherJob,
-            Some(Reply::Refused(error)) => Self::Refused(error),
+            Some(Reply::Refused(error, proof)) => Self::Refused(error, proof.is_some()),
             _ => Self::Nothing,
         }
     }
@@ -158,4 +166,19 @@ pub(in crate::group) fn pose_by_replay(stream: &TcpStream, overheard: &mut Overh
         }
     }
     hello.plane == Plane::Data
+}
+
+/// Refuses a rank as anybody can: at once, or when it has proved that it belongs to its job.
+pub(in crate::group) fn refuse(stream: &TcpStream, after_proof: bool, text: &str) {
+    let mut words = vec![Reply::Refused(Error::new(ErrorKind::Disagreement, text), None)];
+    if after_proof {
+        words.insert(0, Reply::Challenge([1; 32]));
+    }
+    for reply in words {
+        drop(receive(stream, Instant::now() + HUNG));
+        drop(send(stream, &reply.to_bytes()));
+    }
+    drop(stream.shutdown(Shutdown::Write));
+    let mut rest = stream;
+    drop(rest.read_to_end(&mut Vec::new()));
 }

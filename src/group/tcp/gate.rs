@@ -49,7 +49,7 @@ pub(super) fn open(
     match admitted {
         Ok(()) => Ok(gate.start()),
         Err(error) => {
-            let reply = Reply::Refused(error.clone()).to_bytes();
+            let reply = Reply::Refused(error.clone(), None).to_bytes();
             // Whoever cannot be told sees the connection close.
             gate.seats.values().for_each(|seat| drop(send(&seat.control, &reply)));
             Err(error)
@@ -116,7 +116,7 @@ impl Gate<'_> {
         }
         if let Err(error) = self.check(&hello) {
             tracing::debug!(rank = hello.rank, %error, "refused a connection");
-            drop(send(&stream, &Reply::Refused(error).to_bytes()));
+            drop(send(&stream, &Reply::Refused(error, Some(proof)).to_bytes()));
             return;
         }
         let reply = Reply::Admitted(proof).to_bytes();

@@ -220,7 +220,7 @@ impl Guest {
 
     fn refuse(&self, error: Unread) {
         match error {
-            Unread::Version(version) => self.answer(&Reply::Refused(other_version(version))),
+            Unread::Version(version) => self.answer(&Reply::Refused(other_version(version), None)),
             Unread::Io(error) => tracing::debug!(from = %self.from, %error, "a stranger"),
         }
     }

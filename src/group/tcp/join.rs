@@ -5,12 +5,13 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use super::handshake::{Hello, NAME_BYTES_MAX, Plane, Reply, Unread, receive, send};
-use super::proof::{Secret, Side};
+use super::proof::{Code, Secret, Side};
 use super::{Connections, Find, Meeting, Rendezvous, gate};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::star::VERDICT_MARGIN;
 use crate::group::{Deadlines, JobId, Member};
 use crate::rank::Rank;
+use crate::shown;
 
 /// First and longest pause between two attempts.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
@@ -26,6 +27,11 @@ pub(super) struct Identity<'a> {
 impl Identity<'_> {
     pub(super) fn secret(&self) -> Secret {
         Secret::new(self.job, &self.token)
+    }
+
+    /// Whether there is a secret that only ranks of the job know.
+    fn has_token(&self) -> bool {
+        self.token != self.job
     }
 }
 
@@ -178,13 +184,17 @@ impl Caller<'_> {
         match self.introduce(&stream, &hello, until).map_err(not_now)? {
             Some(Reply::Admitted(_)) => Ok(stream),
             Some(Reply::OtherJob) => Err(Refusal::OtherJob),
-            Some(Reply::Refused(error)) => Err(Refusal::ForGood(error)),
+            Some(Reply::Refused(error, None)) if self.identity.has_token() => {
+                Err(Refusal::Now(format!("{address}: {}", unproved(&error))))
+            }
+            Some(Reply::Refused(error, _)) => Err(Refusal::ForGood(error)),
             _ => Err(Refusal::Now(format!("{address}: its answer makes no sense"))),
         }
     }
 
     /// Says hello and proves it. Whoever answers that this rank is admitted must prove too that it
-    /// is rank 0 of this job; if it cannot, it belongs to another.
+    /// is rank 0 of this job; if it cannot, it belongs to another. A refusal comes back with its
+    /// proof only if that is right.
     fn introduce(
         &self,
         stream: &TcpStream,
@@ -195,17 +205,16 @@ impl Caller<'_> {
         send(stream, &hello.to_bytes())?;
         let challenge = match read_reply(stream, until)? {
             Reply::Challenge(challenge) => challenge,
-            Reply::Refused(error) => return Ok(Some(Reply::Refused(error))),
+            Reply::Refused(error, _) => return Ok(Some(Reply::Refused(error, None))),
             _ => return Ok(None),
         };
         send(stream, &secret.proof(Side::Caller, &challenge, hello))?;
-        let reply = read_reply(stream, until)?;
-        if let Reply::Admitted(proof) = &reply
-            && !secret.is_proved(Side::Coordinator, &challenge, hello, proof)
-        {
-            return Ok(Some(Reply::OtherJob));
-        }
-        Ok(Some(reply))
+        let is_proof = |proof: &Code| secret.is_proved(Side::Coordinator, &challenge, hello, proof);
+        Ok(Some(match read_reply(stream, until)? {
+            Reply::Admitted(proof) if !is_proof(&proof) => Reply::OtherJob,
+            Reply::Refused(error, proof) => Reply::Refused(error, proof.filter(is_proof)),
+            reply => reply,
+        }))
     }
 
     /// What this process says on its next connection.
@@ -226,7 +235,7 @@ impl Caller<'_> {
     fn await_start(&self, control: &TcpStream) -> Result<()> {
         match read_reply(control, self.until + VERDICT_MARGIN) {
             Ok(Reply::Start) => Ok(()),
-            Ok(Reply::Refused(error)) => Err(error),
+            Ok(Reply::Refused(error, _)) => Err(error),
             Ok(_) => Err(unreachable_coordinator("its answer makes no sense")),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(coordinator_gone()),
             Err(_) => Err(unreachable_coordinator("it still waits for other ranks")),
@@ -256,6 +265,12 @@ fn dial(address: &str, until: Instant) -> io::Result<TcpStream> {
         }
     }
     Err(last)
+}
+
+/// Anybody may have said so: rank 0 may yet come, or be found elsewhere.
+fn unproved(refusal: &Error) -> String {
+    let said = shown::short(refusal.message());
+    format!("who is there has not shown to be rank 0 of this job, and refuses this rank: {said}")
 }
 
 fn other_job() -> Error {

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) type Code = [u8; 32];
 
 /// Separates this key from every other use of the same token.
-const CONTEXT: &str = "tch-checkpoint control plane, version 2, key of a job";
+const CONTEXT: &str = "tch-checkpoint control plane, version 3, key of a job";
 
 /// Who proves.
 #[derive(Clone, Copy)]

@@ -107,7 +107,7 @@ fn another_version_is_refused_with_a_reason() {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     let answer = String::from_utf8_lossy(&answer);
-    assert!(answer.contains("version 99 ") && answer.contains("version 2"), "{answer}");
+    assert!(answer.contains("version 99 ") && answer.contains("version 3"), "{answer}");
     assert_eq!(gate.join().unwrap().unwrap_err().kind(), ErrorKind::Deadline);
 }
 
@@ -193,7 +193,7 @@ fn a_rank_that_comes_again_finds_its_seat() {
     let again = dial(&address);
     assert!(matches!(rank.knock(&again, false), Answer::Admitted));
     let other = Claim { process: 1, ..rank }.knock(&dial(&address), false);
-    let Answer::Refused(error) = other else { panic!("{other:?}") };
+    let Answer::Refused(error, true) = other else { panic!("{other:?}") };
     assert!(error.message().contains("another process is rank 1 already"), "{error}");
     assert_eq!(gate.join().unwrap().unwrap_err().kind(), ErrorKind::Deadline);
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::super::tcp::forged::{
-    Answer, Claim, INTRODUCTION_BYTES, Overheard, pose_as_rank_0, pose_by_replay, replay,
+    Answer, Claim, INTRODUCTION_BYTES, Overheard, pose_as_rank_0, pose_by_replay, refuse, replay,
 };
 use super::join::dial;
 use super::*;
@@ -163,7 +163,7 @@ fn claims_of_a_rank_that_knows_the_token_are_checked_all_the_same() {
         }
         for (number, (claim, has_data)) in claims.iter().enumerate() {
             let answer = claim.knock(&dial(&address), *has_data);
-            let Answer::Refused(error) = answer else { panic!("{number}: {answer:?}") };
+            let Answer::Refused(error, true) = answer else { panic!("{number}: {answer:?}") };
             assert_eq!(error.kind(), ErrorKind::Disagreement, "{number}: {error}");
         }
         let honest = join_tcp(rank, 2, &address, patient());
@@ -215,4 +215,50 @@ fn what_was_heard_of_rank_0_is_not_believed_again() {
     assert_eq!(error.kind(), ErrorKind::Disagreement, "{error}");
     assert!(posed.load(Ordering::Relaxed) > 1, "the rank has not tried again");
     assert!(!believed.load(Ordering::Relaxed), "a replay was believed");
+}
+
+/// Refuses the first `count` who come, in both ways that nobody has to prove, and goes away.
+fn refusing(count: usize) -> (String, std::thread::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let refusing = std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().flatten().take(count).enumerate() {
+            refuse(&stream, number % 2 == 1, "no place\nfor \u{1b}[31myou");
+        }
+    });
+    (address, refusing)
+}
+
+/// A stale job on the port, or an impostor, that is gone before time is up, costs no rank.
+#[test]
+fn a_refusal_that_nobody_has_proved_is_not_the_last_word() {
+    let (address, refusing) = refusing(4);
+    let refusing = Mutex::new(Some(refusing));
+    let results = on_ranks(2, move |rank| {
+        if rank.is_coordinator() {
+            refusing.lock().take().unwrap().join().unwrap();
+        }
+        join_tcp(rank, 2, &address, patient()).map(drop)
+    });
+    assert_eq!(results, vec![Ok(()); 2]);
+}
+
+#[test]
+fn a_refusal_that_nobody_has_proved_is_the_reason_when_time_is_up() {
+    let (address, _) = refusing(usize::MAX);
+    let short = Deadlines { join: SECOND, ..patient() };
+    let error = join_tcp(Rank::new(1), 2, &address, short.clone()).unwrap_err();
+    assert_eq!((error.kind(), error.phase()), (ErrorKind::Deadline, Some("join")));
+    assert!(error.message().contains("no place"), "{error}");
+    assert!(!error.message().contains(['\n', '\u{1b}']), "{error:?}");
+}
+
+/// There is nothing to prove then, and whoever is in a wrong job hears of it at once.
+#[test]
+fn a_refusal_is_final_where_there_is_no_token() {
+    let (address, _) = refusing(usize::MAX);
+    let (rank, job) = (Rank::new(1), JobId::without_secret("test"));
+    let error = ProcessGroup::tcp(rank, LocalRank(1), world(2), &address, job, patient());
+    let error = error.map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Disagreement, "{error}");
 }
