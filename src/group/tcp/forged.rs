@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::handshake::{HEAD_BYTES, Hello, Plane, Reply, Unread, receive, send};
+use super::handshake::{HEAD_BYTES, Hello, Plane, Reply, Unread, message, receive, send};
 use super::proof::{Code, Secret, Side, challenge};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -56,6 +56,11 @@ impl Claim {
     /// The first words, which anybody can say.
     pub(in crate::group) fn say_hello(&self, stream: &TcpStream) {
         drop(send(stream, &self.hello(false).to_bytes())); // may be cut off already
+    }
+
+    /// The same as it travels.
+    pub(in crate::group) fn hello_bytes(&self) -> Vec<u8> {
+        message(&self.hello(false).to_bytes()).unwrap()
     }
 
     /// Says hello for one plane and proves it, as far as it is let.

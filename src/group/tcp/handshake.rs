@@ -82,9 +82,13 @@ fn malformed(what: &str) -> io::Error {
 
 /// Sends one message of a handshake.
 pub(super) fn send(mut stream: &TcpStream, body: &[u8]) -> io::Result<()> {
+    stream.write_all(&message(body)?)
+}
+
+/// A message as it travels.
+pub(super) fn message(body: &[u8]) -> io::Result<Vec<u8>> {
     let length = u32::try_from(body.len()).map_err(io::Error::other)?;
-    let message = [&MAGIC[..], &VERSION.to_le_bytes(), &length.to_le_bytes(), body].concat();
-    stream.write_all(&message)
+    Ok([&MAGIC[..], &VERSION.to_le_bytes(), &length.to_le_bytes(), body].concat())
 }
 
 /// How many bytes a message of which `bytes` have arrived still lacks; `body_max` is the longest

@@ -99,6 +99,20 @@ fn what_was_heard_of_a_rank_opens_nothing() {
     assert_eq!(results[..3], vec![Some(Ok(vec![0, 1, 2])); 3]);
 }
 
+/// How a client of TLS begins: version, length, `ClientHello`; the rest is as good as random.
+const CLIENT_HELLO: &[u8] = b"\x16\x03\x01\x00\xf4\x01\x00\x00\xf0\x03\x03\x8a\x11\x9e\x40\xc3\x5d";
+
+/// Somebody at the gate, and what he has still to say, a byte at a time.
+struct Slow(TcpStream, VecDeque<u8>);
+
+impl Slow {
+    fn go_on(&mut self) {
+        if let Some(byte) = self.1.pop_front() {
+            drop(self.0.write_all(&[byte])); // may be cut off already
+        }
+    }
+}
+
 /// Opens connections until told to stop, keeps the last hundred, and says all kinds of things.
 pub(super) fn flood(address: &str, stop: &AtomicBool, opened: &AtomicUsize) {
     let mut held = VecDeque::new();
@@ -108,13 +122,18 @@ pub(super) fn flood(address: &str, stop: &AtomicBool, opened: &AtomicUsize) {
             std::thread::sleep(Duration::from_millis(5));
             continue;
         };
-        match opened.fetch_add(1, Ordering::Relaxed) % 4 {
+        let mut rest = VecDeque::new();
+        match opened.fetch_add(1, Ordering::Relaxed) % 7 {
             0 => {}
-            1 => drop(stream.write_all(b"TCHCKPT\n\x02")),
+            1 => drop(stream.write_all(b"TCHCKPT\n\x03")),
             2 => drop(stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")),
+            3 => drop(stream.write_all(CLIENT_HELLO)),
+            4 => rest.extend(hello.hello_bytes()),
+            5 => drop(hello.knock(&stream, false)), // with a wrong proof, to the end
             _ => hello.say_hello(&stream),
         }
-        held.push_back(stream);
+        held.iter_mut().for_each(Slow::go_on);
+        held.push_back(Slow(stream, rest));
         if held.len() > 100 {
             held.pop_front(); // with what was not read: reset
         }
