@@ -72,8 +72,11 @@ const MPI: [[&str; 3]; 3] = [
     ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"],
     ["MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"],
 ];
-/// The rank by PMIx: `prun`, or `srun --mpi=pmix`, under which Slurm's own variables tell more.
+/// The rank by PMIx: `prun`, or `srun --mpi=pmix`, under which Slurm's own variables tell more. It
+/// tells no process by a variable how many there are.
 const PMIX: &str = "PMIX_RANK";
+/// The name of a PMIx launcher's job, and how it begins where that job is a Slurm step.
+const PMIX_JOB: (&str, &str) = ("PMIX_NAMESPACE", "slurm.pmix.");
 /// Ports derived from a Slurm step's number: the first, and how many. All lie below the range from
 /// which systems take ports for outgoing connections. Step 0 gets the port of `slurm.sbatch`.
 const SLURM_PORTS: (u64, u64) = (20_000, 12_000);
@@ -130,6 +133,7 @@ fn detect(vars: Vars<'_>, has_mpi: bool) -> Result<Launch> {
         check_agreement(torch, names, mpi)?;
     }
     if let Some(torch) = torch {
+        check_alone(vars, TORCH, torch)?;
         return torch_launch(vars, torch);
     }
     match mpi {
@@ -139,21 +143,50 @@ fn detect(vars: Vars<'_>, has_mpi: bool) -> Result<Launch> {
                 format!("started by an MPI launcher ({rank} is set), but this build has no MPI");
             return Err(invalid(text, BUILD_HELP));
         }
-        Some(_) => return Ok(Launch::Solo),
+        Some((names, mpi)) => return check_alone(vars, names, mpi).map(|()| Launch::Solo),
         None => {}
     }
-    match (number::<u32>(vars, "SLURM_STEP_NUM_TASKS")?, number::<u32>(vars, PMIX)?) {
+    let tasks = number::<u32>(vars, "SLURM_STEP_NUM_TASKS")?;
+    match (tasks, number::<u32>(vars, PMIX)?) {
+        (_, Some(rank)) if !is_slurms(vars, tasks, rank)? => pmix_launch(rank, has_mpi),
         (Some(2..), _) => slurm_launch(vars, required(vars, SLURM)?),
-        // PMIx tells no process by a variable how many there are; the library asks its server.
-        (None, Some(_)) if has_mpi => Ok(Launch::Mpi),
-        (None, Some(rank)) => {
-            let text = format!(
-                "started by a PMIx launcher ({PMIX}={rank}), which only MPI can ask for the other \
-                 ranks, but this build has no MPI"
-            );
-            Err(invalid(text, BUILD_HELP))
-        }
         _ => Ok(Launch::Solo),
+    }
+}
+
+/// Only MPI can ask a PMIx server for the other ranks.
+fn pmix_launch(rank: u32, has_mpi: bool) -> Result<Launch> {
+    if has_mpi {
+        return Ok(Launch::Mpi);
+    }
+    let text = format!(
+        "started by a PMIx launcher ({PMIX}={rank}), which only MPI can ask for the other ranks, \
+         but this build has no MPI"
+    );
+    Err(invalid(text, BUILD_HELP))
+}
+
+/// Whether the rank by PMIx is that of a task of this Slurm step: of what another launcher starts
+/// within a task, however many there are, the step's variables tell nothing.
+fn is_slurms(vars: Vars<'_>, tasks: Option<u32>, rank: u32) -> Result<bool> {
+    let (name, beginning) = PMIX_JOB;
+    match (tasks, vars(name)) {
+        (None, _) => Ok(false),
+        (Some(_), Some(job)) => Ok(job.starts_with(beginning)),
+        (Some(tasks), None) => Ok(tasks > 1 && number(vars, SLURM[0])? == Some(rank)),
+    }
+}
+
+/// Checks that no PMIx launcher has started several processes of which each was told, perhaps by an
+/// outer launcher, that it is alone.
+fn check_alone(vars: Vars<'_>, [_, world, _]: [&str; 3], place: Place) -> Result<()> {
+    match (place.world, number::<u32>(vars, PMIX)?) {
+        (1, Some(rank @ 1..)) => Err(invalid(
+            format!("{world}=1, but {PMIX}={rank}"),
+            "unset what is left of an outer launcher, or set TCH_CHECKPOINT_LAUNCHER to mpi or \
+             solo",
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::guest::{Arrival, Guests};
 use super::handshake::{Hello, Plane, Reply, send};
-use super::join::{Identity, configure, is_closed};
+use super::join::{Identity, configure, is_silent};
 use super::{Connections, Publish, descriptors};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Deadlines;
@@ -23,7 +23,7 @@ const NAMED_MAX: usize = 16;
 
 /// The connections of one process.
 struct Seat {
-    nonce: u128,
+    process: u64,
     control: TcpStream,
     data: Option<TcpStream>,
 }
@@ -49,7 +49,7 @@ pub(super) fn open(
     match admitted {
         Ok(()) => Ok(gate.start()),
         Err(error) => {
-            let reply = Reply::Refused(error.clone()).to_bytes();
+            let reply = Reply::Refused(error.clone(), None).to_bytes();
             // Whoever cannot be told sees the connection close.
             gate.seats.values().for_each(|seat| drop(send(&seat.control, &reply)));
             Err(error)
@@ -97,10 +97,14 @@ impl Gate<'_> {
         loop {
             guests.welcome(listener);
             guests.hear().into_iter().for_each(|arrival| self.admit(arrival));
+            let is_late = Instant::now() >= until;
+            if is_late || self.is_complete() {
+                self.clear_seats();
+            }
             if self.is_complete() {
                 return Ok(());
             }
-            if Instant::now() >= until {
+            if is_late {
                 return Err(never_came(&self.missing()));
             }
         }
@@ -112,7 +116,7 @@ impl Gate<'_> {
         }
         if let Err(error) = self.check(&hello) {
             tracing::debug!(rank = hello.rank, %error, "refused a connection");
-            drop(send(&stream, &Reply::Refused(error).to_bytes()));
+            drop(send(&stream, &Reply::Refused(error, Some(proof)).to_bytes()));
             return;
         }
         let reply = Reply::Admitted(proof).to_bytes();
@@ -124,10 +128,23 @@ impl Gate<'_> {
             (Plane::Data, Some(seat)) => seat.data = Some(stream),
             (Plane::Data, None) => {}
             (Plane::Control, _) => {
-                let seat = Seat { nonce: hello.nonce, control: stream, data: None };
+                let seat = Seat { process: hello.process, control: stream, data: None };
                 self.seats.insert(rank, seat);
             }
         }
+    }
+
+    /// Gives up the seats of ranks that are gone meanwhile, for those started in their stead.
+    fn clear_seats(&mut self) {
+        self.seats.retain(|rank, seat| {
+            let is_there = is_silent(&seat.control);
+            if !is_there {
+                tracing::warn!(%rank, "a rank has joined and gone away; waiting for it to come again");
+            }
+            // A lost data connection may be about to be replaced.
+            seat.data = seat.data.take().filter(is_silent);
+            is_there
+        });
     }
 
     /// Whether there is a place for a rank that belongs to the job.
@@ -149,10 +166,10 @@ impl Gate<'_> {
             return Err(refuse("byte order or data plane differ from rank 0's".into()));
         }
         match self.seats.get(&Rank::new(hello.rank)) {
-            Some(seat) if seat.nonce != hello.nonce && !is_closed(&seat.control) => {
+            Some(seat) if seat.process != hello.process && is_silent(&seat.control) => {
                 Err(refuse(format!("another process is rank {} already", hello.rank)))
             }
-            Some(seat) if seat.nonce != hello.nonce && hello.plane == Plane::Data => {
+            Some(seat) if seat.process != hello.process && hello.plane == Plane::Data => {
                 Err(refuse("a data connection before its control connection".into()))
             }
             None if hello.plane == Plane::Data => {

@@ -1,10 +1,10 @@
 //! Connections that have not shown that they belong to the job: anybody's. One thread hears them
 //! all. Each costs one file descriptor and less than a hundred bytes, and when there are too many,
-//! those go from whose address most have come.
+//! those go from where most have come.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,6 +18,8 @@ use super::proof::{Code, Secret, Side, challenge};
 const ACCEPTED_MAX: usize = 64;
 /// Time for hello and proof.
 const HELLO_TIME: Duration = Duration::from_secs(5);
+/// One part in so many of all places is what a crowd may have before it has to make room.
+const SHARE: usize = 8;
 /// Time after which everybody is looked at again, whatever happens.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -115,26 +117,30 @@ impl Guests {
         arrivals
     }
 
-    /// Drops `count` guests, each of the address that has most, those first who have not even said
-    /// hello, the oldest first: whoever floods the gate crowds out itself.
+    /// Drops `count` guests, so that whoever floods the gate crowds out itself.
     fn send_away(&mut self, count: usize) {
-        if count == 0 {
-            return;
-        }
         let mut crowds: HashMap<IpAddr, usize> = HashMap::new();
-        self.guests.iter().for_each(|guest| *crowds.entry(guest.from).or_default() += 1);
+        self.guests.iter().for_each(|guest| *crowds.entry(guest.crowd()).or_default() += 1);
         for _ in 0..count {
-            let Some((address, size)) = crowds.iter_mut().max_by_key(|(_, size)| **size) else {
+            let Some(gone) = self.first_to_go(&crowds).and_then(|at| self.guests.remove(at)) else {
                 return;
             };
-            let (address, _) = (*address, *size -= 1);
-            let is_theirs = |guest: &Guest| guest.from == address;
-            let silent = |guest: &Guest| is_theirs(guest) && guest.hello.is_none();
-            let found = self.guests.iter().position(silent);
-            if let Some(at) = found.or_else(|| self.guests.iter().position(is_theirs)) {
-                drop(self.guests.remove(at));
-            }
+            crowds.entry(gone.crowd()).and_modify(|size| *size -= 1);
         }
+    }
+
+    /// One of the biggest crowd, if that has more than its share of the places; else one who has
+    /// not even said hello. Of several the silent, of the biggest crowd, the oldest.
+    fn first_to_go(&self, crowds: &HashMap<IpAddr, usize>) -> Option<usize> {
+        let share = self.most / SHARE;
+        let claim = |guest: &Guest| {
+            let size = crowds.get(&guest.crowd()).copied().unwrap_or_default();
+            let excess = if size > share { size } else { 0 };
+            (excess, guest.hello.is_none(), size)
+        };
+        // Of equals the last is taken.
+        let guests = self.guests.iter().enumerate().rev();
+        guests.max_by_key(|(_, guest)| claim(guest)).map(|(at, _)| at)
     }
 }
 
@@ -142,8 +148,20 @@ impl Guest {
     fn new(stream: TcpStream, from: IpAddr) -> Option<Self> {
         stream.set_nonblocking(true).ok()?;
         let until = Instant::now() + HELLO_TIME;
+        let from = from.to_canonical();
         // What it says may be there already.
         Some(Self { stream, from, until, heard: Vec::new(), hello: None, is_ready: true })
+    }
+
+    /// Those with whom it shares its place: one host, or whoever has the same network of IPv6, of
+    /// which the last 64 bits are free to choose.
+    fn crowd(&self) -> IpAddr {
+        match self.from {
+            IpAddr::V6(address) => {
+                Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
+            }
+            v4 @ IpAddr::V4(_) => v4,
+        }
     }
 
     fn hear(&mut self, secret: &Secret) -> Fate {
@@ -202,7 +220,7 @@ impl Guest {
 
     fn refuse(&self, error: Unread) {
         match error {
-            Unread::Version(version) => self.answer(&Reply::Refused(other_version(version))),
+            Unread::Version(version) => self.answer(&Reply::Refused(other_version(version), None)),
             Unread::Io(error) => tracing::debug!(from = %self.from, %error, "a stranger"),
         }
     }
@@ -259,34 +277,90 @@ mod tests {
         assert_eq!(guests.guests.len(), 8);
     }
 
-    #[test]
-    fn whoever_crowds_the_gate_goes_first_and_of_those_the_silent_and_the_oldest() {
+    /// Guests of these addresses, oldest first; some have said hello.
+    fn crowded(most: usize, crowd: &[(&str, bool)]) -> Guests {
         let (listener, mut guests) = gate();
-        let address = listener.local_addr().unwrap();
-        let mut streams = Vec::new();
-        let hello = |rank| Hello {
+        guests.most = most;
+        let hello = Hello {
             big_endian: false,
             with_data: true,
             plane: super::super::handshake::Plane::Control,
             world: 4,
-            rank,
-            nonce: 1,
+            rank: 1,
+            process: 1,
+            attempt: 1,
         };
-        for (number, from) in [9, 1, 1, 1, 1, 2].into_iter().enumerate() {
-            streams.push(TcpStream::connect(address).unwrap());
-            let accepted = loop {
-                match listener.accept() {
-                    Ok((stream, _)) => break stream,
-                    Err(_) => std::thread::yield_now(),
-                }
-            };
-            let mut guest = Guest::new(accepted, IpAddr::from([10, 0, 0, from])).unwrap();
-            // The oldest of the crowd has said hello.
-            guest.hello = (number == 1).then(|| (hello(1), Code::default()));
+        for (from, has_spoken) in crowd {
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let mut guest = Guest::new(stream, from.parse().unwrap()).unwrap();
+            guest.hello = has_spoken.then(|| (hello.clone(), Code::default()));
             guests.guests.push_back(guest);
         }
+        guests
+    }
+
+    #[test]
+    fn whoever_crowds_the_gate_goes_first_and_of_those_the_silent_and_the_oldest() {
+        // The oldest of the crowd has said hello.
+        let crowd = [
+            ("10.0.0.9", false),
+            ("10.0.0.1", true),
+            ("10.0.0.1", false),
+            ("10.0.0.1", false),
+            ("10.0.0.1", false),
+            ("10.0.0.2", false),
+        ];
+        let mut guests = crowded(8, &crowd);
         guests.send_away(3);
         assert_eq!(froms(&guests), ["10.0.0.9", "10.0.0.1", "10.0.0.2"]);
         assert!(guests.guests[1].hello.is_some());
+    }
+
+    /// Whoever has one network of IPv6 has more addresses than there are places.
+    #[test]
+    fn one_host_by_many_addresses_is_one_crowd() {
+        let mut guests = crowded(
+            8,
+            &[
+                ("10.0.0.9", true),
+                ("::ffff:10.0.0.1", false),
+                ("10.0.0.1", false),
+                ("10.0.0.9", true),
+                ("::ffff:10.0.0.1", false),
+            ],
+        );
+        guests.send_away(2);
+        assert_eq!(froms(&guests), ["10.0.0.9", "10.0.0.9", "10.0.0.1"]);
+        let mut guests = crowded(
+            8,
+            &[
+                ("2001:db8:0:1::1", true),
+                ("2001:db8:0:2::1", false),
+                ("2001:db8:0:2::2", false),
+                ("2001:db8:0:1::1", true),
+                ("2001:db8:0:2:ffff::3", false),
+            ],
+        );
+        guests.send_away(2);
+        assert_eq!(froms(&guests), ["2001:db8:0:1::1", "2001:db8:0:1::1", "2001:db8:0:2:ffff::3"]);
+    }
+
+    /// A few ranks of one host among strangers of whom each has an address of its own.
+    #[test]
+    fn the_silent_go_before_a_small_crowd_that_has_said_hello() {
+        let crowd = [
+            ("10.0.0.1", true),
+            ("10.0.0.1", true),
+            ("10.0.0.1", true),
+            ("10.0.1.1", false),
+            ("10.0.1.2", false),
+            ("10.0.1.3", true),
+        ];
+        let mut guests = crowded(64, &crowd);
+        guests.send_away(2);
+        assert_eq!(froms(&guests), ["10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.1.3"]);
+        // There is nothing else to go by then.
+        guests.send_away(1);
+        assert_eq!(froms(&guests), ["10.0.0.1", "10.0.0.1", "10.0.1.3"]);
     }
 }

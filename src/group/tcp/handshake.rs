@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind};
 
 const MAGIC: [u8; 8] = *b"TCHCKPT\n";
 /// Version of handshake and frames.
-pub(super) const VERSION: u16 = 2;
+pub(super) const VERSION: u16 = 3;
 /// Longest message of rank 0, which may carry an error.
 const BODY_BYTES_MAX: usize = 4 << 10;
 /// Longest message of a rank: a hello or a proof.
@@ -39,8 +39,10 @@ pub(super) struct Hello {
     pub(super) plane: Plane,
     pub(super) world: u32,
     pub(super) rank: u32,
-    /// The same on both connections of a process, and different between processes.
-    pub(super) nonce: u128,
+    /// A random number, the same on all connections of a process.
+    pub(super) process: u64,
+    /// Another, of this connection alone: what rank 0 has proved on it proves nothing on the next.
+    pub(super) attempt: u64,
 }
 
 /// What rank 0 answers.
@@ -52,8 +54,9 @@ pub(super) enum Reply {
     Admitted(Code),
     /// Rank 0 belongs to another job, or the token is wrong.
     OtherJob,
-    /// This rank can never be admitted, or the job will not start; why.
-    Refused(Error),
+    /// This rank can never be admitted, or the job will not start; why. To a rank that has proved
+    /// itself with the proof of an admission, unless it has had that already.
+    Refused(Error, Option<Code>),
     /// All ranks are there.
     Start,
 }
@@ -79,9 +82,13 @@ fn malformed(what: &str) -> io::Error {
 
 /// Sends one message of a handshake.
 pub(super) fn send(mut stream: &TcpStream, body: &[u8]) -> io::Result<()> {
+    stream.write_all(&message(body)?)
+}
+
+/// A message as it travels.
+pub(super) fn message(body: &[u8]) -> io::Result<Vec<u8>> {
     let length = u32::try_from(body.len()).map_err(io::Error::other)?;
-    let message = [&MAGIC[..], &VERSION.to_le_bytes(), &length.to_le_bytes(), body].concat();
-    stream.write_all(&message)
+    Ok([&MAGIC[..], &VERSION.to_le_bytes(), &length.to_le_bytes(), body].concat())
 }
 
 /// How many bytes a message of which `bytes` have arrived still lacks; `body_max` is the longest
@@ -146,7 +153,8 @@ impl Hello {
         let mut bytes = vec![flags, u8::from(self.plane == Plane::Data)];
         bytes.extend(self.world.to_le_bytes());
         bytes.extend(self.rank.to_le_bytes());
-        bytes.extend(self.nonce.to_le_bytes());
+        bytes.extend(self.process.to_le_bytes());
+        bytes.extend(self.attempt.to_le_bytes());
         bytes
     }
 
@@ -154,7 +162,8 @@ impl Hello {
         let ([flags, plane], rest) = bytes.split_first_chunk()?;
         let (world, rest) = rest.split_first_chunk()?;
         let (rank, rest) = rest.split_first_chunk()?;
-        let (nonce, rest) = rest.split_first_chunk()?;
+        let (process, rest) = rest.split_first_chunk()?;
+        let (attempt, rest) = rest.split_first_chunk()?;
         let plane = match plane {
             0 => Plane::Control,
             1 => Plane::Data,
@@ -166,7 +175,8 @@ impl Hello {
             plane,
             world: u32::from_le_bytes(*world),
             rank: u32::from_le_bytes(*rank),
-            nonce: u128::from_le_bytes(*nonce),
+            process: u64::from_le_bytes(*process),
+            attempt: u64::from_le_bytes(*attempt),
         })
     }
 }
@@ -177,29 +187,35 @@ impl Reply {
             Self::Admitted(proof) => [&[0u8][..], proof].concat(),
             Self::OtherJob => vec![1],
             Self::Start => vec![2],
-            Self::Refused(error) => {
-                let mut text = serde_json::to_vec(error).unwrap_or_default();
-                if text.len() >= BODY_BYTES_MAX {
-                    let short: String = error.message().chars().take(256).collect();
-                    text = serde_json::to_vec(&Error::new(error.kind(), short)).unwrap_or_default();
-                }
-                [&[3u8][..], &text].concat()
-            }
+            Self::Refused(error, None) => [&[3u8][..], &refusal(error)].concat(),
+            Self::Refused(error, Some(proof)) => [&[5u8][..], proof, &refusal(error)].concat(),
             Self::Challenge(challenge) => [&[4u8][..], challenge].concat(),
         }
     }
 
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let (code, rest) = bytes.split_first()?;
+        let refused = |text, proof| Some(Self::Refused(serde_json::from_slice(text).ok()?, proof));
         match code {
             0 => Some(Self::Admitted(rest.try_into().ok()?)),
             1 if rest.is_empty() => Some(Self::OtherJob),
             2 if rest.is_empty() => Some(Self::Start),
-            3 => serde_json::from_slice(rest).ok().map(Self::Refused),
+            3 => refused(rest, None),
             4 => Some(Self::Challenge(rest.try_into().ok()?)),
+            5 => rest.split_first_chunk().and_then(|(proof, text)| refused(text, Some(*proof))),
             _ => None,
         }
     }
+}
+
+/// An error, shortened if it does not fit.
+fn refusal(error: &Error) -> Vec<u8> {
+    let text = serde_json::to_vec(error).unwrap_or_default();
+    if text.len() < BODY_BYTES_MAX - size_of::<Code>() {
+        return text;
+    }
+    let short: String = error.message().chars().take(256).collect();
+    serde_json::to_vec(&Error::new(error.kind(), short)).unwrap_or_default()
 }
 
 /// What a peer of another version is told.
@@ -220,7 +236,8 @@ mod tests {
             plane: Plane::Data,
             world: 4,
             rank: 3,
-            nonce: 1 << 100,
+            process: 1 << 50,
+            attempt: 1 << 60,
         }
     }
 
@@ -260,13 +277,17 @@ mod tests {
     fn replies_come_back_and_long_errors_are_shortened_to_fit() {
         let error = Error::new(ErrorKind::Disagreement, "rank 1 is taken");
         let admitted = [Reply::Challenge([8; 32]), Reply::Admitted([7; 32])];
-        let others = [Reply::OtherJob, Reply::Start, Reply::Refused(error)];
+        let refused = [Reply::Refused(error.clone(), None), Reply::Refused(error, Some([6; 32]))];
+        let others = [Reply::OtherJob, Reply::Start].into_iter().chain(refused);
         for reply in admitted.into_iter().chain(others) {
             assert_eq!(Reply::parse(&reply.to_bytes()), Some(reply));
         }
-        let long = Reply::Refused(Error::new(ErrorKind::Deadline, "x".repeat(9000))).to_bytes();
-        assert!(long.len() <= BODY_BYTES_MAX);
-        let Some(Reply::Refused(short)) = Reply::parse(&long) else { panic!("not a refusal") };
-        assert_eq!((short.kind(), short.message().len()), (ErrorKind::Deadline, 256));
+        for length in [BODY_BYTES_MAX - 50, 9000] {
+            let error = Error::new(ErrorKind::Deadline, "x".repeat(length));
+            let long = Reply::Refused(error, Some([6; 32])).to_bytes();
+            assert!(long.len() <= BODY_BYTES_MAX);
+            let Some(Reply::Refused(short, _)) = Reply::parse(&long) else { panic!("no refusal") };
+            assert_eq!((short.kind(), short.message().len()), (ErrorKind::Deadline, 256));
+        }
     }
 }

@@ -5,12 +5,13 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use super::handshake::{Hello, NAME_BYTES_MAX, Plane, Reply, Unread, receive, send};
-use super::proof::{Secret, Side};
+use super::proof::{Code, Secret, Side};
 use super::{Connections, Find, Meeting, Rendezvous, gate};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::star::VERDICT_MARGIN;
 use crate::group::{Deadlines, JobId, Member};
 use crate::rank::Rank;
+use crate::shown;
 
 /// First and longest pause between two attempts.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
@@ -26,6 +27,11 @@ pub(super) struct Identity<'a> {
 impl Identity<'_> {
     pub(super) fn secret(&self) -> Secret {
         Secret::new(self.job, &self.token)
+    }
+
+    /// Whether there is a secret that only ranks of the job know.
+    fn has_token(&self) -> bool {
+        self.token != self.job
     }
 }
 
@@ -46,8 +52,8 @@ pub(super) fn meet(
         }
         Rendezvous::Find(find) if !member.rank.is_coordinator() => {
             let until = Instant::now() + deadlines.join;
-            let nonce = nonce()?;
-            let caller = Caller { identity, nonce, deadlines, until };
+            let process = random()?;
+            let caller = Caller { identity, process, deadlines, until };
             Ok(vec![caller.enter(find).map_err(|error| error.in_phase("join"))?])
         }
         _ => Err(Error::new(ErrorKind::InvalidInput, "rank 0 binds, all others look for it")),
@@ -62,11 +68,11 @@ fn check_names(job: &JobId) -> Result<()> {
     Err(Error::new(ErrorKind::InvalidInput, text))
 }
 
-fn nonce() -> Result<u128> {
-    let mut bytes = [0u8; 16];
+fn random() -> Result<u64> {
+    let mut bytes = [0u8; 8];
     getrandom::fill(&mut bytes)
         .map_err(|e| Error::new(ErrorKind::Storage, format!("no random numbers: {e}")))?;
-    Ok(u128::from_le_bytes(bytes))
+    Ok(u64::from_le_bytes(bytes))
 }
 
 /// Low latency, and notice of a host that vanished without closing its connections.
@@ -84,17 +90,22 @@ pub(super) fn configure(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Whether the peer has closed a connection on which nothing is due.
-pub(super) fn is_closed(stream: &TcpStream) -> bool {
-    let peek = || {
-        stream.set_nonblocking(true)?;
-        let seen = stream.peek(&mut [0u8; 1]);
-        stream.set_nonblocking(false)?;
-        seen
-    };
-    match peek() {
-        Ok(count) => count == 0,
-        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
-    }
+fn is_closed(stream: &TcpStream) -> bool {
+    !is_silent(stream) && !matches!(peek(stream), Ok(1..))
+}
+
+/// Whether a connection is there and nothing has come over it, as from a rank that waits for the
+/// start.
+pub(super) fn is_silent(stream: &TcpStream) -> bool {
+    peek(stream).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// How many bytes (of one) can be read without waiting; 0 at the end.
+fn peek(stream: &TcpStream) -> io::Result<usize> {
+    stream.set_nonblocking(true)?;
+    let seen = stream.peek(&mut [0u8; 1]);
+    stream.set_nonblocking(false)?;
+    seen
 }
 
 /// Why an attempt failed.
@@ -109,7 +120,7 @@ enum Refusal {
 
 struct Caller<'a> {
     identity: Identity<'a>,
-    nonce: u128,
+    process: u64,
     deadlines: &'a Deadlines,
     until: Instant,
 }
@@ -169,56 +180,62 @@ impl Caller<'_> {
         configure(&stream)
             .and_then(|()| stream.set_write_timeout(Some(self.deadlines.connect)))
             .map_err(not_now)?;
-        match self.introduce(&stream, plane, until).map_err(not_now)? {
+        let hello = self.hello(plane).map_err(Refusal::ForGood)?;
+        match self.introduce(&stream, &hello, until).map_err(not_now)? {
             Some(Reply::Admitted(_)) => Ok(stream),
             Some(Reply::OtherJob) => Err(Refusal::OtherJob),
-            Some(Reply::Refused(error)) => Err(Refusal::ForGood(error)),
+            Some(Reply::Refused(error, None)) if self.identity.has_token() => {
+                Err(Refusal::Now(format!("{address}: {}", unproved(&error))))
+            }
+            Some(Reply::Refused(error, _)) => Err(Refusal::ForGood(error)),
             _ => Err(Refusal::Now(format!("{address}: its answer makes no sense"))),
         }
     }
 
     /// Says hello and proves it. Whoever answers that this rank is admitted must prove too that it
-    /// is rank 0 of this job; if it cannot, it belongs to another.
+    /// is rank 0 of this job; if it cannot, it belongs to another. A refusal comes back with its
+    /// proof only if that is right.
     fn introduce(
         &self,
         stream: &TcpStream,
-        plane: Plane,
+        hello: &Hello,
         until: Instant,
     ) -> io::Result<Option<Reply>> {
-        let (hello, secret) = (self.hello(plane), self.identity.secret());
+        let secret = self.identity.secret();
         send(stream, &hello.to_bytes())?;
         let challenge = match read_reply(stream, until)? {
             Reply::Challenge(challenge) => challenge,
-            Reply::Refused(error) => return Ok(Some(Reply::Refused(error))),
+            Reply::Refused(error, _) => return Ok(Some(Reply::Refused(error, None))),
             _ => return Ok(None),
         };
-        send(stream, &secret.proof(Side::Caller, &challenge, &hello))?;
-        let reply = read_reply(stream, until)?;
-        if let Reply::Admitted(proof) = &reply
-            && !secret.is_proved(Side::Coordinator, &challenge, &hello, proof)
-        {
-            return Ok(Some(Reply::OtherJob));
-        }
-        Ok(Some(reply))
+        send(stream, &secret.proof(Side::Caller, &challenge, hello))?;
+        let is_proof = |proof: &Code| secret.is_proved(Side::Coordinator, &challenge, hello, proof);
+        Ok(Some(match read_reply(stream, until)? {
+            Reply::Admitted(proof) if !is_proof(&proof) => Reply::OtherJob,
+            Reply::Refused(error, proof) => Reply::Refused(error, proof.filter(is_proof)),
+            reply => reply,
+        }))
     }
 
-    fn hello(&self, plane: Plane) -> Hello {
+    /// What this process says on its next connection.
+    fn hello(&self, plane: Plane) -> Result<Hello> {
         let ours = &self.identity;
-        Hello {
+        Ok(Hello {
             big_endian: cfg!(target_endian = "big"),
             with_data: ours.with_data,
             plane,
             world: ours.member.world.get(),
             rank: ours.member.rank.get(),
-            nonce: self.nonce,
-        }
+            process: self.process,
+            attempt: random()?,
+        })
     }
 
     /// Rank 0 starts the job when all ranks are there; its time may have begun after ours.
     fn await_start(&self, control: &TcpStream) -> Result<()> {
         match read_reply(control, self.until + VERDICT_MARGIN) {
             Ok(Reply::Start) => Ok(()),
-            Ok(Reply::Refused(error)) => Err(error),
+            Ok(Reply::Refused(error, _)) => Err(error),
             Ok(_) => Err(unreachable_coordinator("its answer makes no sense")),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(coordinator_gone()),
             Err(_) => Err(unreachable_coordinator("it still waits for other ranks")),
@@ -248,6 +265,12 @@ fn dial(address: &str, until: Instant) -> io::Result<TcpStream> {
         }
     }
     Err(last)
+}
+
+/// Anybody may have said so: rank 0 may yet come, or be found elsewhere.
+fn unproved(refusal: &Error) -> String {
+    let said = shown::short(refusal.message());
+    format!("who is there has not shown to be rank 0 of this job, and refuses this rank: {said}")
 }
 
 fn other_job() -> Error {

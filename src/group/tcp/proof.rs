@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) type Code = [u8; 32];
 
 /// Separates this key from every other use of the same token.
-const CONTEXT: &str = "tch-checkpoint control plane, version 2, key of a job";
+const CONTEXT: &str = "tch-checkpoint control plane, version 3, key of a job";
 
 /// Who proves.
 #[derive(Clone, Copy)]
@@ -78,7 +78,8 @@ mod tests {
             plane: Plane::Control,
             world: 4,
             rank,
-            nonce: 9,
+            process: 9,
+            attempt: 8,
         };
         let (secret, drawn) = (Secret::new("job", "token"), challenge().unwrap());
         let proof = secret.proof(Side::Caller, &drawn, &hello(1));

@@ -104,12 +104,63 @@ fn a_rank_by_pmix_is_never_a_rank_alone() {
     // Whoever tells both, rank and world, is asked first.
     assert_eq!(tcp(&format!("{TORCH} PMIX_RANK=0")).rank, 3);
     assert_eq!(tcp(&format!("{SLURM} PMIX_RANK=3")).rank, 3);
-    let alone = "SLURM_STEP_NUM_TASKS=1 SLURM_PROCID=0 PMIX_RANK=0";
-    assert_eq!(launch_from(vars(alone), true), Ok(Launch::Solo));
     assert_eq!(
         launch("OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=1 PMIX_RANK=0"),
         Ok(Launch::Solo)
     );
+}
+
+/// `srun -n1`, or a batch script, in which another launcher has started several processes: the
+/// step's number of tasks says nothing of them.
+#[test]
+fn a_slurm_step_of_one_task_tells_only_its_own_ranks() {
+    let step =
+        "SLURM_JOB_ID=7 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=1 SLURM_PROCID=0 SLURM_NTASKS=1";
+    let batch = "SLURM_JOB_ID=7 SLURM_NTASKS=1 SLURM_PROCID=0";
+    for outer in [step, batch] {
+        for inner in [
+            "PMIX_RANK=0",
+            "PMIX_RANK=2",
+            "PMIX_RANK=0 PMIX_NAMESPACE=prterun-n0-42@1",
+            "PMIX_RANK=2 PMIX_NAMESPACE=prterun-n0-42@1",
+        ] {
+            let text = format!("{outer} {inner}");
+            assert_eq!(launch_from(vars(&text), true), Ok(Launch::Mpi), "{text}");
+            let error = launch(&text).expect_err(&text);
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{text}");
+            assert!(error.message().contains("PMIX_RANK=") && error.help().is_some(), "{error}");
+        }
+    }
+    // By its own PMIx the step's one task is a job of one, and several are ranks of a Slurm job.
+    let own = "PMIX_RANK=0 PMIX_NAMESPACE=slurm.pmix.7.0";
+    for has_mpi in [false, true] {
+        assert_eq!(launch_from(vars(&format!("{step} {own}")), has_mpi), Ok(Launch::Solo));
+    }
+    assert_eq!(tcp(&format!("{SLURM} PMIX_RANK=3 PMIX_NAMESPACE=slurm.pmix.123456.0")).rank, 3);
+    // Four processes of another launcher in each task would all have the task's rank.
+    for inner in ["PMIX_RANK=1", "PMIX_RANK=3 PMIX_NAMESPACE=prterun-n0-42@1"] {
+        let text = format!("{SLURM} {inner}");
+        assert_eq!(launch_from(vars(&text), true), Ok(Launch::Mpi), "{text}");
+        assert!(launch(&text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_job_of_one_with_another_rank_by_pmix_is_a_contradiction() {
+    for (text, named) in [
+        ("PMI_RANK=0 PMI_SIZE=1 PMIX_RANK=2 SLURM_STEP_NUM_TASKS=1", "PMI_SIZE=1"),
+        ("OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=1 PMIX_RANK=2", "OMPI_COMM_WORLD_SIZE=1"),
+        ("RANK=0 WORLD_SIZE=1 PMIX_RANK=2", "WORLD_SIZE=1"),
+    ] {
+        for has_mpi in [false, true] {
+            let error = launch_from(vars(text), has_mpi).expect_err(text);
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{text}");
+            assert!(error.message().contains(named), "{error}");
+            assert!(error.message().contains("PMIX_RANK=2") && error.help().is_some(), "{error}");
+        }
+        let solo = format!("{text} TCH_CHECKPOINT_LAUNCHER=solo");
+        assert_eq!(launch(&solo), Ok(Launch::Solo));
+    }
 }
 
 #[test]

@@ -22,6 +22,8 @@ use crate::tensor::{Component, Dtype, TensorName, TensorSpec};
 const FLOODED: &str = "TCH_CHECKPOINT_TEST_FLOODED";
 const RANKS: u64 = 3;
 const BYTES: u64 = 1 << 20;
+/// Known to the ranks and told to nobody.
+const TOKEN: &str = "CANARY-token-of-the-job";
 /// Before the other ranks start.
 const STRANGERS: usize = 3000;
 
@@ -33,6 +35,11 @@ fn tensor() -> (TensorName, TensorSpec) {
 #[test]
 fn child() {
     let Ok(dir) = std::env::var(FLOODED) else { return };
+    let log = Path::new(&dir).join(format!("log-{}", std::env::var("RANK").unwrap()));
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(std::fs::File::create(log).unwrap())
+        .init();
     let group = ProcessGroup::from_env().unwrap();
     let (rank, storage) = (u64::from(group.rank().get()), LocalStorage::new());
     let slice = Slice::new(vec![rank * BYTES], vec![BYTES]).unwrap();
@@ -81,9 +88,10 @@ impl Job {
             .args(["--exact", "group::tests::flooded::child", "--test-threads=1"])
             .envs([("MASTER_ADDR", host), ("MASTER_PORT", port)])
             .envs([("RANK", rank.to_string()), ("WORLD_SIZE", RANKS.to_string())])
-            .env("TCH_CHECKPOINT_TOKEN", "secret")
+            .env("TCH_CHECKPOINT_TOKEN", TOKEN)
             .env(FLOODED, dir)
             .stdout(Stdio::null())
+            .stderr(std::fs::File::create(dir.join(format!("errors-{rank}"))).unwrap())
             .spawn()
             .unwrap();
         self.0.push(child);
@@ -137,8 +145,18 @@ fn run(strangers: usize) -> (Vec<u64>, usize) {
         }
         most
     });
+    let told = told(&dir);
+    assert!(told.contains("DEBUG") && !told.contains(TOKEN), "the token was told");
+    let is_heard = told.contains("a proof of another job") && told.contains("a stranger");
+    assert_eq!(is_heard, strangers > 0, "{strangers} strangers");
     let cost = std::fs::read_to_string(dir.join("cost")).unwrap();
     (cost.split(' ').map(|number| number.parse().unwrap()).collect(), most)
+}
+
+/// All that the ranks have logged and said.
+fn told(dir: &Path) -> String {
+    let files = (0..RANKS).flat_map(|rank| [format!("log-{rank}"), format!("errors-{rank}")]);
+    files.map(|name| std::fs::read_to_string(dir.join(name)).unwrap()).collect()
 }
 
 #[test]

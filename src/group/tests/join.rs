@@ -1,9 +1,10 @@
 //! Coming together over TCP, in good and in bad company.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::time::Instant;
 
+use super::super::tcp::forged::{Answer, Claim};
 use super::*;
 
 const SHORT: Duration = Duration::from_secs(1);
@@ -106,7 +107,7 @@ fn another_version_is_refused_with_a_reason() {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     let answer = String::from_utf8_lossy(&answer);
-    assert!(answer.contains("version 99 ") && answer.contains("version 2"), "{answer}");
+    assert!(answer.contains("version 99 ") && answer.contains("version 3"), "{answer}");
     assert_eq!(gate.join().unwrap().unwrap_err().kind(), ErrorKind::Deadline);
 }
 
@@ -165,6 +166,91 @@ fn the_second_process_of_a_rank_is_refused() {
     let error = same_error(failed);
     assert_eq!(error.kind(), ErrorKind::Disagreement);
     assert!(error.message().contains("another process is rank 1 already"), "{error}");
+}
+
+/// Both connections of a rank of three, as rank 0 has let them in.
+fn let_in(rank: u32, address: &str) -> [TcpStream; 2] {
+    [false, true].map(|has_data| {
+        let stream = dial(address);
+        let answer = Claim::of(rank, 3).knock(&stream, has_data);
+        assert!(matches!(answer, Answer::Admitted), "{answer:?}");
+        stream
+    })
+}
+
+/// A rank that has not heard that it was let in comes again: it is not another process.
+#[test]
+fn a_rank_that_comes_again_finds_its_seat() {
+    let address = free_address();
+    let at_gate = address.clone();
+    let gate =
+        std::thread::spawn(move || join_tcp(Rank::new(0), 3, &at_gate, short_join()).map(drop));
+    let (rank, lost) = (Claim::of(1, 3), dial(&address));
+    assert!(matches!(rank.knock(&lost, false), Answer::Admitted));
+    for _ in 0..2 {
+        assert!(matches!(rank.knock(&dial(&address), true), Answer::Admitted));
+    }
+    let again = dial(&address);
+    assert!(matches!(rank.knock(&again, false), Answer::Admitted));
+    let other = Claim { process: 1, ..rank }.knock(&dial(&address), false);
+    let Answer::Refused(error, true) = other else { panic!("{other:?}") };
+    assert!(error.message().contains("another process is rank 1 already"), "{error}");
+    assert_eq!(gate.join().unwrap().unwrap_err().kind(), ErrorKind::Deadline);
+}
+
+/// How a rank that rank 0 has let in goes away before the others come.
+const ENDS: [fn([TcpStream; 2]); 4] = [
+    drop,
+    |[control, data]| {
+        control.shutdown(Shutdown::Write).unwrap();
+        std::mem::forget((control, data)); // half closed, and still there
+    },
+    |[control, data]| {
+        drop(data);
+        std::mem::forget(control);
+    },
+    |[mut control, data]| {
+        control.write_all(b"no rank says this").unwrap();
+        std::mem::forget((control, data));
+    },
+];
+
+/// The job does not start with the dead: their place is that of the process started in their stead.
+#[test]
+fn a_rank_that_died_before_the_start_is_replaced_by_the_next_process() {
+    for end in &ENDS[..2] {
+        let address = free_address();
+        let results = on_ranks(2, move |rank| match rank.get() {
+            0 => Some(join_tcp(rank, 3, &address, patient()).map(drop)),
+            _ => {
+                end(let_in(1, &address));
+                let last = let_in(2, &address); // now all have been there
+                let joined = join_tcp(rank, 3, &address, patient()).map(drop);
+                drop(last);
+                Some(joined)
+            }
+        });
+        assert_eq!(results, vec![Some(Ok(())); 2]);
+    }
+}
+
+#[test]
+fn a_rank_that_died_before_the_start_and_does_not_come_again_is_named() {
+    for end in ENDS {
+        let address = free_address();
+        let results = on_ranks(2, move |rank| match rank.get() {
+            0 => join_tcp(rank, 3, &address, short_join()).map(drop),
+            _ => {
+                end(let_in(1, &address));
+                let last = let_in(2, &address);
+                Claim::await_start(&last[0])
+            }
+        });
+        for error in results.into_iter().map(Result::unwrap_err) {
+            assert_eq!((error.kind(), error.rank()), (ErrorKind::Deadline, Some(Rank::new(1))));
+            assert!(error.message().contains("rank 1 did not join"), "{error}");
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod beside;
 mod damaged;
 mod disagreements;
 mod failing;
+mod flooded;
 mod half_loaded;
 mod histories;
 mod keeping;
