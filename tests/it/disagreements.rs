@@ -1,6 +1,8 @@
 //! One rank says one thing otherwise than the others: every rank hears what and who, and nothing
 //! new is visible. Each field there is, in each way of saving; of loads, each of what they ask for.
 
+mod exports;
+
 use std::sync::Arc;
 
 use tch_checkpoint::catalog::Wanted;
