@@ -34,10 +34,8 @@ impl Helper {
 
     /// Gives it its job.
     pub(super) fn run(self, job: Job) -> Verdict {
-        match self.give.send(job) {
-            Ok(()) => Verdict::Coming(self.thread),
-            // It has ended, and the vote of this rank is still to come.
-            Err(unsent) => Verdict::Here(unsent.into_inner().run_here()),
-        }
+        // Never fails: the thread waits as long as there is a sender.
+        let _ = self.give.send(job);
+        Verdict::Coming(self.thread)
     }
 }
