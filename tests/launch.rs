@@ -1,6 +1,6 @@
 //! The launch scripts, with shell one-liners as ranks.
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "helpers of tests")]
 
 #[path = "jobs/marked.rs"]
 mod marked;
