@@ -25,6 +25,7 @@ pub mod state;
 mod sync;
 pub mod tensor;
 // Decisions: pure, no I/O
+mod agree;
 pub mod autosave;
 pub mod cast;
 mod codec;

@@ -4,7 +4,8 @@
 //! phase "audit":  (if asked for) replicas are compared, see `audit`
 //! state (all, no I/O) → local_plan (all, pure)
 //! phase "plan":   gather plans ─(coordinator) merge, balance, sweep, see that it fits,
-//!                 make the attempt─ scatter; see `save/plan` for what is told again
+//!                 make the attempt─ scatter; see `save/plan` for what is told again, and why
+//!                 it is "plan beside" for a save beside training
 //! phase "commit": write (all): piece → block sums → file → fsync → receipt
 //!                 gather receipts ─(coordinator) check, seal, publish, rename─ one verdict
 //! after:          (coordinator) remove what was replaced; failures are only logged
@@ -47,7 +48,7 @@ use crate::sweep::{Pace, RETRY_INTERVAL, log_failure};
 pub use background::{AfterCommit, PendingSave, free_staging, save_async, save_async_overlapped};
 #[cfg(fuzzing)]
 pub(crate) use plan::fuzz_answer as fuzz_plan_answer;
-use plan::{Assignment, Planned, plan};
+use plan::{Assignment, Course, Planned, plan};
 pub(crate) use timing::Timing;
 
 /// How a save is to be done. The same on every rank.
@@ -138,7 +139,7 @@ pub fn save(
         audit(group, state).map_err(help_uncommitted)?;
     }
     let local = || Ok(local_plan(target(path, options), state));
-    let planned = timing.plan(|| plan(group, storage, path, options, false, local))?;
+    let planned = timing.plan(|| plan(group, storage, path, options, Course::Here, local))?;
     let extras = Extras::of(state, options);
     commit(group, Channel::Save, timing, path, &extras, planned, |assignment, timing| {
         let into = |dir: &dyn Directory, progress: &(dyn Fn(u64) + Sync)| {

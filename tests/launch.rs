@@ -1,9 +1,11 @@
 //! The launch scripts, with shell one-liners as ranks.
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "helpers of tests")]
+
+#[path = "jobs/marked.rs"]
+mod marked;
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
@@ -11,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+
+use marked::left_over;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -76,7 +80,7 @@ impl Launch {
             status.is_some()
         });
         let (stdout, stderr) = (read(self.dir.path(), "stdout"), read(self.dir.path(), "stderr"));
-        let left = left_over(self.dir.path());
+        let left = left_over(MARKER, self.dir.path());
         for pid in &left {
             let _ = kill_process(*pid, Signal::KILL);
         }
@@ -99,20 +103,6 @@ fn within_deadline(mut done: impl FnMut() -> bool) -> bool {
 
 fn read(dir: &Path, name: &str) -> String {
     fs::read_to_string(dir.join(name)).unwrap_or_default()
-}
-
-/// Every live process of the launch in `dir`.
-fn left_over(dir: &Path) -> Vec<Pid> {
-    let marker = format!("{MARKER}={}", dir.display());
-    let is_ours = |pid: &str| {
-        let mut environment = Vec::new();
-        fs::File::open(format!("/proc/{pid}/environ"))
-            .and_then(|mut file| file.read_to_end(&mut environment))
-            .is_ok_and(|_| environment.split(|b| *b == 0).any(|v| v == marker.as_bytes()))
-    };
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    let names = processes.filter_map(|entry| entry.file_name().into_string().ok());
-    names.filter(|pid| is_ours(pid)).filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
 }
 
 #[test]
@@ -171,7 +161,7 @@ fn a_lost_peer_does_not_hide_its_cause() {
     // Stopped, so that it finds all three ended at once.
     launch.signal(Signal::STOP);
     fs::write(launch.dir.path().join("go"), "").unwrap();
-    let ranks_ended = within_deadline(|| left_over(launch.dir.path()).len() == 1);
+    let ranks_ended = within_deadline(|| left_over(MARKER, launch.dir.path()).len() == 1);
     launch.signal(Signal::CONT);
     assert!(ranks_ended);
     assert_eq!(launch.end().code, Some(9));
@@ -221,8 +211,8 @@ fn ranks_end_with_a_launcher_that_is_killed() {
     let launch = Launch::ranks("30", "trap '' TERM; touch ready$RANK; exec sleep 300");
     launch.wait_for_files(&["ready0", "ready1", "ready2"]);
     launch.signal(Signal::KILL);
-    let gone = within_deadline(|| left_over(launch.dir.path()).is_empty());
-    assert!(gone, "{:?} go on", left_over(launch.dir.path()));
+    let gone = within_deadline(|| left_over(MARKER, launch.dir.path()).is_empty());
+    assert!(gone, "{:?} go on", left_over(MARKER, launch.dir.path()));
     assert_eq!(launch.end().code, None);
 }
 

@@ -46,7 +46,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// As [`CheckpointPath::parse`]; the last component `latest` stands for the newest, and
+    /// As [`CheckpointPath::parse`], also for addresses; the last component `latest` stands for the newest, and
     /// `best` for the one that the link of this name names.
     ///
     /// # Errors

@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use super::choose::{Choice, Question, choose};
 use super::{Checkpointer, Resume};
+use crate::agree::agree;
 use crate::catalog::{self, Wanted, pointer};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::layout::{self, CheckpointName, SaveId};
 use crate::lineage::{Lineage, is_placed, top_of};
 use crate::manifest::CheckpointInfo;
-use crate::rank::Rank;
 
 /// Most names of checkpoints that an answer lists.
 const NAMES_MAX: usize = 100;
@@ -135,18 +135,11 @@ pub(super) fn wanted_by_all(group: &ProcessGroup, path: &Path) -> Result<Wanted>
 }
 
 fn alike<T: PartialEq + std::fmt::Debug>(asked: &[T]) -> Result<&T> {
-    let Some(ours) = asked.first() else {
-        return Err(Error::new(ErrorKind::Disagreement, "no rank asked for anything"));
+    let difference = |ours: &T, theirs: &T| {
+        let sides = || format!("ranks resume differently: {theirs:?}, the coordinator {ours:?}");
+        (theirs != ours).then(sides)
     };
-    match asked.iter().zip(0..).find(|(theirs, _)| *theirs != ours) {
-        None => Ok(ours),
-        Some((theirs, rank)) => {
-            let message = format!("ranks resume differently: {theirs:?}, the coordinator {ours:?}");
-            Err(Error::new(ErrorKind::Disagreement, message)
-                .at_rank(Rank::new(rank))
-                .with_help("nothing was changed; every rank has to ask for the same checkpoint"))
-        }
-    }
+    agree(asked, difference, "nothing was changed; every rank has to ask for the same checkpoint")
 }
 
 /// What is newer than `chosen`, newest first: of damaged ones those that can be told to be.

@@ -12,6 +12,7 @@
 //!   were trained. Exclude them by name.
 //! - **Casting** is for floating tensors; integers, booleans and complex numbers stay as they are.
 
+mod asked;
 mod draft;
 mod options;
 mod plan;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::agree::agree;
 use crate::catalog::{self, CheckpointPath, Found, Wanted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
@@ -30,6 +32,7 @@ use crate::storage::Storage;
 use crate::sweep::Pace;
 use crate::tensor::{Dtype, TensorName, TensorSpec};
 
+use asked::Asked;
 use draft::Draft;
 pub use options::ExportOptions;
 use plan::FilePlan;
@@ -115,8 +118,8 @@ pub struct ExportedTensor {
 /// ```
 ///
 /// # Collective
-/// Every rank; the coordinator does it, with its own arguments, and all get what came of it. One
-/// process alone passes [`ProcessGroup::solo`].
+/// Every rank, with the same `wanted`, `out` and `options`; the coordinator does it, and all get what
+/// came of it. One process alone passes [`ProcessGroup::solo`].
 ///
 /// # Durability
 /// Once this returns, the export survives a power cut. A crash before leaves nothing under the
@@ -125,7 +128,8 @@ pub struct ExportedTensor {
 ///
 /// # Errors
 /// [`ErrorKind::InvalidInput`] for options that contradict each other, and for a place inside a
-/// checkpoint; [`ErrorKind::NotFound`],
+/// checkpoint; [`ErrorKind::Disagreement`] if ranks ask for different exports;
+/// [`ErrorKind::NotFound`],
 /// with what there is, if there is no such checkpoint, or an option names nothing in it;
 /// [`ErrorKind::AlreadyExists`] if the name is taken (by anything that is no export, also with
 /// [`ExportOptions::overwrite`]); [`ErrorKind::Unsupported`] for a cast of an 8-bit float;
@@ -140,8 +144,11 @@ pub fn export(
     options: &ExportOptions,
 ) -> Result<Exported> {
     let out = out.as_ref();
-    let work = || export_alone(storage, wanted, out, options, &Pace::of(group));
-    group.phase_all(Channel::Save, "export", || Ok(()), |_: Vec<()>| work())
+    let ask = || Asked::of(wanted, out, options);
+    group.phase_all(Channel::Save, "export", ask, |asked: Vec<Asked>| {
+        agree(&asked, Asked::difference, "nothing was exported; every rank must export alike")?;
+        export_alone(storage, wanted, out, options, &Pace::of(group))
+    })
 }
 
 fn export_alone(

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::agree::agree;
 use crate::catalog::{CheckpointPath, Wanted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::handler::{LoadOptions, Model, NNHandler};
-use crate::rank::Rank;
 use crate::state::Value;
 
 /// Options of a load by name, as text.
@@ -77,16 +77,11 @@ fn described(options: &LoadOptions) -> Result<Options> {
 }
 
 fn alike(all: &[Options]) -> Result<()> {
-    let Some(ours) = all.first() else { return Ok(()) };
-    for (theirs, rank) in all.iter().zip(0..) {
-        if let Some(((name, ours), (_, theirs))) = ours.iter().zip(theirs).find(|(a, b)| a != b) {
-            let message = format!("`{name}` is {theirs} on this rank, {ours} on the coordinator");
-            return Err(Error::new(ErrorKind::Disagreement, message)
-                .at_rank(Rank::new(rank))
-                .with_help("give every rank the same options; nothing was loaded"));
-        }
-    }
-    Ok(())
+    let difference = |ours: &Options, theirs: &Options| {
+        let ((name, ours), (_, theirs)) = ours.iter().zip(theirs).find(|(a, b)| a != b)?;
+        Some(format!("`{name}` is {theirs} on this rank, {ours} on the coordinator"))
+    };
+    agree(all, difference, "give every rank the same options; nothing was loaded").map(drop)
 }
 
 /// Phase "config": ranks that build different models would exchange gradients of different things.
@@ -101,20 +96,14 @@ pub(super) fn agree_on_config(
         config.map(Value::json).transpose()
     };
     group.phase_all(Channel::Save, "config", own, |all: Vec<Option<Value>>| {
-        let Some(ours) = all.first() else { return Ok(()) };
-        let differs = |theirs: &Option<Value>| match (theirs, ours) {
-            (Some(theirs), Some(ours)) => !theirs.same(ours),
-            (theirs, ours) => theirs.is_some() != ours.is_some(),
+        let difference = |ours: &Option<Value>, theirs: &Option<Value>| {
+            let differs = match (theirs, ours) {
+                (Some(theirs), Some(ours)) => !theirs.same(ours),
+                (theirs, ours) => theirs.is_some() != ours.is_some(),
+            };
+            differs.then(|| "ranks build the model with different configurations".to_owned())
         };
-        match all.iter().zip(0..).find(|(theirs, _)| differs(theirs)) {
-            None => Ok(()),
-            Some((_, rank)) => Err(Error::new(
-                ErrorKind::Disagreement,
-                "ranks build the model with different configurations",
-            )
-            .at_rank(Rank::new(rank))
-            .with_help("give every rank the same configuration")),
-        }
+        agree(&all, difference, "give every rank the same configuration").map(drop)
     })?;
     wanted.ok_or_else(|| Error::new(ErrorKind::Disagreement, "phase config passed without a path"))
 }

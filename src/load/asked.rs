@@ -1,18 +1,17 @@
 //! What every rank asks for in phase "manifest", which must be the same.
 
-use std::fmt::Debug;
 #[cfg(feature = "torch")]
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::Atomicity;
+use crate::agree::{agree, unlike};
 use crate::catalog::Wanted;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 #[cfg(feature = "torch")]
 use crate::group::{Channel, ProcessGroup};
 use crate::plan::load::LoadRules;
-use crate::rank::Rank;
 
 /// What one rank asks for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,10 +25,6 @@ impl Asked {
     /// The first field in which another rank differs, in words.
     fn difference(&self, theirs: &Self) -> Option<String> {
         let Self { wanted, rules: LoadRules { strict, components }, atomicity } = self;
-        fn unlike<T: PartialEq + Debug>(what: &str, ours: &T, theirs: &T) -> Option<String> {
-            let sides = || format!("{what} differs: {theirs:?}, but {ours:?} on the coordinator");
-            (ours != theirs).then(sides)
-        }
         unlike("the checkpoint to be loaded", wanted, &theirs.wanted)
             .or_else(|| unlike("`strict`", strict, &theirs.rules.strict))
             .or_else(|| unlike("`components`", components, &theirs.rules.components))
@@ -54,17 +49,7 @@ pub(crate) fn wanted_of(group: &ProcessGroup, path: &Path) -> Result<Wanted> {
 /// What all ranks ask for.
 ///
 /// # Errors
-/// [`ErrorKind::Disagreement`], naming the rank and the field.
+/// [`ErrorKind::Disagreement`](crate::ErrorKind::Disagreement), naming the rank and the field.
 pub(super) fn alike(asked: &[Asked]) -> Result<&Asked> {
-    let Some(ours) = asked.first() else {
-        return Err(Error::new(ErrorKind::Disagreement, "no rank asked for anything"));
-    };
-    for (theirs, rank) in asked.iter().zip(0..) {
-        if let Some(message) = ours.difference(theirs) {
-            return Err(Error::new(ErrorKind::Disagreement, message)
-                .at_rank(Rank::new(rank))
-                .with_help("nothing was loaded; every rank must load alike"));
-        }
-    }
-    Ok(ours)
+    agree(asked, Asked::difference, "nothing was loaded; every rank must load alike")
 }

@@ -6,13 +6,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::agree::agree;
 use crate::catalog::Wanted;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::load::{Atomicity, Destination, Loaded, load};
 use crate::manifest::Manifest;
 use crate::plan::load::{LoadRules, list};
-use crate::rank::Rank;
 use crate::select::{Selection, SelectionRules};
 use crate::state::LoadTargets;
 use crate::storage::Storage;
@@ -122,7 +122,7 @@ pub fn load_partial(
     selection: &Selection,
     options: &PartialOptions,
 ) -> Result<PartialLoaded> {
-    agree(group, selection, options)?;
+    agree_on_selection(group, selection, options)?;
     let components = selection.rules().components.clone();
     let rules = LoadRules { strict: false, components };
     let mut selected = Selected {
@@ -140,23 +140,22 @@ pub fn load_partial(
 }
 
 /// Ranks that select differently would each fill another part of one model.
-fn agree(group: &ProcessGroup, selection: &Selection, options: &PartialOptions) -> Result<()> {
+fn agree_on_selection(
+    group: &ProcessGroup,
+    selection: &Selection,
+    options: &PartialOptions,
+) -> Result<()> {
     let own = || Ok((selection.rules().clone(), *options));
     group.phase_all(
         Channel::Save,
         "selection",
         own,
         |all: Vec<(SelectionRules, PartialOptions)>| {
-            let Some(ours) = all.first() else { return Ok(()) };
-            match all.iter().zip(0..).find(|(theirs, _)| *theirs != ours) {
-                None => Ok(()),
-                Some((theirs, rank)) => {
-                    let text = format!("`{}` differs from the coordinator's", field(ours, theirs));
-                    Err(Error::new(ErrorKind::Disagreement, text)
-                        .at_rank(Rank::new(rank))
-                        .with_help("give every rank the same selection and options"))
-                }
-            }
+            let difference = |ours: &_, theirs: &_| {
+                let text = || format!("`{}` differs from the coordinator's", field(ours, theirs));
+                (theirs != ours).then(text)
+            };
+            agree(&all, difference, "give every rank the same selection and options").map(drop)
         },
     )
 }

@@ -1,4 +1,4 @@
-//! Saving beside training: phase "plan" in the foreground, the rest in a thread.
+//! Saving beside training: phase "plan beside" in the foreground, the rest in a thread.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,8 @@ use super::flight::Flight;
 use super::gate::{Gate, Opens};
 use super::helper::Helper;
 use super::{
-    Assignment, Checkpoint, Extras, Planned, SaveOptions, Timing, commit, help_uncommitted, plan,
-    target, write,
+    Assignment, Checkpoint, Course, Extras, Planned, SaveOptions, Timing, commit, help_uncommitted,
+    plan, target, write,
 };
 use crate::audit::audit;
 use crate::catalog::CheckpointPath;
@@ -188,7 +188,7 @@ impl fmt::Debug for PendingSave {
 /// "commit" comes from the thread, on a channel of its own.
 ///
 /// # Errors
-/// On every rank at once: those of [`save`](fn@crate::save::save) up to phase "plan", and
+/// On every rank at once: those of [`save`](fn@crate::save::save) up to phase "plan beside", and
 /// [`ErrorKind::InvalidInput`] while another one is pending. All later ones, failing to copy
 /// included, come from [`PendingSave::wait`].
 pub fn save_async(
@@ -255,9 +255,9 @@ fn start(
         Some(error) => Err(error),
         None => Ok(local_plan(target(path, options), state)),
     };
-    let can_wait = helper.is_some();
-    let planned = timing.plan(|| plan(group, storage.as_ref(), path, options, can_wait, local))?;
-    // An error here was this rank's vote, so that phase "plan" has failed.
+    let course = Course::Beside { has_thread: helper.is_some() };
+    let planned = timing.plan(|| plan(group, storage.as_ref(), path, options, course, local))?;
+    // An error here was this rank's vote, so that phase "plan beside" has failed.
     let seat = seat?;
     // From here on what a rank meets goes to the vote.
     let stage = || {

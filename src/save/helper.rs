@@ -1,4 +1,4 @@
-//! The thread of a save beside training. It is there before phase "plan", in which the ranks agree
+//! The thread of a save beside training. It is there before phase "plan beside", in which the ranks agree
 //! whether each of them has one: a rank that saved in its caller's thread while the others train
 //! would have to wait for them without a sign of life.
 
@@ -34,10 +34,8 @@ impl Helper {
 
     /// Gives it its job.
     pub(super) fn run(self, job: Job) -> Verdict {
-        match self.give.send(job) {
-            Ok(()) => Verdict::Coming(self.thread),
-            // It has ended, and the vote of this rank is still to come.
-            Err(unsent) => Verdict::Here(unsent.into_inner().run_here()),
-        }
+        // Never fails: the thread waits as long as there is a sender.
+        let _ = self.give.send(job);
+        Verdict::Coming(self.thread)
     }
 }

@@ -19,6 +19,26 @@ use crate::space::Need;
 use crate::storage::Storage;
 use crate::sweep::Pace;
 
+/// How a save goes on when there is a plan.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Course {
+    /// In its caller's thread.
+    Here,
+    /// Beside its caller, if this rank has a thread for that.
+    Beside { has_thread: bool },
+}
+
+impl Course {
+    /// Ranks that do not go on alike are in different phases, and are told so: phase "commit" is on
+    /// different channels, so that they would wait for each other there.
+    fn phase(self) -> &'static str {
+        match self {
+            Self::Here => "plan",
+            Self::Beside { .. } => "plan beside",
+        }
+    }
+}
+
 /// What each rank learns in phase "plan".
 pub(super) struct Assignment {
     pub(super) name: CheckpointName,
@@ -78,13 +98,14 @@ pub(super) fn plan(
     storage: &dyn Storage,
     path: &CheckpointPath,
     options: &SaveOptions,
-    can_wait: bool,
+    course: Course,
     local: impl FnOnce() -> Result<LocalPlan>,
 ) -> Result<Planned> {
     let (mut kept, mut made, mut sent) = (Kept::default(), None, Vec::new());
     let begin = |merged: &MergedPlan| begin(group, storage, path, merged, options);
+    let can_wait = course == Course::Beside { has_thread: true };
     let vote = || Ok(Vote { plan: kept.vote(group, local()?), can_wait });
-    let answer = group.phase(Channel::Save, "plan", vote, |votes: Vec<Vote>| {
+    let answer = group.phase(Channel::Save, course.phase(), vote, |votes: Vec<Vote>| {
         let goes_beside = votes.iter().all(|vote| vote.can_wait);
         let votes: Vec<PlanVote> = votes.into_iter().map(|vote| vote.plan).collect();
         let plans = if let Some(before) = as_before(group, &votes, &mut made, begin)? {

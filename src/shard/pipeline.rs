@@ -143,6 +143,7 @@ impl<'a> Writer<'a> {
             return Ok(());
         }
         file.finish()?;
+        self.pacing.next_file();
         self.times.fsync += clock::now().saturating_duration_since(written);
         self.finished += 1;
         Ok(())

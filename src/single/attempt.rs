@@ -150,7 +150,7 @@ impl Attempt {
         sabotage::unless(Defect::DirectoriesNotSynced, || self.parent.sync())
     }
 
-    /// Whether the name is as it was in phase "plan".
+    /// Whether the name is as it was in the first phase.
     fn check_unchanged(&mut self, index: usize) -> Result<()> {
         let Some(made) = self.files.get_mut(index) else { return Ok(()) };
         match existing(self.parent.as_ref(), made.name.as_str())? {

@@ -34,7 +34,7 @@ struct Share {
     pieces: Vec<RangePiece>,
 }
 
-/// What each rank learns in phase "plan".
+/// What each rank learns in phase "plan file" or "plan files".
 #[derive(serde::Serialize, serde::Deserialize)]
 pub(super) struct Assignment {
     save_id: SaveId,
@@ -70,7 +70,7 @@ pub fn save_single_file(
     state: &StateDict,
     options: &SaveOptions,
 ) -> Result<Checkpoint> {
-    save_files(group, storage, path, state, options, |_| vec![None])
+    save_files(group, storage, path, state, options, "plan file", |_| vec![None])
 }
 
 /// Saves `state` as one file per component, `{stem}_{component}.safetensors`, all of one save. The
@@ -92,15 +92,18 @@ pub fn save_multi_files(
     options: &SaveOptions,
 ) -> Result<Checkpoint> {
     let options = SaveOptions { on_existing: OnExisting::Refuse, ..options.clone() };
-    save_files(group, storage, stem, state, &options, by_component)
+    save_files(group, storage, stem, state, &options, "plan files", by_component)
 }
 
+/// The first phase is called otherwise for each way of saving, so that ranks which save in different
+/// ways are told so.
 fn save_files(
     group: &ProcessGroup,
     storage: &dyn Storage,
     path: &CheckpointPath,
     state: &StateDict,
     options: &SaveOptions,
+    phase: &str,
     spread: Spread,
 ) -> Result<Checkpoint> {
     let mut timing = Timing::begin(group, path, options.step);
@@ -117,7 +120,7 @@ fn save_files(
         coordinator = Some(begun);
         Ok(answers)
     };
-    let assignment = timing.plan(|| group.phase(Channel::Save, "plan", local, begin));
+    let assignment = timing.plan(|| group.phase(Channel::Save, phase, local, begin));
     let close = |coordinator: Option<Coordinator>| {
         if let Some(coordinator) = coordinator {
             coordinator.close(&Pace::of(group));
@@ -150,7 +153,7 @@ fn save_files(
     Ok(Checkpoint { path, name, save_id, tensor_bytes: report.tensor_bytes, report })
 }
 
-/// Phase "plan", coordinator: the files, hidden.
+/// First phase, coordinator: the files, hidden.
 fn make_files(
     group: &ProcessGroup,
     storage: &dyn Storage,

@@ -35,7 +35,7 @@ pub(super) fn check_link_text(target: &str, link: &Path) -> Result<()> {
 }
 
 /// Refuses an address. As a path it would be a directory here, called like what its user must not
-/// tell.
+/// tell. Whoever cuts a path asks before that: what is left need not look like an address.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidInput`].

@@ -284,6 +284,43 @@ fn ranks_that_give_different_paths_are_told_so() {
     }
 }
 
+/// One rank saves into a directory, another into a file, or several files.
+#[test]
+fn ranks_that_save_in_different_ways_are_told_so() {
+    let phases = ["plan", "plan file", "plan files"];
+    let ways = VERBS.into_iter().zip(phases);
+    let pairs = ways.clone().flat_map(|usual| ways.clone().map(move |other| (usual, other)));
+    let mut count = 0;
+    for (((name, usual), ours), ((other_name, other), theirs)) in pairs {
+        if ours == theirs {
+            continue;
+        }
+        let (odd, memory) = (count % RANKS, some_checkpoint());
+        let inner = memory.clone();
+        let results = on_ranks(RANKS, move |group| {
+            let storage: Arc<dyn Storage> = Arc::new(inner.clone());
+            let mut handler = full(&group, &storage);
+            if group.rank().get() == odd {
+                other(&mut handler, "runs/new")
+            } else {
+                usual(&mut handler, "runs/new")
+            }
+        });
+        let what = format!("rank {odd} {other_name}, the others {name}");
+        assert_eq!(entries(&memory, "runs"), ["a"], "{what}");
+        let error = one_error(&results);
+        assert_eq!(error.kind(), ErrorKind::Disagreement, "{what}: {error}");
+        let text = error.to_string();
+        let says = |phase: &str| text.contains(&format!("phase \"{phase}\""));
+        assert!(says(ours) && says(theirs), "{what}: {text}");
+        // Where the coordinator is the odd one, it is any of the others.
+        let named = error.rank().map(|rank| rank.get());
+        assert!(if odd == 0 { named > Some(0) } else { named == Some(odd) }, "{what}: {text}");
+        count += 1;
+    }
+    assert_eq!(count, 6);
+}
+
 /// A path that can be no checkpoint's is an error of that rank alone, of which all must hear.
 #[test]
 fn a_path_that_is_none_on_one_rank_is_every_ranks_error() {

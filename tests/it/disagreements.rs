@@ -1,6 +1,8 @@
 //! One rank says one thing otherwise than the others: every rank hears what and who, and nothing
 //! new is visible. Each field there is, in each way of saving; of loads, each of what they ask for.
 
+mod exports;
+
 use std::sync::Arc;
 
 use tch_checkpoint::catalog::Wanted;
@@ -142,6 +144,20 @@ impl Way {
     const ALL: [Self; 5] =
         [Self::Plain, Self::Again, Self::Beside, Self::SingleFile, Self::MultiFiles];
 
+    fn is_same_call(self, other: Self) -> bool {
+        self.phase() == other.phase()
+    }
+
+    /// In which ranks say what they hold: by its name they see that others save in another way.
+    fn phase(self) -> &'static str {
+        match self {
+            Self::Plain | Self::Again => "plan",
+            Self::Beside => "plan beside",
+            Self::SingleFile => "plan file",
+            Self::MultiFiles => "plan files",
+        }
+    }
+
     fn save(self, group: &ProcessGroup, storage: &Arc<dyn Storage>, said: &Said) -> Result<()> {
         let state = said.state(group.rank().get());
         let (at, options, on) = (path(said.at), &said.options, storage.as_ref());
@@ -204,6 +220,44 @@ fn every_field_of_a_save_that_one_rank_says_otherwise() {
         }
     }
     crate::tier::figure("fields of a save that one rank says otherwise", count);
+}
+
+/// The structure may be known from an earlier save, which some of these ways tell by a hash.
+#[test]
+fn ranks_that_save_in_different_ways_are_told_so() {
+    let mut count = 0u32;
+    for usual in Way::ALL {
+        for other in Way::ALL.into_iter().filter(|other| !usual.is_same_call(*other)) {
+            let (odd, memory) = (count % RANKS, MemoryStorage::new());
+            let storage: Arc<dyn Storage> = Arc::new(memory.clone());
+            let verdicts = on_ranks(RANKS, move |group| {
+                if usual == Way::Again || other == Way::Again {
+                    let first = Said { at: "runs/first", ..Said::usual() };
+                    Way::Plain.save(&group, &storage, &first).unwrap();
+                }
+                let way = if group.rank().get() == odd { other } else { usual };
+                let verdict = way.save(&group, &storage, &Said::usual());
+                // The group is of further use, once all do the same.
+                Way::Plain
+                    .save(&group, &storage, &Said { at: "runs/next", ..Said::usual() })
+                    .unwrap();
+                verdict
+            });
+            let what = format!("rank {odd} {other:?}, the others {usual:?}");
+            let error = one_error(&verdicts, &what);
+            let (ours, theirs) = if odd == 0 {
+                (other.phase(), usual.phase())
+            } else {
+                (usual.phase(), other.phase())
+            };
+            for words in [ours, theirs] {
+                assert_names(&error, ErrorKind::Disagreement, odd, &format!("phase \"{words}\""));
+            }
+            let left = entries(&memory, "runs");
+            assert!(left.iter().all(|name| name == "first" || name == "next"), "{what}: {left:?}");
+            count += 1;
+        }
+    }
 }
 
 /// What no rank holds cannot be told from a rank that has forgotten its share.

@@ -5,6 +5,7 @@ mod lost;
 mod matrix;
 mod reads;
 mod saves;
+mod write_back;
 
 use std::sync::Arc;
 

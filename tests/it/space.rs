@@ -45,15 +45,16 @@ fn inventory(storage: &MemoryStorage) -> (Vec<String>, u64) {
     (names, storage.used_bytes())
 }
 
-fn refused(error: &Error) {
+fn refused(error: &Error, phase: &str) {
     assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
-    assert_eq!((error.path(), error.phase()), (Some("runs"), Some("plan")), "{error}");
+    assert_eq!((error.path(), error.phase()), (Some("runs"), Some(phase)), "{error}");
     assert_eq!(error.exit_code(), 3);
 }
 
 #[test]
 fn what_does_not_fit_is_the_same_error_on_all_ranks_and_the_old_one_stays() {
-    for (n, save) in [(3, as_directory as Save), (1, as_file), (4, as_file)] {
+    let directory = (3, as_directory as Save, "plan");
+    for (n, save, phase) in [directory, (1, as_file, "plan file"), (4, as_file, "plan file")] {
         let storage = MemoryStorage::new();
         let saved = |generation: u64| {
             let storage = storage.clone();
@@ -63,7 +64,7 @@ fn what_does_not_fit_is_the_same_error_on_all_ranks_and_the_old_one_stays() {
         let before = inventory(&storage);
         storage.set_capacity(Some(before.1 + 300_000));
         let errors: Vec<Error> = saved(2).into_iter().map(Result::unwrap_err).collect();
-        errors.iter().for_each(refused);
+        errors.iter().for_each(|error| refused(error, phase));
         assert!(errors.windows(2).all(|pair| pair[0] == pair[1]), "{errors:?}");
         assert_eq!(inventory(&storage), before, "nothing was written");
         for verdict in loaded(storage.clone(), n, "runs/a", &tensors(), 1) {

@@ -1,7 +1,6 @@
 //! Starts a job, waits for its end, and looks at what it left behind.
 
 use std::fs;
-use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
+
+use crate::marked::left_over;
 
 /// Names the case to a rank.
 pub const CASE: &str = "MPI_TEST_CASE";
@@ -108,16 +109,7 @@ impl Job {
 
     /// Every live process of this job.
     fn left_over(&self) -> Vec<Pid> {
-        let marker = format!("{DIR}={}", self.dir.path().display());
-        let is_ours = |pid: &str| {
-            let mut environment = Vec::new();
-            fs::File::open(format!("/proc/{pid}/environ"))
-                .and_then(|mut file| file.read_to_end(&mut environment))
-                .is_ok_and(|_| environment.split(|b| *b == 0).any(|v| v == marker.as_bytes()))
-        };
-        let names = fs::read_dir("/proc").unwrap().flatten();
-        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
-        names.filter(|pid| is_ours(pid)).filter_map(|p| Pid::from_raw(p.parse().ok()?)).collect()
+        left_over(DIR, self.dir.path())
     }
 }
 

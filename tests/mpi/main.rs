@@ -9,6 +9,8 @@ mod driver;
 #[allow(dead_code, reason = "ranks are processes here, not threads")]
 #[path = "../it/harness.rs"]
 mod harness;
+#[path = "../jobs/marked.rs"]
+mod marked;
 mod ranks;
 
 use std::collections::BTreeSet;

@@ -2,7 +2,6 @@
 //! waits for the end of all.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -13,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::harness;
+use crate::marked::left_over;
 use crate::rank::is_expected;
 use crate::report::{self, Report};
 use crate::table::{Act, Cell, RANKS, Way};
@@ -186,16 +186,7 @@ impl Job {
 
     /// Every live process of this job.
     fn left_over(&self) -> Vec<Pid> {
-        let marker = format!("{DIR}={}", self.dir.path().display());
-        let is_ours = |pid: &str| {
-            let mut environment = Vec::new();
-            fs::File::open(format!("/proc/{pid}/environ"))
-                .and_then(|mut file| file.read_to_end(&mut environment))
-                .is_ok_and(|_| environment.split(|b| *b == 0).any(|v| v == marker.as_bytes()))
-        };
-        let names = fs::read_dir("/proc").unwrap().flatten();
-        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
-        names.filter(|pid| is_ours(pid)).filter_map(|p| Pid::from_raw(p.parse().ok()?)).collect()
+        left_over(DIR, self.dir.path())
     }
 
     fn end(mut self) -> Ended {

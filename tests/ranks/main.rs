@@ -14,6 +14,8 @@
 mod harness;
 mod job;
 mod judge;
+#[path = "../jobs/marked.rs"]
+mod marked;
 #[allow(dead_code, reason = "not all of it is needed here")]
 #[path = "../handler/models.rs"]
 mod models;

@@ -114,8 +114,8 @@ impl Act {
 /// What the ranks do together, and the phases that it has.
 pub const SCENARIOS: [(&str, &[&str]); 6] = [
     ("save", &["audit", "plan", "commit"]),
-    ("files", &["plan", "commit"]),
-    ("beside", &["plan", "commit"]),
+    ("files", &["plan file", "commit"]),
+    ("beside", &["plan beside", "commit"]),
     ("load", &["manifest", "plan", "read", "place"]),
     ("loop", &["configure", "look", "due", "poll", "state", "commit"]),
     ("train", &["build", "train", "callbacks", "poll", "state", "commit"]),

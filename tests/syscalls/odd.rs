@@ -74,6 +74,43 @@ fn direct_writes_are_completed_done_without_or_fail() {
     assert_eq!(tried.run.calls.iter().filter(|call| is_direct(call)).count(), 1, "asked again");
 }
 
+/// What the page cache has taken is brought to the device now and then, which may fail long before
+/// the fsync at the end: pages are lost then that a later fsync could call clean. (Where direct
+/// writes are done they are refused for this, so that everything goes through the page cache.)
+#[test]
+fn bytes_that_are_lost_on_their_way_to_the_device_fail_the_save() {
+    for scene in [&scenes::CACHED, &scenes::CACHED_PROCESSES] {
+        let stage = Stage::set(scene);
+        let refuse_direct = |call: &Call| match call.name {
+            "pwrite64" if call.is_direct => Act::Fail(libc::EINVAL),
+            _ => Act::Pass,
+        };
+        let tried = stage.play(&mut |call| refuse_direct(call));
+        assert_eq!((tried.run.code, stage.fault_of(&tried)), (Some(0), None), "{}", scene.title);
+        let settled: Vec<_> = tried.run.calls.iter().filter(|c| c.name == "fdatasync").collect();
+        assert!(settled.len() >= 2, "{}: {} times", scene.title, settled.len());
+        for nth in 0..2 {
+            let mut seen = 0;
+            let tried = stage.play(&mut |call| match call.name {
+                "fdatasync" => {
+                    seen += 1;
+                    if seen - 1 == nth { Act::Fail(libc::EIO) } else { Act::Pass }
+                }
+                _ => refuse_direct(call),
+            });
+            let what = format!("{}, number {nth}: {}", scene.title, tried.run.stderr.trim());
+            assert_eq!(fails(&stage, &tried), None, "{what}");
+            assert!(!stage.has_committed(&tried), "{what}");
+            assert!(tried.run.stderr.contains("writing back"), "{what}");
+            let lost = tried.run.calls.iter().position(|c| c.injected && c.name == "fdatasync");
+            let (hit, later) = tried.run.calls.split_at(lost.expect("nothing has failed") + 1);
+            let is_lost = |c: &&Call| c.path == hit[hit.len() - 1].path;
+            let again = later.iter().filter(is_lost).any(|c| c.name.ends_with("sync"));
+            assert!(!again, "{what}: fsynced again");
+        }
+    }
+}
+
 /// Nobody can keep a device from lying, but what it makes of a checkpoint is found.
 #[test]
 fn writes_that_are_not_done_are_found() {

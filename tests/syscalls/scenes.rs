@@ -38,6 +38,20 @@ pub static LARGE: Scene = Scene {
     ..BESIDE
 };
 
+/// A save of which each rank writes several MiB.
+pub static CACHED: Scene = Scene {
+    title: "save through the page cache",
+    command: |dir, step| stress_bytes("9000001", dir, step, 2, &[]),
+    ..BESIDE
+};
+
+/// The same by ranks that are processes.
+pub static CACHED_PROCESSES: Scene = Scene {
+    title: "processes that save through the page cache",
+    command: |dir, step| stress_bytes("9000001", dir, step, 2, &["--transport", "tcp"]),
+    ..BESIDE
+};
+
 /// A save in place of an older one.
 pub static REPLACING: Scene = Scene {
     title: "replacing",

@@ -122,9 +122,8 @@ impl WriteFile for FaultyWriteFile {
         self.faults.run("reserve", &self.path, || self.inner.reserve(len))
     }
 
-    // No operation of its own: how often it is called depends on how fast the storage is.
     fn write_back(&self) -> Result<bool> {
-        self.inner.write_back()
+        self.faults.write_back(&self.path, || self.inner.write_back())
     }
 
     fn finish(self: Box<Self>) -> Result<()> {

@@ -37,7 +37,8 @@ pub enum Fault {
 ///
 /// Every call of [`Storage`], [`Directory`], [`WriteFile`](super::WriteFile) and
 /// [`ReadFile`](super::ReadFile) that can fail is one operation, counted from 1 over all clones
-/// and all handles; giving back a lock is none, and neither is [`Directory::space`].
+/// and all handles; giving back a lock is none, and neither are [`Directory::space`] and
+/// [`WriteFile::write_back`](super::WriteFile::write_back), see [`FaultyStorage::fail_write_back`].
 #[derive(Clone)]
 pub struct FaultyStorage {
     inner: Arc<dyn Storage>,
@@ -56,6 +57,13 @@ impl FaultyStorage {
     /// does nothing and reports the error of the fault, or `EIO`.
     pub fn fail_at(&self, operation: u64, fault: Fault, persistent: bool) {
         self.faults.0.lock().chosen = Some(Chosen { operation, fault, persistent });
+    }
+
+    /// Lets every [`WriteFile::write_back`](super::WriteFile::write_back) do nothing and report this
+    /// error number of the operating system, whatever operation was chosen. It is not counted: how
+    /// often it is called depends on how fast the storage is.
+    pub fn fail_write_back(&self, code: i32) {
+        self.faults.0.lock().write_back = Some(code);
     }
 
     /// How many operations there were, failed ones included.
@@ -112,6 +120,7 @@ struct Faults(Mutex<State>);
 struct State {
     log: Vec<String>,
     chosen: Option<Chosen>,
+    write_back: Option<i32>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -153,6 +162,13 @@ impl Faults {
         };
         let doing = format!("injected fault in operation {number}, {operation}");
         Err(Error::io(&io::Error::from_raw_os_error(code), &doing, path))
+    }
+
+    /// Does a `write_back` as `body` says, unless all of them are to fail.
+    fn write_back(&self, path: &Path, body: impl FnOnce() -> Result<bool>) -> Result<bool> {
+        let Some(code) = self.0.lock().write_back else { return body() };
+        let doing = "injected fault in write_back";
+        Err(Error::io(&io::Error::from_raw_os_error(code), doing, path))
     }
 
     /// Logs an operation; its number, and how it is to fail.
