@@ -198,17 +198,22 @@ impl StarData {
     ) -> Result<()> {
         let Some((rank, pipe)) = pipes.first_mut() else { return Ok(()) };
         let (rank, pipe) = (*rank, pipe.as_mut());
-        self.write(rank, pipe, &head.to_bytes())?;
+        self.contribute(rank, pipe, &head.to_bytes())?;
         self.read_status(rank, pipe)?;
         for piece in bytes.chunks_mut(PIECE_BYTES) {
-            if contribute && let Err(error) = self.write(rank, pipe, piece) {
-                // The coordinator may have said why before it stopped reading.
-                return Err(self.read_status(rank, pipe).err().unwrap_or(error));
+            if contribute {
+                self.contribute(rank, pipe, piece)?;
             }
             self.read_status(rank, pipe)?;
             self.read(rank, pipe, piece)?;
         }
         Ok(())
+    }
+
+    /// Sends bytes to the coordinator, which may have said why before it stopped reading.
+    fn contribute(&self, rank: Rank, pipe: &mut dyn Pipe, bytes: &[u8]) -> Result<()> {
+        let written = self.write(rank, pipe, bytes);
+        written.map_err(|error| self.read_status(rank, pipe).err().unwrap_or(error))
     }
 
     /// Reads whether the coordinator goes on, or its error.

@@ -166,3 +166,27 @@ fn a_silent_rank_ends_the_exchange_by_the_deadline() {
         assert_eq!((error.kind(), error.rank()), (ErrorKind::Deadline, Some(Rank::new(2))));
     }
 }
+
+#[test]
+fn who_comes_when_the_coordinator_has_given_up_hears_of_whom() {
+    for transport in TRANSPORTS {
+        let over = Arc::new(Barrier::new(2));
+        let results = with_groups(transport, 3, &patient(), move |group| {
+            let rank = group.rank().get();
+            if rank == 1 {
+                return None;
+            }
+            if rank == 2 {
+                over.wait();
+            }
+            let result = group.all_reduce_sum(&mut [1.0]);
+            drop(group);
+            if rank == 0 {
+                over.wait();
+            }
+            Some(result)
+        });
+        let error = same_error(results.into_iter().flatten().collect());
+        assert_eq!((error.kind(), error.rank()), (ErrorKind::PeerLost, Some(Rank::new(1))));
+    }
+}
