@@ -1,6 +1,8 @@
 //! `code`: the source that a model was trained with, as text.
 
-use std::path::Path;
+use std::path::PathBuf;
+
+use clap::Args;
 
 use super::format::{bytes, table};
 use super::{Output, Stop};
@@ -11,9 +13,17 @@ use crate::error::{Error, ErrorKind};
 use crate::layout::CODE_DIR;
 use crate::storage::LocalStorage;
 
-pub(super) fn code(out: &mut Output<'_>, path: &Path, file: Option<&str>) -> Result<u8, Stop> {
-    let found = find(&LocalStorage::new(), &Wanted::parse(path)?)?;
-    match file {
+#[derive(Args)]
+pub(super) struct Code {
+    /// The checkpoint; `DIR/latest` is the newest of DIR, `DIR/best` what its link names.
+    path: PathBuf,
+    /// A file to print, by its name in the list.
+    file: Option<String>,
+}
+
+pub(super) fn run(out: &mut Output<'_>, arguments: &Code) -> Result<u8, Stop> {
+    let found = find(&LocalStorage::new(), &Wanted::parse(&arguments.path)?)?;
+    match &arguments.file {
         Some(file) => print(out, &found, file)?,
         None => list(out, &found)?,
     }

@@ -1,7 +1,8 @@
 //! `inspect`: what a checkpoint holds, read from its manifest alone.
 
-use std::path::Path;
+use std::path::PathBuf;
 
+use clap::Args;
 use serde_json::json;
 
 use super::format::{bytes, table, value};
@@ -11,9 +12,18 @@ use crate::shown::{line, path};
 use crate::state::Value;
 use crate::storage::LocalStorage;
 
-pub(super) fn inspect(out: &mut Output<'_>, at: &Path, json: bool) -> Result<u8, Stop> {
-    let found = find(&LocalStorage::new(), &Wanted::parse(at)?)?;
-    if json {
+#[derive(Args)]
+pub(super) struct Inspect {
+    /// The checkpoint; `DIR/latest` is the newest of DIR, `DIR/best` what its link names.
+    path: PathBuf,
+    /// One JSON object instead of tables.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(out: &mut Output<'_>, arguments: &Inspect) -> Result<u8, Stop> {
+    let found = find(&LocalStorage::new(), &Wanted::parse(&arguments.path)?)?;
+    if arguments.json {
         out.json(&as_json(&found))?;
     } else {
         summary(out, &found)?;

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
-use super::verify::{self as one, DAMAGED};
-use super::{Output, Stop, verdict};
+use super::verify as one;
+use super::{DAMAGED, Output, Stop, progress, verdict};
 use crate::catalog::{Wanted, Which, find};
 use crate::error::{ErrorKind, Result};
 use crate::layout::CheckpointName;
@@ -40,10 +40,10 @@ struct Report {
 }
 
 /// The newest checkpoint by manifests and lengths.
-pub(super) fn latest(out: &mut Output<'_>, dir: &Path, json: bool) -> Result<u8, Stop> {
-    let survey = survey_of(dir)?;
+pub(super) fn latest(out: &mut Output<'_>, look: &Look) -> Result<u8, Stop> {
+    let survey = survey_of(&look.dir)?;
     let newest = survey.committed.first().cloned();
-    Report { survey, newest, ..Report::default() }.tell(out, json)
+    Report { survey, newest, ..Report::default() }.tell(out, look.json)
 }
 
 /// The newest checkpoint of which every byte is right; with `all`, the others are verified too.
@@ -87,7 +87,7 @@ fn verify_one(dir: &Path, info: &CheckpointInfo) -> Result<Option<(String, Verif
         found => found.map(Some),
     };
     let Some(found) = find_it()? else { return Ok(None) };
-    let bar = one::bar(found.manifest.total_bytes());
+    let bar = progress::bytes("verifying", found.manifest.total_bytes());
     let verified = verify_all(&found, &mut |bytes| bar.inc(bytes));
     bar.finish_and_clear();
     // What was removed under our hands looks damaged.
