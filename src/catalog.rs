@@ -111,7 +111,7 @@ pub(crate) fn find_counting(
 }
 
 /// A directory of checkpoints.
-fn open_parent(storage: &dyn Storage, directory: &Path) -> Result<Arc<dyn Directory>> {
+pub(crate) fn open_parent(storage: &dyn Storage, directory: &Path) -> Result<Arc<dyn Directory>> {
     storage.open_dir(directory).map_err(|e| match e.kind() {
         ErrorKind::NotFound => Error::new(ErrorKind::NotFound, "no directory of checkpoints here")
             .with_path(directory)

@@ -69,6 +69,12 @@ impl Other {
     pub const fn is_foreign(self) -> bool {
         matches!(self, Self::ForeignDirectory | Self::ForeignFile)
     }
+
+    /// Whether it was left behind, and a save removes it; an attempt may be under way instead.
+    #[must_use]
+    pub const fn is_debris(self) -> bool {
+        matches!(self, Self::Replaced | Self::Removed | Self::Pointer)
+    }
 }
 
 /// Looks at all of a directory of checkpoints; reads manifests, no content, one at a time, changes

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::format::{bytes, table, value};
+use super::format::{bytes, finite, table, value};
 use super::{Output, Stop};
 use crate::catalog::{Found, Wanted, find};
 use crate::shown::{line, path};
@@ -120,9 +120,8 @@ fn as_json(found: &Found) -> serde_json::Value {
     })
 }
 
-/// JSON has no NaN and no infinities: those are text.
 fn plain(stored: &Value) -> serde_json::Value {
-    let number = |x: &f64| if x.is_finite() { json!(x) } else { json!(x.to_string()) };
+    let number = |x: &f64| finite(*x);
     match stored {
         Value::Bool(flag) => json!(flag),
         Value::Int(count) => json!(count),

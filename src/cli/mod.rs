@@ -8,9 +8,12 @@ mod bench;
 mod code;
 mod directory;
 mod format;
+mod grid;
 mod inspect;
+mod ls;
 mod output;
 mod progress;
+mod sparkline;
 mod stress;
 mod verify;
 
@@ -19,6 +22,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::autosave::Mode;
 use crate::error::{Error, ErrorKind};
 use output::{Output, Stop, complain, verdict};
 
@@ -38,6 +42,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// List the checkpoints of a directory, newest first: metrics, sizes, ages, states.
+    Ls(ls::Ls),
     /// Show what a checkpoint holds: tensors, shapes, files, step, values, sizes.
     Inspect(inspect::Inspect),
     /// Read every byte of a checkpoint and compare it with what was committed.
@@ -60,6 +66,7 @@ enum Verb {
 impl Verb {
     fn run(&self, out: &mut Output<'_>) -> Result<u8, Stop> {
         match self {
+            Self::Ls(arguments) => ls::run(out, arguments),
             Self::Inspect(arguments) => inspect::run(out, arguments),
             Self::Verify(arguments) => verify::run(out, arguments),
             Self::Latest(look) => directory::latest(out, look),
@@ -88,6 +95,15 @@ pub fn main() -> ExitCode {
             complain(&error);
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+/// Which way a metric is to go.
+fn mode(text: &str) -> std::result::Result<Mode, String> {
+    match text {
+        "min" => Ok(Mode::Min),
+        "max" => Ok(Mode::Max),
+        _ => Err("`min` or `max`".to_owned()),
     }
 }
 

@@ -10,6 +10,12 @@ pub(super) fn bytes(doing: &str, total: u64) -> ProgressBar {
     )
 }
 
+/// A count of things whose number is not known. `doing` is what is done, as `looking at`.
+pub(super) fn count(doing: &str, things: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    drawn(bar, &format!("{doing} {{pos}} {things}"))
+}
+
 fn drawn(bar: ProgressBar, form: &str) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template(form) {
         bar.set_style(style.progress_chars("=> "));

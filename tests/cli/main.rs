@@ -4,6 +4,8 @@
 mod bench;
 mod code;
 mod latest;
+mod ls;
+mod snapshot;
 mod stopped;
 mod stress;
 #[path = "../tier/mod.rs"]
