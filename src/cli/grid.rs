@@ -133,9 +133,9 @@ mod tests {
 
     #[test]
     fn columns_at_the_right_give_way_first_and_no_line_is_longer() {
-        assert_eq!(lines(Some(56))[1], "epoch=03-val_loss=0.1235    12  val_loss=0.…  committed");
-        assert_eq!(lines(Some(38))[1], "epo…1235    12  val_loss…  committed");
-        assert_eq!(lines(Some(1))[1], lines(Some(38))[1]);
+        assert_eq!(lines(Some(56))[1], "epoch=03-val_loss=0.1235    12  val_loss=0.1…  committed");
+        assert_eq!(lines(Some(36))[1], "epo…1235    12  val_loss…  committed");
+        assert_eq!(lines(Some(1))[1], lines(Some(36))[1]);
         for width in 40..80 {
             assert!(lines(Some(width)).iter().all(|line| line.chars().count() <= width));
         }

@@ -47,6 +47,6 @@ mod tests {
     fn a_long_curve_is_drawn_by_means() {
         let numbers: Vec<f64> = (0..1000).map(f64::from).collect();
         assert_eq!(sparkline(&numbers, 8), "▁▂▃▄▅▆▇█");
-        assert_eq!(sparkline(&[0.0, 2.0, 1.0], 2), "██");
+        assert_eq!(sparkline(&[0.0, 2.0, 5.0], 2), "▁█");
     }
 }

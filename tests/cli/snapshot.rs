@@ -16,7 +16,7 @@ use crate::{Folder, Ran, run};
 
 /// Compares the output of a command, ids, times and the folder aside.
 #[track_caller]
-pub fn assert_snapshot(name: &str, ran: &Ran, folder: &Folder) {
+pub(crate) fn assert_snapshot(name: &str, ran: &Ran, folder: &Folder) {
     let code = ran.code.map_or("none".to_owned(), |code| code.to_string());
     let text = format!("exit code {code}\n{}{}", ran.stdout, said(&ran.stderr));
     let text = normalised(&text, folder.path());
@@ -66,33 +66,33 @@ fn plain(word: &str, before: &str) -> String {
 }
 
 /// A checkpoint of one rank.
-pub struct Made {
-    pub step: u64,
-    pub epoch: u64,
-    pub state: StateDict,
+pub(crate) struct Made {
+    pub(crate) step: u64,
+    pub(crate) epoch: u64,
+    pub(crate) state: StateDict,
 }
 
 impl Made {
-    pub fn new(step: u64, epoch: u64) -> Self {
+    pub(crate) fn new(step: u64, epoch: u64) -> Self {
         Self { step, epoch, state: StateDict::new() }
     }
 
-    pub fn metric(mut self, name: &str, value: f64) -> Self {
+    pub(crate) fn metric(mut self, name: &str, value: f64) -> Self {
         self.state.values.set(format!("metrics.{name}"), value);
         self
     }
 
     /// As a policy saves: one may remove it.
-    pub fn automatic(mut self) -> Self {
+    pub(crate) fn automatic(mut self) -> Self {
         self.state.values.set("checkpoint.automatic", true);
         self
     }
 
-    pub fn tensor(self, name: &str, dtype: Dtype, shape: &[u64], bytes: Vec<u8>) -> Self {
+    pub(crate) fn tensor(self, name: &str, dtype: Dtype, shape: &[u64], bytes: Vec<u8>) -> Self {
         self.tensor_of("model", name, dtype, shape, bytes)
     }
 
-    pub fn tensor_of(
+    pub(crate) fn tensor_of(
         mut self,
         component: &str,
         name: &str,
@@ -107,18 +107,18 @@ impl Made {
         self
     }
 
-    pub fn floats(self, name: &str, shape: &[u64], floats: &[f32]) -> Self {
+    pub(crate) fn floats(self, name: &str, shape: &[u64], floats: &[f32]) -> Self {
         let bytes = floats.iter().flat_map(|x| x.to_le_bytes()).collect();
         self.tensor(name, Dtype::F32, shape, bytes)
     }
 
     /// Saves it under its step; its path.
-    pub fn save(self, folder: &Folder) -> String {
+    pub(crate) fn save(self, folder: &Folder) -> String {
         let name = format!("step-{:04}", self.step);
         self.save_as(folder, &name)
     }
 
-    pub fn save_as(self, folder: &Folder, name: &str) -> String {
+    pub(crate) fn save_as(self, folder: &Folder, name: &str) -> String {
         let at = folder.at(name);
         let options = SaveOptions { step: self.step, epoch: self.epoch, ..SaveOptions::default() };
         let path = CheckpointPath::parse(&at).unwrap();
@@ -128,6 +128,6 @@ impl Made {
 }
 
 /// A verb with arguments after a directory.
-pub fn verb(name: &str, at: &str, more: &[&str]) -> Ran {
+pub(crate) fn verb(name: &str, at: &str, more: &[&str]) -> Ran {
     run(&[&[name, at], more].concat())
 }
