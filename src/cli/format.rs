@@ -83,6 +83,19 @@ pub(super) fn value(value: &Value) -> String {
     text.chars().take(57).chain("...".chars()).collect()
 }
 
+/// A value as JSON: all of it, but for bytes.
+pub(super) fn plain(stored: &Value) -> serde_json::Value {
+    match stored {
+        Value::Bool(flag) => json!(flag),
+        Value::Int(count) => json!(count),
+        Value::Float(x) => finite(*x),
+        Value::Text(text) => json!(text),
+        Value::Bytes(bytes) => json!({ "bytes": bytes.len() }),
+        Value::Floats(series) => series.iter().copied().map(finite).collect(),
+        Value::Json(text) => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

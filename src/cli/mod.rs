@@ -6,6 +6,7 @@
 
 mod bench;
 mod code;
+mod diff;
 mod directory;
 mod format;
 mod grid;
@@ -29,6 +30,9 @@ use output::{Output, Stop, complain, verdict};
 /// Exit code of a checkpoint that is damaged or not committed.
 const DAMAGED: u8 = 3;
 
+/// Exit code of checkpoints that are not the same.
+const DIFFERENT: u8 = 4;
+
 /// Looks at checkpoints, verifies them, and tries storage out.
 ///
 /// Exit codes: 0 ok, 1 other, 2 usage, 3 damaged or not committed, 4 different, 5 peer lost or
@@ -46,6 +50,13 @@ enum Verb {
     Ls(ls::Ls),
     /// Show what a checkpoint holds: tensors, shapes, files, step, values, sizes.
     Inspect(inspect::Inspect),
+    /// Show how one checkpoint differs from another: tensors and how far apart they are, values,
+    /// step.
+    ///
+    /// For each tensor: `relative L2` is the root of the sum of (b - a)² by that of a², `max abs`
+    /// the largest |b - a|; both leave out numbers that are NaN or infinite in one of the two.
+    /// Exit code 4 if they differ.
+    Diff(diff::Diff),
     /// Read every byte of a checkpoint and compare it with what was committed.
     Verify(verify::Verify),
     /// Print `LATEST <step> <save id>` of the newest checkpoint, or `LATEST none`.
@@ -68,6 +79,7 @@ impl Verb {
         match self {
             Self::Ls(arguments) => ls::run(out, arguments),
             Self::Inspect(arguments) => inspect::run(out, arguments),
+            Self::Diff(arguments) => diff::run(out, arguments),
             Self::Verify(arguments) => verify::run(out, arguments),
             Self::Latest(look) => directory::latest(out, look),
             Self::Code(arguments) => code::run(out, arguments),

@@ -58,11 +58,16 @@ fn plain(word: &str, before: &str) -> String {
     }
     match word.len() {
         32 if is_hex => "ID".to_owned(),
-        8 if is_hex && before.ends_with('(') => "SHORTID".to_owned(),
+        8 if is_hex && is_after_id_mark(before) => "SHORTID_".to_owned(),
         // An age takes the place of its digits, or tables would move.
         2 if word.strip_suffix('s').is_some_and(is_age) => "0s".to_owned(),
         _ => word.to_owned(),
     }
+}
+
+/// In parentheses, or in the name of a file.
+fn is_after_id_mark(before: &str) -> bool {
+    before.ends_with('(') || before.ends_with("-of-00001.")
 }
 
 /// A checkpoint of one rank.
