@@ -57,6 +57,7 @@ mod stage;
 pub mod storage;
 pub mod sweep;
 mod trace;
+pub mod usage;
 // The two paths
 pub mod audit;
 pub mod difference;

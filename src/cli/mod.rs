@@ -8,12 +8,15 @@ mod bench;
 mod code;
 mod diff;
 mod directory;
+mod du;
 mod format;
 mod grid;
 mod inspect;
 mod ls;
+mod manual;
 mod output;
 mod progress;
+mod prune;
 mod sparkline;
 mod stress;
 mod verify;
@@ -59,12 +62,23 @@ enum Verb {
     Diff(diff::Diff),
     /// Read every byte of a checkpoint and compare it with what was committed.
     Verify(verify::Verify),
+    /// Show what each checkpoint of a directory takes, and what no checkpoint refers to.
+    Du(du::Du),
+    /// Remove the checkpoints of a directory that no rule keeps, and say why the others stay.
+    ///
+    /// Only what a policy saved can go: the newest, the pinned, what `latest` or `best` names, what
+    /// is damaged or under way, and what is not of this library stay whatever the rules say.
+    Prune(prune::Prune),
     /// Print `LATEST <step> <save id>` of the newest checkpoint, or `LATEST none`.
     ///
     /// Goes by manifests and lengths of files; `verify --dir` reads every byte. Nothing is written.
     Latest(directory::Look),
     /// Show the model code that was saved with a checkpoint, or one file of it.
     Code(code::Code),
+    /// Print a script that completes this command in a shell.
+    Completions(manual::Completions),
+    /// Write the man pages of this command and of its verbs into a directory.
+    Man(manual::Man),
     /// Save and load generated content, to try a storage out.
     #[command(subcommand)]
     Stress(stress::Stress),
@@ -81,8 +95,12 @@ impl Verb {
             Self::Inspect(arguments) => inspect::run(out, arguments),
             Self::Diff(arguments) => diff::run(out, arguments),
             Self::Verify(arguments) => verify::run(out, arguments),
+            Self::Du(arguments) => du::run(out, arguments),
+            Self::Prune(arguments) => prune::run(out, arguments),
             Self::Latest(look) => directory::latest(out, look),
             Self::Code(arguments) => code::run(out, arguments),
+            Self::Completions(arguments) => manual::completions(out, arguments),
+            Self::Man(arguments) => manual::man(out, arguments),
             Self::Stress(stress) => stress::run(out, stress),
             Self::Bench(bench) => bench::run(out, bench),
         }

@@ -7,6 +7,8 @@ mod diff;
 mod inspect;
 mod latest;
 mod ls;
+mod manual;
+mod room;
 mod snapshot;
 mod stopped;
 mod stress;
