@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::format::bytes;
 use super::{DAMAGED, Output, Stop, directory, progress, verdict};
-use crate::catalog::{Wanted, find};
+use crate::catalog::{Order, Wanted, find, find_checkpoints};
 use crate::error::{Error, ErrorKind};
 use crate::shown::line;
 use crate::storage::LocalStorage;
@@ -15,7 +15,8 @@ use crate::verify::{Verified, verify as verify_all};
 
 #[derive(Args)]
 pub(super) struct Verify {
-    /// The checkpoint; `DIR/latest` is the newest of DIR, `DIR/best` what its link names.
+    /// The checkpoint; `DIR/latest` is the newest of DIR, `DIR/best` what its link names. A directory
+    /// of checkpoints is verified as with --dir.
     #[arg(required_unless_present = "dir", conflicts_with = "dir")]
     path: Option<PathBuf>,
     /// Instead of a path: the newest of this directory, and those before it until one is good;
@@ -41,7 +42,12 @@ pub(super) fn run(out: &mut Output<'_>, arguments: &Verify) -> Result<u8, Stop> 
 }
 
 fn one(out: &mut Output<'_>, path: &Path, json: bool) -> Result<u8, Stop> {
-    let found = find(&LocalStorage::new(), &Wanted::parse(path)?)?;
+    let found = match find(&LocalStorage::new(), &Wanted::parse(path)?) {
+        Err(e) if e.kind() == ErrorKind::NotFound && holds_checkpoints(path) => {
+            return directory::verify(out, path, false, json);
+        }
+        found => found?,
+    };
     let bar = progress::bytes("verifying", found.manifest.total_bytes());
     let verified = verify_all(&found, &mut |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
@@ -49,6 +55,11 @@ fn one(out: &mut Output<'_>, path: &Path, json: bool) -> Result<u8, Stop> {
     let said =
         if json { out.json(&as_json(&shown, &verified)) } else { text(out, &shown, &verified) };
     verdict(if verified.damage.is_empty() { 0 } else { DAMAGED }, said)
+}
+
+/// Whether this is no checkpoint but a directory of some.
+fn holds_checkpoints(path: &Path) -> bool {
+    find_checkpoints(&LocalStorage::new(), path, &Order::Latest).is_ok_and(|all| !all.is_empty())
 }
 
 pub(super) fn text(out: &mut Output<'_>, path: &str, verified: &Verified) -> Result<(), Stop> {

@@ -11,14 +11,11 @@ use crate::{Folder, assert_code, flip, shard};
 fn model(folder: &Folder) -> String {
     let mut made = Made::new(1200, 3).metric("val_loss", 0.25);
     for layer in 0..12 {
-        let width = if layer == 11 { 8 } else { 4 };
+        let (width, floats) =
+            if layer == 11 { (8, [0.0; 32].as_slice()) } else { (4, [0.0; 16].as_slice()) };
         made = made.floats(&format!("h.{layer}.attn.qkv.weight"), &[4, 12], &[0.5; 48]);
-        made = made.floats(
-            &format!("h.{layer}.mlp.weight"),
-            &[4, width],
-            &vec![0.0; 4 * width as usize],
-        );
-        made = made.floats(&format!("h.{layer}.mlp.bias"), &[width], &vec![0.0; width as usize]);
+        made = made.floats(&format!("h.{layer}.mlp.weight"), &[4, width], floats);
+        made = made.floats(&format!("h.{layer}.mlp.bias"), &[width], &floats[..floats.len() / 4]);
     }
     made = made.floats("wte.weight", &[16, 4], &(0..64).map(|i| i as f32).collect::<Vec<_>>());
     made = made.tensor("ids", Dtype::I64, &[2], [-5i64, 9].map(i64::to_le_bytes).concat());

@@ -8,6 +8,7 @@ mod inspect;
 mod latest;
 mod ls;
 mod manual;
+mod piped;
 mod room;
 mod snapshot;
 mod stopped;
