@@ -7,10 +7,10 @@ use serde_json::json;
 
 use super::format::bytes;
 use super::{DAMAGED, Output, Stop, directory, progress, verdict};
-use crate::catalog::{Order, Wanted, find, find_checkpoints};
-use crate::error::{Error, ErrorKind};
+use crate::catalog::{Wanted, find, list};
+use crate::error::{Error, ErrorKind, Result};
 use crate::shown::line;
-use crate::storage::LocalStorage;
+use crate::storage::{LocalStorage, Storage};
 use crate::verify::{Verified, verify as verify_all};
 
 #[derive(Args)]
@@ -42,8 +42,10 @@ pub(super) fn run(out: &mut Output<'_>, arguments: &Verify) -> Result<u8, Stop> 
 }
 
 fn one(out: &mut Output<'_>, path: &Path, json: bool) -> Result<u8, Stop> {
-    let found = match find(&LocalStorage::new(), &Wanted::parse(path)?) {
-        Err(e) if e.kind() == ErrorKind::NotFound && holds_checkpoints(path) => {
+    let wanted = Wanted::parse(path);
+    let found = match wanted.and_then(|wanted| find(&LocalStorage::new(), &wanted)) {
+        // A directory of checkpoints may have a name that none of these may have.
+        Err(e) if is_no_checkpoint(&e) && holds_checkpoints(path) => {
             return directory::verify(out, path, false, json);
         }
         found => found?,
@@ -57,9 +59,19 @@ fn one(out: &mut Output<'_>, path: &Path, json: bool) -> Result<u8, Stop> {
     verdict(if verified.damage.is_empty() { 0 } else { DAMAGED }, said)
 }
 
-/// Whether this is no checkpoint but a directory of some.
+fn is_no_checkpoint(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput)
+}
+
+/// Whether this is no checkpoint but a directory of some; a link is not followed.
 fn holds_checkpoints(path: &Path) -> bool {
-    find_checkpoints(&LocalStorage::new(), path, &Order::Latest).is_ok_and(|all| !all.is_empty())
+    let look = || -> Result<bool> {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = LocalStorage::new().open_dir(parent.unwrap_or(Path::new(".")))?;
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return Ok(false) };
+        Ok(!list(parent.open_dir(name)?.as_ref(), &mut || {})?.is_empty())
+    };
+    look().unwrap_or(false)
 }
 
 pub(super) fn text(out: &mut Output<'_>, path: &str, verified: &Verified) -> Result<(), Stop> {
