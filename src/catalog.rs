@@ -8,6 +8,7 @@ mod order;
 mod other;
 mod path;
 pub(crate) mod pointer;
+mod survey;
 mod wanted;
 
 use std::collections::BTreeSet;
@@ -33,6 +34,8 @@ pub use order::Order;
 pub(crate) use other::open_other;
 pub use other::read_other;
 pub use path::CheckpointPath;
+pub(crate) use survey::survey_of;
+pub use survey::{Other, OtherEntry, Survey, survey};
 pub use wanted::{Wanted, Which};
 
 /// A manifest beyond this is looked at before there is memory for all of it: a file of nothing may
@@ -108,7 +111,7 @@ pub(crate) fn find_counting(
 }
 
 /// A directory of checkpoints.
-fn open_parent(storage: &dyn Storage, directory: &Path) -> Result<Arc<dyn Directory>> {
+pub(crate) fn open_parent(storage: &dyn Storage, directory: &Path) -> Result<Arc<dyn Directory>> {
     storage.open_dir(directory).map_err(|e| match e.kind() {
         ErrorKind::NotFound => Error::new(ErrorKind::NotFound, "no directory of checkpoints here")
             .with_path(directory)

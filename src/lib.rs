@@ -17,6 +17,7 @@ pub mod error;
 mod json;
 mod memory;
 mod nearest;
+mod numbers;
 pub mod rank;
 mod sabotage;
 mod shown;
@@ -57,12 +58,15 @@ mod stage;
 pub mod storage;
 pub mod sweep;
 mod trace;
+pub mod usage;
 // The two paths
 pub mod audit;
+pub mod difference;
 pub mod export;
 pub mod load;
 pub mod save;
 pub mod single;
+pub mod statistics;
 pub mod verify;
 // For training loops of one's own
 pub mod checkpointer;

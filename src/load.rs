@@ -31,6 +31,7 @@ use crate::trace::Operation;
 mod asked;
 mod clock;
 mod fill;
+mod in_parts;
 mod missing;
 mod one;
 mod partial;
@@ -41,6 +42,8 @@ use asked::Asked;
 #[cfg(feature = "torch")]
 pub(crate) use asked::wanted_of;
 use clock::Clock;
+pub use in_parts::visit_tensor;
+pub(crate) use in_parts::{PART_BYTES, PartReader, named};
 use missing::explain_missing;
 pub use one::{read_floats, read_tensor};
 pub use partial::{Filled, PartialLoaded, PartialOptions, PartialReport, load_partial};

@@ -3,6 +3,8 @@
 //! Nothing is remembered between passes: what is on disk decides, so that a pass that was cut short
 //! is finished by the next one, of whatever process.
 
+mod prune;
+
 use std::collections::BTreeSet;
 
 use crate::autosave::Retention;
@@ -15,6 +17,8 @@ use crate::rank::Rank;
 use crate::sabotage;
 use crate::storage::Directory;
 use crate::sweep::{self, Existing, Pace, When};
+
+pub use prune::{Considered, prune};
 
 /// One pass over an open directory, on the coordinator, after a commit: what the rules do not keep
 /// is removed, one checkpoint after the other, and what is left is returned, in no particular

@@ -1,5 +1,7 @@
 //! An N-dimensional box inside a tensor: intersection, coverage, and where its bytes lie.
 
+mod parts;
+
 use std::fmt;
 use std::ops::Range;
 
@@ -7,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::dims::Dims;
 use crate::error::{Error, ErrorKind, Result};
+
+pub(crate) use parts::Parts;
 
 /// A box: per dimension an offset and a length. A scalar's slice has no dimensions.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

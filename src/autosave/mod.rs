@@ -11,6 +11,6 @@ mod triggers;
 pub use mode::Mode;
 pub use name::{KnownFields, NameTemplate, Number, Rendered, unique_name};
 pub(crate) use retention::better_first;
-pub use retention::{Decision, KeepBest, Retention};
+pub use retention::{Decision, KeepBest, Reason, Retention};
 pub use schedule::Every;
 pub use triggers::{Counters, Due, Triggers};

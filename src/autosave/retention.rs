@@ -1,5 +1,7 @@
 //! What to keep: a pure decision over what lies on disk.
 
+mod reasons;
+
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
@@ -11,6 +13,7 @@ use crate::error::Result;
 use crate::globs::Globs;
 use crate::layout::{CheckpointName, SaveId};
 use crate::manifest::CheckpointInfo;
+pub use reasons::Reason;
 
 /// Which checkpoints of a directory stay: the union of its rules. Without any rule, all of them;
 /// pins are no rule, they only except from the others.
@@ -81,49 +84,19 @@ impl Retention {
         line: Option<u64>,
         protected: &[SaveId],
     ) -> Decision {
-        let (true, Ok(pins)) = (self.has_rules(), Pins::parse(&self.pinned)) else {
-            return Decision::default();
-        };
-        let mut committed: Vec<_> = found.iter().filter(|info| info.is_committed()).collect();
-        committed.sort_by(|a, b| a.age_key().cmp(&b.age_key()));
-        let is_own =
-            |info: &&CheckpointInfo| info.automatic && line.is_none_or(|line| info.line == line);
-        let automatic: Vec<_> = committed.iter().copied().filter(is_own).collect();
-        let mut stays = self.by_rules(&each_once(&automatic));
-        stays.extend(committed.last().map(|newest| newest.name.as_str()));
-        let copied = copied(&committed);
-        let goes = |info: &CheckpointInfo| {
-            let save_id = info.save_id?;
-            let name = CheckpointName::new(&info.name).ok()?;
-            let excepted = info.pinned || pins.hold(&name);
-            let kept = stays.contains(name.as_str()) || protected.contains(&save_id);
-            (!excepted && !kept && !copied.contains(&save_id)).then_some((name, save_id))
-        };
-        Decision { remove: automatic.into_iter().filter_map(goes).collect() }
+        let reasons = self.reasons_in_line(found, line, protected);
+        let goes = found.iter().zip(reasons).filter(|(_, reasons)| reasons.is_empty());
+        let mut goes: Vec<&CheckpointInfo> = goes.map(|(info, _)| info).collect();
+        goes.sort_by(|a, b| a.age_key().cmp(&b.age_key()));
+        let meant =
+            |info: &CheckpointInfo| Some((CheckpointName::new(&info.name).ok()?, info.save_id?));
+        Decision { remove: goes.into_iter().filter_map(meant).collect() }
     }
 
     /// Whether anything can go.
     pub(crate) fn has_rules(&self) -> bool {
         let counts = [self.last, self.every_steps, self.every_epochs];
         self.best.is_some() || counts.iter().any(Option::is_some)
-    }
-
-    /// The names that some rule keeps of `automatic`, which is sorted, oldest first.
-    fn by_rules<'a>(&self, automatic: &[&'a CheckpointInfo]) -> BTreeSet<&'a str> {
-        let mut kept: Vec<&CheckpointInfo> = Vec::new();
-        if let Some(count) = self.last {
-            kept.extend(automatic.iter().rev().take(as_usize(count)));
-        }
-        if let Some(best) = &self.best {
-            kept.extend(best.ranked(automatic.iter().copied()).iter().take(as_usize(best.count)));
-        }
-        if let Some(steps) = self.every_steps {
-            kept.extend(automatic.iter().filter(|info| is_multiple(info.step, steps)));
-        }
-        if let Some(epochs) = self.every_epochs {
-            kept.extend(ends_of_epochs(automatic, epochs));
-        }
-        kept.into_iter().map(|info| info.name.as_str()).collect()
     }
 }
 

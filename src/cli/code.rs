@@ -1,6 +1,9 @@
 //! `code`: the source that a model was trained with, as text.
 
-use std::path::Path;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
 
 use super::format::{bytes, table};
 use super::{Output, Stop};
@@ -11,11 +14,22 @@ use crate::error::{Error, ErrorKind};
 use crate::layout::CODE_DIR;
 use crate::storage::LocalStorage;
 
-pub(super) fn code(out: &mut Output<'_>, path: &Path, file: Option<&str>) -> Result<u8, Stop> {
-    let found = find(&LocalStorage::new(), &Wanted::parse(path)?)?;
-    match file {
+#[derive(Args)]
+pub(super) struct Code {
+    /// The checkpoint; `DIR/latest` is the newest of DIR, `DIR/best` what its link names.
+    path: PathBuf,
+    /// A file to print, by its name in the list.
+    file: Option<String>,
+    /// One JSON object instead of a list.
+    #[arg(long, conflicts_with = "file")]
+    json: bool,
+}
+
+pub(super) fn run(out: &mut Output<'_>, arguments: &Code) -> Result<u8, Stop> {
+    let found = find(&LocalStorage::new(), &Wanted::parse(&arguments.path)?)?;
+    match &arguments.file {
         Some(file) => print(out, &found, file)?,
-        None => list(out, &found)?,
+        None => list(out, &found, arguments.json)?,
     }
     Ok(0)
 }
@@ -35,11 +49,14 @@ fn print(out: &mut Output<'_>, found: &Found, file: &str) -> Result<(), Stop> {
     out.text(&read_other(&found.dir, record)?)
 }
 
-fn list(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
+fn list(out: &mut Output<'_>, found: &Found, json: bool) -> Result<(), Stop> {
     let code = read_open(&found.dir, &found.manifest)?.ok_or_else(|| {
         Error::new(ErrorKind::NotFound, "no code was saved with this checkpoint")
             .with_path(found.dir.path())
     })?;
+    if json {
+        return out.json(&as_json(&code));
+    }
     facts(out, &code)?;
     let mut shown = table(&["file", "lines", "size"]);
     for (path, text) in code.files() {
@@ -47,6 +64,17 @@ fn list(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
         shown.add_row([path.clone(), text.lines().count().to_string(), size]);
     }
     out.table(&shown)
+}
+
+fn as_json(code: &ModelCode) -> serde_json::Value {
+    let files = code.files().iter().map(
+        |(path, text)| json!({ "name": path, "lines": text.lines().count(), "bytes": text.len() }),
+    );
+    json!({
+        "package": code.package(), "version": code.version(),
+        "git_revision": code.git_revision(), "features": code.features(),
+        "files": files.collect::<Vec<_>>(),
+    })
 }
 
 fn facts(out: &mut Output<'_>, code: &ModelCode) -> Result<(), Stop> {

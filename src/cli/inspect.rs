@@ -1,24 +1,51 @@
 //! `inspect`: what a checkpoint holds, read from its manifest alone.
 
-use std::path::Path;
+mod tensor;
+mod tree;
 
+use std::path::PathBuf;
+
+use clap::Args;
 use serde_json::json;
 
-use super::format::{bytes, table, value};
+use super::format::{bytes, plain, table, value};
+use super::grid::{Column, Grid, short_id};
 use super::{Output, Stop};
 use crate::catalog::{Found, Wanted, find};
+use crate::layout::SaveId;
 use crate::shown::{line, path};
-use crate::state::Value;
 use crate::storage::LocalStorage;
 
-pub(super) fn inspect(out: &mut Output<'_>, at: &Path, json: bool) -> Result<u8, Stop> {
-    let found = find(&LocalStorage::new(), &Wanted::parse(at)?)?;
-    if json {
+#[derive(Args)]
+pub(super) struct Inspect {
+    /// The checkpoint; `DIR/latest` is the newest of DIR, `DIR/best` what its link names.
+    path: PathBuf,
+    /// Of one tensor, by its name: least, greatest and mean number, NaN, and a histogram. Reads it.
+    #[arg(long, value_name = "NAME")]
+    tensor: Option<String>,
+    /// Tensors by their full names, one by one, instead of as a tree of modules.
+    #[arg(long, conflicts_with = "tensor")]
+    list: bool,
+    /// One JSON object instead of tables.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(out: &mut Output<'_>, arguments: &Inspect) -> Result<u8, Stop> {
+    let found = find(&LocalStorage::new(), &Wanted::parse(&arguments.path)?)?;
+    if let Some(name) = &arguments.tensor {
+        tensor::show(out, &found, name, arguments.json)?;
+    } else if arguments.json {
         out.json(&as_json(&found))?;
     } else {
         summary(out, &found)?;
-        tensors(out, &found)?;
-        files(out, &found)?;
+        if arguments.list {
+            tensors(out, &found)?;
+        } else {
+            out.line("")?;
+            tree::grid(&found.manifest).write(out)?;
+        }
+        files(out, &found, arguments.list)?;
         values(out, &found)?;
     }
     Ok(0)
@@ -56,28 +83,41 @@ fn tensors(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
     out.table(&shown)
 }
 
-fn files(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
+/// Ids in names are shortened, unless full names are asked for.
+fn files(out: &mut Output<'_>, found: &Found, has_full_names: bool) -> Result<(), Stop> {
     let m = &found.manifest;
-    let mut shown = table(&["file", "size"]);
+    let mut shown = Grid::new([("file", Column::Middle(24)), ("size", Column::Right)]);
     let data = m.data_files().iter().map(|f| (&f.name, f.len));
     let others = m.sums_files().iter().chain(m.other_files()).map(|f| (&f.name, f.len));
     for (name, len) in data.chain(others) {
-        shown.add_row([name.clone(), bytes(len)]);
+        let name = if has_full_names { name.clone() } else { with_short_ids(name) };
+        shown.row([name, bytes(len)]);
     }
-    out.table(&shown)
+    out.line("")?;
+    shown.write(out)
+}
+
+/// `model-00001-of-00002.5a2ededf….safetensors`.
+fn with_short_ids(name: &str) -> String {
+    let part = |part: &str| match SaveId::parse(part) {
+        Ok(_) => format!("{}…", short_id(part)),
+        Err(_) => part.to_owned(),
+    };
+    name.split('.').map(part).collect::<Vec<_>>().join(".")
 }
 
 fn values(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
-    let mut shown = table(&["value", ""]);
+    let mut shown = Grid::new([("value", Column::Middle(24)), ("", Column::End(20))]);
     for (name, stored) in found.manifest.values().iter() {
-        shown.add_row([line(name), value(stored)]);
+        shown.row([line(name), value(stored)]);
     }
     for rank in found.manifest.world_size().ranks() {
         for (name, stored) in found.manifest.rank_values(rank).into_iter().flat_map(|v| v.iter()) {
-            shown.add_row([format!("{} (rank {rank})", line(name)), value(stored)]);
+            shown.row([format!("{} (rank {rank})", line(name)), value(stored)]);
         }
     }
-    out.table(&shown)
+    out.line("")?;
+    shown.write(out)
 }
 
 fn as_json(found: &Found) -> serde_json::Value {
@@ -108,18 +148,4 @@ fn as_json(found: &Found) -> serde_json::Value {
         "aliases": m.aliases().iter().map(|(a, b)| (a.as_str(), b.as_str()))
             .collect::<std::collections::BTreeMap<_, _>>(),
     })
-}
-
-/// JSON has no NaN and no infinities: those are text.
-fn plain(stored: &Value) -> serde_json::Value {
-    let number = |x: &f64| if x.is_finite() { json!(x) } else { json!(x.to_string()) };
-    match stored {
-        Value::Bool(flag) => json!(flag),
-        Value::Int(count) => json!(count),
-        Value::Float(x) => number(x),
-        Value::Text(text) => json!(text),
-        Value::Bytes(bytes) => json!({ "bytes": bytes.len() }),
-        Value::Floats(series) => series.iter().map(number).collect(),
-        Value::Json(text) => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
-    }
 }

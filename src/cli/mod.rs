@@ -1,29 +1,45 @@
 //! The command `tch-checkpoint`: looks at checkpoints, verifies them, and tries storage out.
 //! Needs neither libtorch nor MPI.
+//!
+//! A verb is a module with a struct of its arguments and a function `run`, which gives the exit
+//! code of its verdict. What goes wrong is a [`Stop`].
 
-use std::fmt::Display;
-use std::io::{self, IsTerminal, Write};
+mod bench;
+mod code;
+mod diff;
+mod directory;
+mod du;
+mod format;
+mod grid;
+mod inspect;
+mod ls;
+mod manual;
+mod output;
+mod progress;
+mod prune;
+mod sparkline;
+mod stress;
+mod verify;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::error::{Error, ErrorKind, Result, printable};
-use crate::shown;
+use crate::autosave::Mode;
+use crate::error::{Error, ErrorKind};
+use output::{Output, Stop, complain, verdict};
 
-mod bench;
-mod code;
-mod directory;
-mod format;
-mod inspect;
-mod stress;
-mod verify;
+/// Exit code of a checkpoint that is damaged or not committed.
+const DAMAGED: u8 = 3;
+
+/// Exit code of checkpoints that are not the same.
+const DIFFERENT: u8 = 4;
 
 /// Looks at checkpoints, verifies them, and tries storage out.
 ///
-/// Exit codes: 0 ok, 1 other, 2 usage, 3 damaged or not committed, 5 peer lost or deadline,
-/// 6 durability uncertain or outcome unknown, 7 bad input.
+/// Exit codes: 0 ok, 1 other, 2 usage, 3 damaged or not committed, 4 different, 5 peer lost or
+/// deadline, 6 durability uncertain or outcome unknown, 7 bad input.
 #[derive(Parser)]
 #[command(name = "tch-checkpoint", version)]
 struct Arguments {
@@ -33,41 +49,36 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// List the checkpoints of a directory, newest first: metrics, sizes, ages, states.
+    Ls(ls::Ls),
     /// Show what a checkpoint holds: tensors, shapes, files, step, values, sizes.
-    Inspect {
-        /// The checkpoint; `DIR/latest` is the newest of DIR, `DIR/best` what its link names.
-        path: PathBuf,
-        /// One JSON object instead of tables.
-        #[arg(long)]
-        json: bool,
-    },
+    Inspect(inspect::Inspect),
+    /// Show how one checkpoint differs from another: tensors and how far apart they are, values,
+    /// step.
+    ///
+    /// For each tensor: `relative L2` is the root of the sum of (b - a)² by that of a², `max abs`
+    /// the largest |b - a|; both leave out numbers that are NaN or infinite in one of the two.
+    /// Exit code 4 if they differ.
+    Diff(diff::Diff),
     /// Read every byte of a checkpoint and compare it with what was committed.
-    Verify {
-        /// The checkpoint; `DIR/latest` is the newest of DIR, `DIR/best` what its link names.
-        #[arg(required_unless_present = "dir", conflicts_with = "dir")]
-        path: Option<PathBuf>,
-        /// Instead of a path: the newest of this directory, and those before it until one is
-        /// good; ends with `LATEST <step> <save id>` of that, or `LATEST none`.
-        #[arg(long)]
-        dir: Option<PathBuf>,
-        /// With --dir: all checkpoints, not the newest alone.
-        #[arg(long, requires = "dir", conflicts_with = "path")]
-        all: bool,
-        /// One JSON object instead of text.
-        #[arg(long)]
-        json: bool,
-    },
+    Verify(verify::Verify),
+    /// Show what each checkpoint of a directory takes, and what no checkpoint refers to.
+    Du(du::Du),
+    /// Remove the checkpoints of a directory that no rule keeps, and say why the others stay.
+    ///
+    /// Only what a policy saved can go: the newest, the pinned, what `latest` or `best` names, what
+    /// is damaged or under way, and what is not of this library stay whatever the rules say.
+    Prune(prune::Prune),
     /// Print `LATEST <step> <save id>` of the newest checkpoint, or `LATEST none`.
     ///
     /// Goes by manifests and lengths of files; `verify --dir` reads every byte. Nothing is written.
     Latest(directory::Look),
     /// Show the model code that was saved with a checkpoint, or one file of it.
-    Code {
-        /// The checkpoint; `DIR/latest` is the newest of DIR, `DIR/best` what its link names.
-        path: PathBuf,
-        /// A file to print, by its name in the list.
-        file: Option<String>,
-    },
+    Code(code::Code),
+    /// Print a script that completes this command in a shell.
+    Completions(manual::Completions),
+    /// Write the man pages of this command and of its verbs into a directory.
+    Man(manual::Man),
     /// Save and load generated content, to try a storage out.
     #[command(subcommand)]
     Stress(stress::Stress),
@@ -77,26 +88,31 @@ enum Verb {
     Bench(bench::Bench),
 }
 
+impl Verb {
+    fn run(&self, out: &mut Output<'_>) -> Result<u8, Stop> {
+        match self {
+            Self::Ls(arguments) => ls::run(out, arguments),
+            Self::Inspect(arguments) => inspect::run(out, arguments),
+            Self::Diff(arguments) => diff::run(out, arguments),
+            Self::Verify(arguments) => verify::run(out, arguments),
+            Self::Du(arguments) => du::run(out, arguments),
+            Self::Prune(arguments) => prune::run(out, arguments),
+            Self::Latest(look) => directory::latest(out, look),
+            Self::Code(arguments) => code::run(out, arguments),
+            Self::Completions(arguments) => manual::completions(out, arguments),
+            Self::Man(arguments) => manual::man(out, arguments),
+            Self::Stress(stress) => stress::run(out, stress),
+            Self::Bench(bench) => bench::run(out, bench),
+        }
+    }
+}
+
 /// Runs the command with the arguments of this process.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let mut out = Output(io::stdout().lock());
-    let run = || match arguments.verb {
-        Verb::Inspect { path, json } => inspect::inspect(&mut out, &path, json),
-        Verb::Verify { path: Some(path), json, .. } => verify::verify(&mut out, &path, json),
-        Verb::Verify { dir: Some(dir), all, json, .. } => {
-            directory::verify(&mut out, &dir, all, json)
-        }
-        // The parser asks for one of the two.
-        Verb::Verify { .. } => {
-            Err(Error::new(ErrorKind::InvalidInput, "give a checkpoint, or --dir").into())
-        }
-        Verb::Latest(look) => directory::latest(&mut out, &look.dir, look.json),
-        Verb::Code { path, file } => code::code(&mut out, &path, file.as_deref()),
-        Verb::Stress(stress) => stress::run(&mut out, &stress),
-        Verb::Bench(bench) => bench::run(&mut out, &bench),
-    };
+    let mut out = Output::new();
+    let run = || arguments.verb.run(&mut out);
     let done = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(panicked().into()));
     match done {
         Ok(code) => ExitCode::from(code),
@@ -112,91 +128,16 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// In one piece, as other ranks write to the same place; if nobody reads it, nothing can be done.
-fn complain(error: &dyn Display) {
-    drop(io::stderr().write_all(format!("tch-checkpoint: {error}\n").as_bytes()));
+/// Which way a metric is to go.
+fn mode(text: &str) -> std::result::Result<Mode, String> {
+    match text {
+        "min" => Ok(Mode::Min),
+        "max" => Ok(Mode::Max),
+        _ => Err("`min` or `max`".to_owned()),
+    }
 }
 
 /// The panic hook has printed what and where.
 fn panicked() -> Error {
     Error::new(ErrorKind::Panic, "this is a bug; please report it")
-}
-
-/// The code of a verdict that stands even if the reader of the text about it has left.
-fn verdict(code: u8, said: Result<(), Stop>) -> Result<u8, Stop> {
-    match said {
-        Ok(()) | Err(Stop::ClosedPipe) => Ok(code),
-        Err(stop) => Err(stop),
-    }
-}
-
-/// Why a verb ended early.
-enum Stop {
-    Error(Error),
-    /// The reader of our output has seen enough (`| head`).
-    ClosedPipe,
-    /// Our output cannot be written: no word about any checkpoint, so neither is the exit code.
-    Output(io::Error),
-}
-
-impl From<Error> for Stop {
-    fn from(error: Error) -> Self {
-        Self::Error(error)
-    }
-}
-
-/// Standard output without panics.
-struct Output<'a>(io::StdoutLock<'a>);
-
-impl Output<'_> {
-    fn line(&mut self, text: impl AsRef<str>) -> Result<(), Stop> {
-        let text = printable(text.as_ref());
-        writeln!(self.0, "{text}").and_then(|()| self.0.flush()).map_err(stop)
-    }
-
-    /// One line of JSON, which stays JSON.
-    fn json(&mut self, value: &serde_json::Value) -> Result<(), Stop> {
-        self.line(shown::json(value))
-    }
-
-    /// The text of a file: byte by byte, but for what could drive a terminal on a terminal.
-    fn text(&mut self, bytes: &[u8]) -> Result<(), Stop> {
-        let written = if self.0.is_terminal() {
-            self.0.write_all(for_terminal(bytes).as_bytes())
-        } else {
-            self.0.write_all(bytes)
-        };
-        written.and_then(|()| self.0.flush()).map_err(stop)
-    }
-
-    /// A table with an empty line before it.
-    fn table(&mut self, table: &comfy_table::Table) -> Result<(), Stop> {
-        self.line("")?;
-        table.lines().try_for_each(|line| self.line(line.trim_end()))
-    }
-}
-
-/// Text without control characters, but for line breaks and tabs.
-fn for_terminal(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let lines = text.split('\t').map(|part| printable(&part.replace("\r\n", "\n")));
-    lines.collect::<Vec<_>>().join("\t")
-}
-
-fn stop(error: io::Error) -> Stop {
-    if error.kind() == io::ErrorKind::BrokenPipe {
-        return Stop::ClosedPipe;
-    }
-    Stop::Output(error)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_cannot_drive_a_terminal() {
-        let shown = for_terminal(b"fn a() {\r\n\t\"\x1b[2J\"\x07 \xff\n}");
-        assert_eq!(shown, "fn a() {\n\t\"\\u{1b}[2J\"\\u{7} \u{fffd}\n}");
-    }
 }

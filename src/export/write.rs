@@ -12,7 +12,7 @@ use crate::manifest::Manifest;
 use crate::memory::reserve;
 use crate::plan::load::{LoadPlan, LoadRules, WantedBox, plan_load};
 use crate::shard::ShardReader;
-use crate::slice::Slice;
+use crate::slice::{Parts, Slice};
 use crate::storage::WriteFile;
 use crate::sweep::Pace;
 
@@ -49,7 +49,7 @@ impl<'f> Writer<'f> {
         let mut done: Vec<ExportedTensor> = plan.tensors.iter().map(exported).collect();
         let (mut batch, mut bytes) = (Vec::new(), 0);
         for (index, tensor) in plan.tensors.iter().enumerate() {
-            for part in Parts::of(tensor, BATCH_BYTES) {
+            for part in Parts::of(&tensor.from, BATCH_BYTES) {
                 let part_bytes = part.elements() * tensor.from.dtype().size_bytes();
                 if bytes + part_bytes > BATCH_BYTES {
                     end = self.write_batch(plan, &batch, file.as_ref(), end, &mut done)?;
@@ -121,70 +121,5 @@ fn exported(tensor: &PlannedTensor) -> ExportedTensor {
         spec: tensor.spec.clone(),
         cast_from: (from != to).then_some(from),
         overflowed: 0,
-    }
-}
-
-/// The boxes of at most so many bytes that make up a tensor, in row-major order; each is
-/// contiguous in it.
-struct Parts {
-    /// What is left, the next one last.
-    rest: Vec<Slice>,
-    elements_max: u64,
-}
-
-impl Parts {
-    fn of(tensor: &PlannedTensor, bytes_max: u64) -> Self {
-        let rest = match tensor.from.elements() {
-            0 => Vec::new(),
-            _ => vec![Slice::full(tensor.from.shape())],
-        };
-        Self { rest, elements_max: bytes_max / tensor.from.dtype().size_bytes() }
-    }
-}
-
-impl Iterator for Parts {
-    type Item = Slice;
-
-    fn next(&mut self) -> Option<Slice> {
-        loop {
-            let part = self.rest.pop()?;
-            let length = part.split_dimension().and_then(|d| part.lengths().get(d).copied());
-            let Some(length) = length.filter(|_| part.elements() > self.elements_max) else {
-                return Some(part);
-            };
-            let rows = (self.elements_max / (part.elements() / length)).max(1);
-            let (head, tail) = (part.rows(0..rows).ok()?, part.rows(rows..length).ok()?);
-            self.rest.extend([tail, head]);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tensor::{Dtype, TensorName, TensorSpec};
-
-    #[test]
-    fn parts_are_small_contiguous_and_in_order() {
-        for (shape, max) in [
-            (vec![7, 5, 3], 16),
-            (vec![2, 1000], 64),
-            (vec![9], 1000),
-            (vec![], 4),
-            (vec![3, 0], 4),
-        ] {
-            let spec = TensorSpec::new(Dtype::F32, shape.clone()).unwrap();
-            let name = TensorName::new("t").unwrap();
-            let (stored, from) = (name.clone(), spec.clone());
-            let tensor = PlannedTensor { name, stored, from, spec: spec.clone() };
-            let mut end = 0;
-            for part in Parts::of(&tensor, max) {
-                assert!(part.elements() * 4 <= max, "{shape:?}: {part}");
-                let runs: Vec<_> = Slice::full(&shape).runs_of(&part).collect();
-                assert_eq!((runs.len(), runs[0].from), (1, end), "{shape:?}: {part}");
-                end += part.elements();
-            }
-            assert_eq!(end, spec.elements(), "{shape:?}");
-        }
     }
 }

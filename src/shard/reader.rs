@@ -262,8 +262,33 @@ impl ShardReader {
         Ok(sums)
     }
 
+    /// Whether two pieces have the same block sums: these are of what was committed, nothing is
+    /// read of the data. False where there are none, or of blocks of another size.
+    ///
+    /// # Errors
+    /// Those of reading the sums.
+    pub(crate) fn has_same_sums(
+        &self,
+        piece: PieceAt,
+        other: &ShardReader,
+        other_piece: PieceAt,
+    ) -> Result<bool> {
+        if self.block != other.block || piece.bytes != other_piece.bytes {
+            return Ok(false);
+        }
+        let (all, others) = (self.sums(piece.file)?, other.sums(other_piece.file)?);
+        let of = |sums: &Vec<u8>, piece: PieceAt| -> Option<Range<usize>> {
+            let count = piece.bytes.div_ceil(self.block);
+            let end = piece.first_sum.checked_add(count)?.checked_mul(SUM_BYTES)?;
+            let range = to_usize(piece.first_sum * SUM_BYTES).ok()?..to_usize(end).ok()?;
+            (range.end <= sums.len()).then_some(range)
+        };
+        let sums = of(&all, piece).and_then(|range| all.get(range));
+        Ok(sums.is_some() && sums == of(&others, other_piece).and_then(|range| others.get(range)))
+    }
+
     /// Gives back the memory of sums that are not needed again.
-    pub(super) fn forget_sums(&self, index: usize) {
+    pub(crate) fn forget_sums(&self, index: usize) {
         if let Some(slot) = self.sums.get(index) {
             *slot.lock() = None;
         }

@@ -156,6 +156,28 @@ pub trait Directory: Send + Sync + fmt::Debug {
     fn space(&self) -> Result<Option<Space>> {
         Ok(None)
     }
+
+    /// What a file takes; a link is not followed. `None` where that is not known, as by default.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound), [`Storage`](crate::ErrorKind::Storage).
+    fn file_facts(&self, name: &str) -> Result<Option<FileFacts>> {
+        let _ = name;
+        Ok(None)
+    }
+}
+
+/// What a file takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileFacts {
+    /// Its length.
+    pub bytes: u64,
+    /// Bytes that are allocated for it.
+    pub on_disk: u64,
+    /// How many names it has.
+    pub names: u64,
+    /// Device and number of it: the same for all its names.
+    pub id: (u64, u64),
 }
 
 /// A file being written. Dropping it without [`WriteFile::finish`] leaves an unusable file.

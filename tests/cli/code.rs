@@ -29,6 +29,10 @@ fn code_shows_where_a_model_comes_from() {
         assert!(ran.stdout.contains(words), "{words} is not in {}", ran.stdout);
     }
     assert!(!ran.stdout.contains('\u{1b}'));
+    let json: serde_json::Value =
+        serde_json::from_str(&run(&["code", &at, "--json"]).stdout).unwrap();
+    assert_eq!((&json["version"], &json["files"][0]["bytes"]), (&"1.2.3".into(), &19.into()));
+    assert_code(&run(&["code", &at, "sub/model.rs", "--json"]), 2);
     // Into a pipe or a file: as it was.
     for name in ["sub/model.rs", "code/sub/model.rs"] {
         let ran = run(&["code", &at, name]);

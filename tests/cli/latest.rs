@@ -236,3 +236,15 @@ fn looking_writes_nothing() {
     }
     assert_eq!(folder.entries(), before);
 }
+
+/// Without `--dir`: what is no checkpoint but holds some.
+#[test]
+fn verify_of_a_directory_of_checkpoints_is_that_of_its_newest() {
+    let folder = Folder::new();
+    let newest = latest_of(&folder.saved("2"));
+    let ran = run(&["verify", folder.path()]);
+    assert_code(&ran, 0);
+    assert_eq!(last(&ran.stdout), newest);
+    std::fs::create_dir(folder.at("empty")).unwrap();
+    assert_code(&run(&["verify", &folder.at("empty")]), 7);
+}

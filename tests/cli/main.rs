@@ -3,7 +3,14 @@
 
 mod bench;
 mod code;
+mod diff;
+mod inspect;
 mod latest;
+mod ls;
+mod manual;
+mod piped;
+mod room;
+mod snapshot;
 mod stopped;
 mod stress;
 #[path = "../tier/mod.rs"]
@@ -137,7 +144,7 @@ fn inspect_shows_what_is_there() {
     let line = folder.saved("12");
     let id = line.split_whitespace().last().unwrap();
     for at in ["step-00000012", "latest"] {
-        let ran = run(&["inspect", &folder.at(at)]);
+        let ran = run(&["inspect", "--list", &folder.at(at)]);
         assert_code(&ran, 0);
         for words in ["stress.0", "stress.3", "[50000]", "model", "U8", "stress.step", "12", id] {
             assert!(ran.stdout.contains(words), "{words} is not in {}", ran.stdout);

@@ -223,3 +223,29 @@ fn a_copied_checkpoint_stays_with_its_copies() {
     found.push(CheckpointInfo { name: "backup".to_owned(), ..found[1].clone() });
     assert_eq!(removed(&last(1), &found), ["s1", "s3"]);
 }
+
+#[test]
+fn what_stays_has_its_reasons_and_what_goes_has_none() {
+    let mut found = vec![saved(1, Some(0.1)), saved(2, Some(0.5)), saved(3, None), saved(4, None)];
+    found[1].pinned = true;
+    found.push(CheckpointInfo { automatic: false, ..saved(5, None) });
+    found.push(CheckpointInfo::unknown("s6", CheckpointState::Partial));
+    let rules = Retention { last: count(1), every_steps: count(4), ..best(1, Mode::Min) };
+    let protected = [found[0].save_id.unwrap()];
+    let reasons = rules.reasons(&found, &protected);
+    let reasons: Vec<Vec<Reason>> = reasons.into_iter().map(|r| r.into_iter().collect()).collect();
+    assert_eq!(
+        reasons,
+        [
+            vec![Reason::Best, Reason::Protected],
+            vec![Reason::Pinned],
+            vec![],
+            vec![Reason::Last, Reason::EverySteps],
+            vec![Reason::NotAutomatic, Reason::Newest],
+            vec![Reason::NotCommitted],
+        ]
+    );
+    assert_eq!(removed_but(&rules, &found, &protected), ["s3"]);
+    let none = Retention::default().reasons(&found, &[]);
+    assert!(none.iter().all(|reasons| reasons.contains(&Reason::NoRules)));
+}

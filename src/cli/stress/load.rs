@@ -61,7 +61,7 @@ pub(super) fn run(out: &mut Output<'_>, arguments: &Load) -> Result<u8, Stop> {
     };
     if which == Which::Latest {
         // What has no readable manifest is passed over, which whoever tries a storage must know.
-        for (_, fault) in directory::damaged(&arguments.dir)? {
+        for fault in directory::damaged(&arguments.dir)? {
             complain(&format_args!("note: damaged: {fault}"));
         }
     }

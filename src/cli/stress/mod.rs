@@ -39,7 +39,7 @@ pub(super) fn run(out: &mut Output<'_>, stress: &Stress) -> Result<u8, Stop> {
         Stress::Save(arguments) => save::once(out, arguments),
         Stress::Loop(arguments) => save::until_killed(out, arguments),
         Stress::Load(arguments) => load::run(out, arguments),
-        Stress::Latest(look) => directory::latest(out, &look.dir, look.json),
+        Stress::Latest(look) => directory::latest(out, look),
         Stress::Verify { look, all } => directory::verify(out, &look.dir, *all, look.json),
     }
 }

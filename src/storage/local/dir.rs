@@ -17,7 +17,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sabotage::{self, Defect};
 use crate::storage::errors::no_regular_file;
 use crate::storage::name::{check_link_text, check_name};
-use crate::storage::{DirEntry, Directory, EntryKind, Lock, ReadFile, Rename, Space, WriteFile};
+use crate::storage::{
+    DirEntry, Directory, EntryKind, FileFacts, Lock, ReadFile, Rename, Space, WriteFile,
+};
+
+/// The unit in which systems count what is allocated for a file.
+const BLOCK_BYTES: u64 = 512;
 
 #[derive(Debug)]
 pub(super) struct LocalDir {
@@ -245,6 +250,18 @@ impl Directory for LocalDir {
     fn space(&self) -> Result<Option<Space>> {
         let asked = super::space::of_directory(self.fd.as_fd());
         asked.map_err(|errno| creating(errno, "asking for free space", &self.path, &[]))
+    }
+
+    fn file_facts(&self, name: &str) -> Result<Option<FileFacts>> {
+        let path = self.entry(name)?;
+        let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| creating(errno, "looking at", &path, &[ErrorKind::NotFound]))?;
+        Ok(Some(FileFacts {
+            bytes: u64::try_from(stat.st_size).unwrap_or(0),
+            on_disk: u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES),
+            names: stat.st_nlink,
+            id: (stat.st_dev, stat.st_ino),
+        }))
     }
 }
 

@@ -1,24 +1,22 @@
 //! `latest` and `verify --dir`: a directory of checkpoints as a whole. Nothing is written, and no
 //! lock is taken: a save may go on meanwhile.
 
-mod survey;
-
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
+use rustix::io::Errno;
 use serde_json::json;
 
-use super::verify::{self as one, DAMAGED};
-use super::{Output, Stop, verdict};
-use crate::catalog::{Wanted, Which, find};
+use super::verify as one;
+use super::{DAMAGED, Output, Stop, progress, verdict};
+use crate::catalog::{Survey, Wanted, Which, find, survey_of};
 use crate::error::{ErrorKind, Result};
 use crate::layout::CheckpointName;
-use crate::manifest::CheckpointInfo;
+use crate::manifest::{CheckpointInfo, CheckpointState};
 use crate::shown::line;
-use crate::storage::LocalStorage;
+use crate::storage::{Directory, LocalStorage, Storage};
 use crate::verify::{Verified, verify as verify_all};
-pub(super) use survey::open_if_there;
-use survey::{Survey, survey};
 
 #[derive(Args)]
 pub(super) struct Look {
@@ -37,19 +35,22 @@ struct Report {
     /// Those that were verified, in that order: the path, and what was found.
     verified: Vec<(String, Verified)>,
     newest: Option<CheckpointInfo>,
+    /// The directory, if it is not there.
+    missing: Option<String>,
 }
 
 /// The newest checkpoint by manifests and lengths.
-pub(super) fn latest(out: &mut Output<'_>, dir: &Path, json: bool) -> Result<u8, Stop> {
-    let survey = survey_of(dir)?;
-    let newest = survey.committed.first().cloned();
-    Report { survey, newest, ..Report::default() }.tell(out, json)
+pub(super) fn latest(out: &mut Output<'_>, look: &Look) -> Result<u8, Stop> {
+    let mut report = Report::of(&look.dir)?;
+    report.newest = report.survey.newest().cloned();
+    report.tell(out, look.json)
 }
 
 /// The newest checkpoint of which every byte is right; with `all`, the others are verified too.
 pub(super) fn verify(out: &mut Output<'_>, dir: &Path, all: bool, json: bool) -> Result<u8, Stop> {
-    let mut report = Report { survey: survey_of(dir)?, ..Report::default() };
-    for info in std::mem::take(&mut report.survey.committed) {
+    let mut report = Report::of(dir)?;
+    let committed = report.survey.of_state(CheckpointState::Committed).cloned();
+    for info in committed.collect::<Vec<_>>() {
         if report.newest.is_some() && !all {
             break;
         }
@@ -62,19 +63,25 @@ pub(super) fn verify(out: &mut Output<'_>, dir: &Path, all: bool, json: bool) ->
     report.tell(out, json)
 }
 
-fn survey_of(dir: &Path) -> Result<Survey> {
-    match open_if_there(&LocalStorage::new(), dir)? {
-        Some(parent) => survey(parent.as_ref()),
-        None => {
-            let note = (dir.display().to_string(), "there is no such directory");
-            Ok(Survey { notes: vec![note], ..Survey::default() })
-        }
+/// Opens a directory, if it is there.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] for what is no directory, [`ErrorKind::Storage`].
+pub(super) fn open_if_there(
+    storage: &dyn Storage,
+    path: &Path,
+) -> Result<Option<Arc<dyn Directory>>> {
+    match storage.open_dir(path) {
+        Err(e) if e.os_code() == Some(Errno::NOENT.raw_os_error()) => Ok(None),
+        opened => opened.map(Some),
     }
 }
 
-/// What lies there as a checkpoint and is not whole: the entry, and why.
-pub(super) fn damaged(dir: &Path) -> Result<Vec<(String, String)>> {
-    Ok(survey_of(dir)?.damaged)
+/// What lies there as a checkpoint and is not whole: why not.
+pub(super) fn damaged(dir: &Path) -> Result<Vec<String>> {
+    let report = Report::of(dir)?;
+    let damaged = report.damaged().into_iter();
+    Ok(damaged.map(|info| info.fault.clone().unwrap_or_default()).collect())
 }
 
 /// One checkpoint of the list; `None` if it has been removed or replaced meanwhile.
@@ -87,7 +94,7 @@ fn verify_one(dir: &Path, info: &CheckpointInfo) -> Result<Option<(String, Verif
         found => found.map(Some),
     };
     let Some(found) = find_it()? else { return Ok(None) };
-    let bar = one::bar(found.manifest.total_bytes());
+    let bar = progress::bytes("verifying", found.manifest.total_bytes());
     let verified = verify_all(&found, &mut |bytes| bar.inc(bytes));
     bar.finish_and_clear();
     // What was removed under our hands looks damaged.
@@ -98,9 +105,33 @@ fn verify_one(dir: &Path, info: &CheckpointInfo) -> Result<Option<(String, Verif
 }
 
 impl Report {
+    /// A directory that is not there is a note and no error.
+    fn of(dir: &Path) -> Result<Self> {
+        match open_if_there(&LocalStorage::new(), dir)? {
+            Some(parent) => {
+                let survey = survey_of(parent.as_ref(), &mut || {})?;
+                Ok(Self { survey, ..Self::default() })
+            }
+            None => Ok(Self { missing: Some(dir.display().to_string()), ..Self::default() }),
+        }
+    }
+
+    /// By name.
+    fn damaged(&self) -> Vec<&CheckpointInfo> {
+        let mut damaged: Vec<_> = self.survey.of_state(CheckpointState::Damaged).collect();
+        damaged.sort_by(|a, b| a.name.cmp(&b.name));
+        damaged
+    }
+
+    /// Entries that are no checkpoints, and what they are.
+    fn notes(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        let missing = self.missing.iter().map(|dir| (dir.as_str(), "there is no such directory"));
+        missing.chain(self.survey.others.iter().map(|o| (o.name.as_str(), o.what.as_str())))
+    }
+
     fn tell(&self, out: &mut Output<'_>, json: bool) -> Result<u8, Stop> {
         let said = if json { out.json(&self.as_json()) } else { self.as_text(out) };
-        let is_damaged = !self.survey.damaged.is_empty()
+        let is_damaged = !self.damaged().is_empty()
             || self.verified.iter().any(|(_, verified)| !verified.damage.is_empty());
         verdict(if is_damaged { DAMAGED } else { 0 }, said)
     }
@@ -109,10 +140,10 @@ impl Report {
         for (path, verified) in &self.verified {
             one::text(out, path, verified)?;
         }
-        for (_, fault) in &self.survey.damaged {
-            out.line(format!("damaged: {fault}"))?;
+        for info in self.damaged() {
+            out.line(format!("damaged: {}", info.fault.as_deref().unwrap_or_default()))?;
         }
-        for (entry, what) in &self.survey.notes {
+        for (entry, what) in self.notes() {
             out.line(format!("note: `{}`: {what}", line(entry)))?;
         }
         match self.newest.as_ref().and_then(|info| info.save_id.map(|id| (info.step, id))) {
@@ -128,12 +159,12 @@ impl Report {
         });
         let verified: Vec<_> =
             self.verified.iter().map(|(path, verified)| one::as_json(path, verified)).collect();
-        let fault = |(name, fault): &(String, String)| json!({ "entry": name, "fault": fault });
-        let note = |(name, what): &(String, &str)| json!({ "entry": name, "what": what });
+        let fault = |info: &&CheckpointInfo| json!({ "entry": info.name, "fault": info.fault });
+        let note = |(name, what): (&str, &str)| json!({ "entry": name, "what": what });
         json!({
             "latest": newest, "verified": verified,
-            "damaged": self.survey.damaged.iter().map(fault).collect::<Vec<_>>(),
-            "notes": self.survey.notes.iter().map(note).collect::<Vec<_>>(),
+            "damaged": self.damaged().iter().map(fault).collect::<Vec<_>>(),
+            "notes": self.notes().map(note).collect::<Vec<_>>(),
         })
     }
 }
