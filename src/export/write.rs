@@ -9,14 +9,13 @@ use crate::export::ExportedTensor;
 use crate::export::plan::{FilePlan, PlannedTensor};
 use crate::load::read_boxes;
 use crate::manifest::Manifest;
-use crate::memory::reserve;
 use crate::plan::load::{LoadPlan, LoadRules, WantedBox, plan_load};
-use crate::shard::ShardReader;
+use crate::shard::{Out, ShardReader, write_stream};
 use crate::slice::Slice;
 use crate::storage::WriteFile;
 use crate::sweep::Pace;
 
-/// Most bytes read at once. A cast may make four times as much of them.
+/// Most bytes read at once. A cast may make four times as much of one of their tensors.
 const BATCH_BYTES: u64 = 8 << 20;
 
 /// Reads tensors of one checkpoint, in order, and writes them.
@@ -37,41 +36,53 @@ impl<'f> Writer<'f> {
         Ok(Self { manifest: &found.manifest, reader, verified: BTreeSet::new(), pace })
     }
 
-    /// Fills `file` and makes its content durable.
+    /// Fills `file` and makes its content durable. What is read next is read while another thread
+    /// writes.
     pub(super) fn write(
         &mut self,
         plan: &FilePlan,
         file: Box<dyn WriteFile>,
     ) -> Result<Vec<ExportedTensor>> {
         file.reserve(plan.len())?;
-        file.write_at(0, &plan.header)?;
-        let mut end = plan.header.len() as u64;
         let mut done: Vec<ExportedTensor> = plan.tensors.iter().map(exported).collect();
+        let progress = self.pace.progress.clone();
+        let mut fill = |out: &mut Out<'_>| self.fill(plan, &mut done, out);
+        write_stream(file.as_ref(), plan.len(), &|bytes| progress.add(bytes), &mut fill)?;
+        file.finish()?;
+        Ok(done)
+    }
+
+    /// All of a file, in order.
+    fn fill(
+        &mut self,
+        plan: &FilePlan,
+        done: &mut [ExportedTensor],
+        out: &mut Out<'_>,
+    ) -> Result<()> {
+        let mut end = out.put(0, &plan.header)?;
         let (mut batch, mut bytes) = (Vec::new(), 0);
         for (index, tensor) in plan.tensors.iter().enumerate() {
             for part in Parts::of(tensor, BATCH_BYTES) {
                 let part_bytes = part.elements() * tensor.from.dtype().size_bytes();
                 if bytes + part_bytes > BATCH_BYTES {
-                    end = self.write_batch(plan, &batch, file.as_ref(), end, &mut done)?;
+                    end = self.put_batch(plan, &batch, done, out, end)?;
                     (batch, bytes) = (Vec::new(), 0);
                 }
                 bytes += part_bytes;
                 batch.push((index, part));
             }
         }
-        self.write_batch(plan, &batch, file.as_ref(), end, &mut done)?;
-        file.finish()?;
-        Ok(done)
+        self.put_batch(plan, &batch, done, out, end).map(drop)
     }
 
-    /// Writes parts that follow each other in the file from `begin` on; where they end.
-    fn write_batch(
+    /// Puts parts that follow each other in the file at `begin`; where they end.
+    fn put_batch(
         &mut self,
         plan: &FilePlan,
         batch: &[(usize, Slice)],
-        file: &dyn WriteFile,
-        begin: u64,
         done: &mut [ExportedTensor],
+        out: &mut Out<'_>,
+        begin: u64,
     ) -> Result<u64> {
         let parts =
             batch.iter().filter_map(|(index, part)| Some((plan.tensors.get(*index)?, part)));
@@ -82,25 +93,22 @@ impl<'f> Writer<'f> {
         let rules = LoadRules { strict: false, components: Some(Vec::new()) };
         let (reads, _) = plan_load(self.manifest, &wanted, &rules);
         self.verify_headers(&reads)?;
-        let mut out = Vec::new();
+        let (mut end, mut scratch) = (begin, Vec::new());
         for ((index, _), bytes) in batch.iter().zip(read_boxes(&self.reader, &reads, &wanted)?) {
             let (Some(tensor), Some(done)) = (plan.tensors.get(*index), done.get_mut(*index))
             else {
                 continue;
             };
             if done.cast_from.is_none() {
-                reserve(&mut out, bytes.len())?;
-                out.extend_from_slice(&bytes);
+                end = out.put(end, &bytes)?;
                 continue;
             }
-            let lost = cast(tensor.from.dtype(), tensor.spec.dtype(), &bytes, &mut out);
+            scratch.clear();
+            let lost = cast(tensor.from.dtype(), tensor.spec.dtype(), &bytes, &mut scratch);
             done.overflowed += lost.map_err(|e| e.with_tensor(tensor.name.as_str()))?;
+            end = out.put(end, &scratch)?;
         }
-        if !out.is_empty() {
-            file.write_at(begin, &out)?;
-        }
-        self.pace.progress.add(out.len() as u64);
-        Ok(begin + out.len() as u64)
+        Ok(end)
     }
 
     fn verify_headers(&mut self, reads: &LoadPlan) -> Result<()> {
