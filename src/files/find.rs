@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::foreign;
+use crate::files::foreign::{self, Parts, PlainFile};
 use crate::layout::{self, CheckpointName};
 use crate::manifest::{Form, Manifest};
 use crate::shard::{HeaderTensor, SingleFile, read_single};
@@ -51,7 +51,7 @@ pub(crate) fn find(
         return Ok(None);
     }
     match parent.open_dir(name.as_str()) {
-        Ok(dir) => match foreign::open_directory(dir.as_ref())? {
+        Ok(dir) => match foreign::open_directory(dir.as_ref(), Parts::Model)? {
             Some(manifest) => found(name, &dir, manifest),
             None => Ok(None),
         },
@@ -157,7 +157,7 @@ fn open(parent: &dyn Directory, name: &str, unverified: bool) -> Result<Option<M
     };
     let Some((hash, bytes)) = &single.embedded else {
         if unverified {
-            return foreign::manifest_of(vec![(name.to_owned(), single, file.len())]).map(Some);
+            return foreign::of_file(PlainFile::new(name, single, file.len())).map(Some);
         }
         return Err(Error::new(
             ErrorKind::Incompatible,

@@ -4,3 +4,4 @@ mod find;
 mod foreign;
 
 pub(crate) use find::{FoundFile, bears_our_mark, find, place_of, reread};
+pub(crate) use foreign::{CONFIG_BYTES_MAX, Parts, open_directory, read_index};
