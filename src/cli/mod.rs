@@ -15,8 +15,11 @@ use crate::shown;
 mod bench;
 mod code;
 mod directory;
+mod export;
 mod format;
+mod import;
 mod inspect;
+mod progress;
 mod stress;
 mod verify;
 
@@ -68,6 +71,11 @@ enum Verb {
         /// A file to print, by its name in the list.
         file: Option<String>,
     },
+    /// Write a checkpoint for other programs: a directory that Hugging Face tools open, or one
+    /// safetensors file.
+    Export(export::Export),
+    /// Make a checkpoint of a directory of Hugging Face tools, or of one safetensors file.
+    Import(import::Import),
     /// Save and load generated content, to try a storage out.
     #[command(subcommand)]
     Stress(stress::Stress),
@@ -94,6 +102,8 @@ pub fn main() -> ExitCode {
         }
         Verb::Latest(look) => directory::latest(&mut out, &look.dir, look.json),
         Verb::Code { path, file } => code::code(&mut out, &path, file.as_deref()),
+        Verb::Export(arguments) => export::run(&mut out, &arguments),
+        Verb::Import(arguments) => import::run(&mut out, &arguments),
         Verb::Stress(stress) => stress::run(&mut out, &stress),
         Verb::Bench(bench) => bench::run(&mut out, &bench),
     };

@@ -170,6 +170,29 @@ fn open(parent: &dyn Directory, name: &str, unverified: bool) -> Result<Option<M
     Ok(Some(manifest.found_as(name)))
 }
 
+/// One file of another tool; `None` if there is no such file.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] for a checkpoint; as [`find`].
+pub(crate) fn open_plain(
+    parent: &dyn Directory,
+    name: &CheckpointName,
+) -> Result<Option<Manifest>> {
+    match open(parent, name.as_str(), true)? {
+        Some(manifest) if *manifest.form() != Form::Plain => {
+            Err(is_ours(&parent.path().join(name.as_str())))
+        }
+        opened => Ok(opened),
+    }
+}
+
+/// The error of what is to become a checkpoint, and is one.
+pub(crate) fn is_ours(path: &Path) -> Error {
+    Error::new(ErrorKind::InvalidInput, "this is a checkpoint already")
+        .with_path(path)
+        .with_help("load it, or copy it, as it is")
+}
+
 /// Whether the manifest is that of this file.
 fn check_file(manifest: &Manifest, single: &SingleFile, hash: [u8; 16], len: u64) -> Result<()> {
     let corrupt = |message: &str| Err(Error::new(ErrorKind::Corrupt, message));

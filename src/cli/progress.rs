@@ -1,0 +1,47 @@
+//! A bar for work that counts what it does.
+
+use std::io::{self, IsTerminal};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{RecvTimeoutError, bounded};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::group::Progress;
+
+/// How often it is drawn.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Runs `work`, which counts up to about `total` bytes in `progress`; on a terminal a bar shows how
+/// far it is.
+pub(super) fn shown<T>(
+    what: &'static str,
+    total: impl FnOnce() -> u64,
+    progress: &Progress,
+    work: impl FnOnce() -> T,
+) -> T {
+    if !io::stderr().is_terminal() {
+        return work();
+    }
+    let total = total();
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    let form = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    if let Ok(style) = ProgressStyle::with_template(form) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_message(what);
+    let (end, ended) = bounded::<()>(0);
+    thread::scope(|scope| {
+        let draw = || {
+            while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(INTERVAL) {
+                bar.set_position(progress.total().min(total));
+            }
+        };
+        // Without a thread there is no bar.
+        drop(thread::Builder::new().name("progress".to_owned()).spawn_scoped(scope, draw));
+        let _ended_even_by_a_panic = end;
+        let done = work();
+        bar.finish_and_clear();
+        done
+    })
+}
