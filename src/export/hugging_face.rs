@@ -176,7 +176,7 @@ pub fn parse_bytes(text: &str) -> Result<u64> {
         _ => f64::NAN,
     };
     let bytes = number.parse().unwrap_or(f64::NAN) * unit;
-    if bytes >= 1.0 && bytes < 9e18 {
+    if (1.0..9e18).contains(&bytes) {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in range")]
         return Ok(bytes as u64);
     }

@@ -3,6 +3,7 @@
 
 mod bench;
 mod code;
+mod export;
 mod latest;
 mod stopped;
 mod stress;
