@@ -11,6 +11,7 @@ use crate::export::plan::{FilePlan, Names, Plan, file, planned};
 use crate::export::taken::hash_text;
 use crate::files::CONFIG_BYTES_MAX;
 use crate::hf_index::index_text;
+use crate::json::check_object;
 use crate::layout::{self, EXPORT_COMPONENT, EXPORT_CONFIG, EXPORT_SAVE_ID, HF_FILES_MAX};
 use crate::manifest::Manifest;
 use crate::shown::short;
@@ -54,24 +55,20 @@ impl HuggingFace {
         if config.len() as u64 > CONFIG_BYTES_MAX {
             return bad(format!("config: {} bytes, at most {CONFIG_BYTES_MAX}", config.len()));
         }
-        match object(config) {
+        match check_object(config) {
             Ok(()) => Ok(()),
-            Err(e) => bad(format!("config: is no JSON object: {}", short(&e.to_string()))),
+            Err(e) => bad(format!("config: is no JSON object: {}", short(&e))),
         }
     }
 
     /// The text of `config.json` for this checkpoint.
     fn config<'a>(&'a self, manifest: &'a Manifest) -> Option<&'a str> {
         let stored = || match manifest.values().find(layout::MODEL_CONFIG)? {
-            Value::Json(text) => object(text).is_ok().then_some(text.as_str()),
+            Value::Json(text) => check_object(text).is_ok().then_some(text.as_str()),
             _ => None,
         };
         self.config.as_deref().or_else(stored)
     }
-}
-
-fn object(text: &str) -> serde_json::Result<()> {
-    serde_json::from_str::<BTreeMap<String, serde::de::IgnoredAny>>(text).map(drop)
 }
 
 /// Spreads what was chosen over files, component by component.

@@ -79,7 +79,7 @@ fn what_cannot_be_is_told_by_the_exit_code() {
         (&["export", &latest, "-o", &out, "--config", &folder.at("none")], 7, "no such file"),
         (&["export", &folder.at("none"), "-o", &out], 7, "no checkpoint"),
         (&["export", &latest, "-o", &latest, "--force"], 7, ""),
-        (&["import", &latest, "-o", &out], 7, "a checkpoint already"),
+        (&["import", &folder.at("step-00000003"), "-o", &out], 7, "a checkpoint already"),
         (&["import", &folder.at("none"), "-o", &out], 7, "no safetensors file"),
         (&["import", &latest], 2, "--out"),
     ] {

@@ -5,9 +5,8 @@ mod index;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::de::IgnoredAny;
-
 use crate::error::{Error, ErrorKind, Result};
+use crate::json::check_object;
 use crate::layout::{self, EXPORT_COMPONENT, EXPORT_EPOCH, EXPORT_MARKS, EXPORT_STEP};
 use crate::manifest::{FileParts, Manifest, PlainParts};
 use crate::shard::{SingleFile, read_single};
@@ -123,13 +122,12 @@ fn values(dir: &dyn Directory) -> Result<Values> {
     let Some(bytes) = read_small(dir, name, CONFIG_BYTES_MAX, "a description of a model")? else {
         return Ok(values);
     };
-    let malformed = |e: &dyn std::fmt::Display| {
-        let message =
-            format!("the description of the model is malformed: {}", short(&e.to_string()));
+    let malformed = |what: &str| {
+        let message = format!("the description of the model is malformed: {}", short(what));
         Error::new(ErrorKind::Corrupt, message).with_path(dir.path().join(name))
     };
-    serde_json::from_slice::<IgnoredAny>(&bytes).map_err(|e| malformed(&e))?;
-    let text = String::from_utf8(bytes).map_err(|e| malformed(&e))?;
+    let text = String::from_utf8(bytes).map_err(|e| malformed(&e.to_string()))?;
+    check_object(&text).map_err(|what| malformed(&what))?;
     values.set(layout::MODEL_CONFIG, Value::Json(text));
     Ok(values)
 }

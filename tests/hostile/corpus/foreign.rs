@@ -82,7 +82,7 @@ pub const CASES: [Case; 32] = [
     }),
     hf("a description 50,000 deep", "malformed", |s| {
         names(s, "one.safetensors");
-        s.put("hf/config.json", format!("{}{}", "[".repeat(50_000), "]".repeat(50_000)));
+        s.put("hf/config.json", format!("{{\"a\":{}{}}}", "[".repeat(50_000), "]".repeat(50_000)));
     }),
     hf("an index that is no JSON", "malformed", |s| s.put(INDEX, b"\x80\x02}q\x00.")),
     hf("an index without a map", "malformed", |s| s.put(INDEX, "{}")),
