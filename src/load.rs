@@ -45,8 +45,8 @@ use clock::Clock;
 use missing::explain_missing;
 pub use one::{read_floats, read_tensor};
 pub use partial::{Filled, PartialLoaded, PartialOptions, PartialReport, load_partial};
-pub(crate) use place::read_boxes;
 use place::{Reading, wanted_boxes};
+pub(crate) use place::{read_boxes, read_boxes_into};
 use sharing::Share;
 pub(crate) use stored::stored_state;
 

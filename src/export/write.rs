@@ -7,7 +7,7 @@ use crate::catalog::Found;
 use crate::error::Result;
 use crate::export::ExportedTensor;
 use crate::export::plan::{FilePlan, PlannedTensor};
-use crate::load::read_boxes;
+use crate::load::{read_boxes, read_boxes_into};
 use crate::manifest::Manifest;
 use crate::plan::load::{LoadPlan, LoadRules, WantedBox, plan_load};
 use crate::shard::{Out, ShardReader, write_stream};
@@ -15,7 +15,7 @@ use crate::slice::Slice;
 use crate::storage::WriteFile;
 use crate::sweep::Pace;
 
-/// Most bytes read at once. A cast may make four times as much of one of their tensors.
+/// Most bytes that are read at once to be cast. A cast may make four times as much of a part.
 const BATCH_BYTES: u64 = 8 << 20;
 
 /// Reads tensors of one checkpoint, in order, and writes them.
@@ -60,49 +60,60 @@ impl<'f> Writer<'f> {
         out: &mut Out<'_>,
     ) -> Result<()> {
         let mut end = out.put(0, &plan.header)?;
-        let (mut batch, mut bytes) = (Vec::new(), 0);
+        let mut batch = Batch::default();
         for (index, tensor) in plan.tensors.iter().enumerate() {
-            for part in Parts::of(tensor, BATCH_BYTES) {
-                let part_bytes = part.elements() * tensor.from.dtype().size_bytes();
-                if bytes + part_bytes > BATCH_BYTES {
-                    end = self.put_batch(plan, &batch, done, out, end)?;
-                    (batch, bytes) = (Vec::new(), 0);
+            let is_cast = tensor.from.dtype() != tensor.spec.dtype();
+            if batch.is_cast != is_cast {
+                end = self.put(plan, &mut batch, done, out, end)?;
+                batch.is_cast = is_cast;
+            }
+            let mut parts = Parts::of(tensor);
+            while !parts.is_done() {
+                // What is cast takes a detour; all else is read to where it is written from. No
+                // element lies across two buffers: larger ones come first.
+                let max = if is_cast { BATCH_BYTES } else { out.ready(end)? };
+                match parts.next_within(max - batch.bytes) {
+                    Some(part) => batch.push(index, part, tensor),
+                    None => end = self.put(plan, &mut batch, done, out, end)?,
                 }
-                bytes += part_bytes;
-                batch.push((index, part));
             }
         }
-        self.put_batch(plan, &batch, done, out, end).map(drop)
+        self.put(plan, &mut batch, done, out, end).map(drop)
     }
 
-    /// Puts parts that follow each other in the file at `begin`; where they end.
-    fn put_batch(
+    /// Puts a batch at `begin`; where it ends. The batch is empty then.
+    fn put(
         &mut self,
         plan: &FilePlan,
-        batch: &[(usize, Slice)],
+        batch: &mut Batch,
         done: &mut [ExportedTensor],
         out: &mut Out<'_>,
         begin: u64,
     ) -> Result<u64> {
-        let parts =
-            batch.iter().filter_map(|(index, part)| Some((plan.tensors.get(*index)?, part)));
-        let wanted = parts.map(|(tensor, part)| {
-            WantedBox::new(tensor.stored.clone(), tensor.from.clone(), part.clone())
-        });
-        let wanted = wanted.collect::<Result<Vec<_>>>()?;
+        let Batch { parts, bytes, is_cast } = std::mem::take(batch);
+        batch.is_cast = is_cast;
+        if parts.is_empty() {
+            return Ok(begin);
+        }
+        let of_part = |(index, part): &(usize, Slice)| {
+            let tensor = plan.tensors.get(*index)?;
+            Some(WantedBox::new(tensor.stored.clone(), tensor.from.clone(), part.clone()))
+        };
+        let wanted = parts.iter().filter_map(of_part).collect::<Result<Vec<_>>>()?;
         let rules = LoadRules { strict: false, components: Some(Vec::new()) };
         let (reads, _) = plan_load(self.manifest, &wanted, &rules);
         self.verify_headers(&reads)?;
+        if !is_cast {
+            let room = out.room(begin, bytes)?;
+            read_boxes_into(&self.reader, &reads, &wanted, room)?;
+            return Ok(begin + bytes);
+        }
         let (mut end, mut scratch) = (begin, Vec::new());
-        for ((index, _), bytes) in batch.iter().zip(read_boxes(&self.reader, &reads, &wanted)?) {
+        for ((index, _), bytes) in parts.iter().zip(read_boxes(&self.reader, &reads, &wanted)?) {
             let (Some(tensor), Some(done)) = (plan.tensors.get(*index), done.get_mut(*index))
             else {
                 continue;
             };
-            if done.cast_from.is_none() {
-                end = out.put(end, &bytes)?;
-                continue;
-            }
             scratch.clear();
             let lost = cast(tensor.from.dtype(), tensor.spec.dtype(), &bytes, &mut scratch);
             done.overflowed += lost.map_err(|e| e.with_tensor(tensor.name.as_str()))?;
@@ -132,35 +143,56 @@ fn exported(tensor: &PlannedTensor) -> ExportedTensor {
     }
 }
 
-/// The boxes of at most so many bytes that make up a tensor, in row-major order; each is
-/// contiguous in it.
+/// Parts of tensors that follow each other in the file, and are read at once.
+#[derive(Default)]
+struct Batch {
+    /// Each with the number of its tensor.
+    parts: Vec<(usize, Slice)>,
+    /// In the checkpoint.
+    bytes: u64,
+    is_cast: bool,
+}
+
+impl Batch {
+    fn push(&mut self, index: usize, part: Slice, tensor: &PlannedTensor) {
+        self.bytes += part.elements() * tensor.from.dtype().size_bytes();
+        self.parts.push((index, part));
+    }
+}
+
+/// The boxes that make up a tensor, in row-major order; each is contiguous in it.
 struct Parts {
     /// What is left, the next one last.
     rest: Vec<Slice>,
-    elements_max: u64,
+    element_bytes: u64,
 }
 
 impl Parts {
-    fn of(tensor: &PlannedTensor, bytes_max: u64) -> Self {
+    fn of(tensor: &PlannedTensor) -> Self {
         let rest = match tensor.from.elements() {
             0 => Vec::new(),
             _ => vec![Slice::full(tensor.from.shape())],
         };
-        Self { rest, elements_max: bytes_max / tensor.from.dtype().size_bytes() }
+        Self { rest, element_bytes: tensor.from.dtype().size_bytes() }
     }
-}
 
-impl Iterator for Parts {
-    type Item = Slice;
+    fn is_done(&self) -> bool {
+        self.rest.is_empty()
+    }
 
-    fn next(&mut self) -> Option<Slice> {
+    /// The next box, of at most so many bytes; `None` if there is none, or no element fits.
+    fn next_within(&mut self, bytes_max: u64) -> Option<Slice> {
+        let elements_max = bytes_max / self.element_bytes;
+        if elements_max == 0 {
+            return None;
+        }
         loop {
             let part = self.rest.pop()?;
             let length = part.split_dimension().and_then(|d| part.lengths().get(d).copied());
-            let Some(length) = length.filter(|_| part.elements() > self.elements_max) else {
+            let Some(length) = length.filter(|_| part.elements() > elements_max) else {
                 return Some(part);
             };
-            let rows = (self.elements_max / (part.elements() / length)).max(1);
+            let rows = (elements_max / (part.elements() / length)).max(1);
             let (head, tail) = (part.rows(0..rows).ok()?, part.rows(rows..length).ok()?);
             self.rest.extend([tail, head]);
         }
@@ -172,25 +204,34 @@ mod tests {
     use super::*;
     use crate::tensor::{Dtype, TensorName, TensorSpec};
 
+    /// Whatever room there is for each of them; it is filled as far as elements go.
     #[test]
     fn parts_are_small_contiguous_and_in_order() {
-        for (shape, max) in [
-            (vec![7, 5, 3], 16),
-            (vec![2, 1000], 64),
-            (vec![9], 1000),
-            (vec![], 4),
-            (vec![3, 0], 4),
+        for (shape, rooms) in [
+            (vec![7, 5, 3], vec![16]),
+            (vec![7, 5, 3], vec![4, 100, 8, 52, 3, 12]),
+            (vec![2, 1000], vec![64, 4000]),
+            (vec![9], vec![1000]),
+            (vec![], vec![4]),
+            (vec![3, 0], vec![4]),
         ] {
             let spec = TensorSpec::new(Dtype::F32, shape.clone()).unwrap();
             let name = TensorName::new("t").unwrap();
             let (stored, from) = (name.clone(), spec.clone());
             let tensor = PlannedTensor { name, stored, from, spec: spec.clone() };
-            let mut end = 0;
-            for part in Parts::of(&tensor, max) {
-                assert!(part.elements() * 4 <= max, "{shape:?}: {part}");
-                let runs: Vec<_> = Slice::full(&shape).runs_of(&part).collect();
-                assert_eq!((runs.len(), runs[0].from), (1, end), "{shape:?}: {part}");
-                end += part.elements();
+            let (mut end, mut parts) = (0, Parts::of(&tensor));
+            for mut room in rooms.into_iter().cycle() {
+                while let Some(part) = parts.next_within(room) {
+                    assert!(part.elements() * 4 <= room, "{shape:?}: {part}");
+                    let runs: Vec<_> = Slice::full(&shape).runs_of(&part).collect();
+                    assert_eq!((runs.len(), runs[0].from), (1, end), "{shape:?}: {part}");
+                    end += part.elements();
+                    room -= part.elements() * 4;
+                }
+                assert!(parts.is_done() || room < 4, "{shape:?}");
+                if parts.is_done() {
+                    break;
+                }
             }
             assert_eq!(end, spec.elements(), "{shape:?}");
         }

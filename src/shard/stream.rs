@@ -99,12 +99,21 @@ impl Out<'_> {
     /// # Errors
     /// As [`write_stream`].
     pub(crate) fn room(&mut self, begin: u64, wanted: u64) -> Result<&mut [u8]> {
+        self.ready(begin)?;
+        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+        Ok(self.buffer.as_mut().map_or(&mut [], |buffer| buffer.take(wanted)))
+    }
+
+    /// How much room there is at `begin` of the file, in one piece: at least one byte.
+    ///
+    /// # Errors
+    /// As [`write_stream`].
+    pub(crate) fn ready(&mut self, begin: u64) -> Result<u64> {
         let is_next = |buffer: &Buffer| self.begin + buffer.bytes().len() as u64 == begin;
         if !self.buffer.as_ref().is_some_and(|buffer| is_next(buffer) && buffer.room() > 0) {
             self.turn(begin)?;
         }
-        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
-        Ok(self.buffer.as_mut().map_or(&mut [], |buffer| buffer.take(wanted)))
+        Ok(self.buffer.as_ref().map_or(0, |buffer| buffer.room() as u64))
     }
 
     /// Puts `bytes` at `begin` of the file; returns where they end.
