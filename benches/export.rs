@@ -24,7 +24,9 @@ const BLOCK: usize = 8 << 20;
 const ALIGNMENT: usize = 4096;
 /// Blocks that are under way.
 const DEPTH: usize = 4;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 7;
+/// What was removed is discarded by the device meanwhile.
+const SETTLED: Duration = Duration::from_secs(3);
 
 /// Bytes that do not compress, and take no memory.
 struct Mixed(u64);
@@ -171,6 +173,7 @@ fn main() {
         for what in [round % 2, 1 - round % 2] {
             forget(&files);
             rustix::fs::sync();
+            thread::sleep(SETTLED);
             let begun = Instant::now();
             match what {
                 0 => copy(&files, &at("raw")),
