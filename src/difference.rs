@@ -206,7 +206,7 @@ impl<'c, 'm> Comparison<'c, 'm> {
             return Ok(());
         }
         let bytes_of = pair.wider().dtype().size_bytes();
-        for part in Parts::of(pair.wider(), PART_BYTES) {
+        for part in Parts::of(pair.wider()).of_at_most(PART_BYTES) {
             let bytes = part.elements() * bytes_of;
             if self.batch_bytes + bytes > PART_BYTES {
                 self.flush()?;

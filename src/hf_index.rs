@@ -26,22 +26,32 @@ pub(crate) fn index_of(merged: &MergedPlan) -> Result<Option<Vec<u8>>> {
         return Ok(None);
     }
     entries.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
-    write(&entries).map(Some)
+    let total = entries.iter().map(|(piece, _)| piece.size_bytes()).sum();
+    let entries = entries.iter().map(|(piece, file)| (piece.name.as_str(), file.name.as_str()));
+    index_text(&[("format", "pt")], total, entries).map(Some)
 }
 
-/// As Hugging Face libraries write it: keys in order, two spaces for each level.
-fn write(entries: &[(&PlannedPiece, &PlannedFile)]) -> Result<Vec<u8>> {
-    let total: u64 = entries.iter().map(|(piece, _)| piece.size_bytes()).sum();
+/// An index as Hugging Face libraries write it: two spaces for each level, keys in the order in
+/// which they are given. Texts of `metadata` and names of files have nothing to escape.
+///
+/// # Errors
+/// As [`index_of`].
+pub(crate) fn index_text<'a>(
+    metadata: &[(&str, &str)],
+    total: u64,
+    entries: impl Iterator<Item = (&'a str, &'a str)>,
+) -> Result<Vec<u8>> {
     let mut out = Growing::new(usize::MAX);
-    out.put(b"{\n  \"metadata\": {\n    \"format\": \"pt\",\n    \"total_size\": ")?;
-    out.put(total.to_string().as_bytes())?;
-    out.put(b"\n  },\n  \"weight_map\": {\n")?;
-    for (number, (piece, file)) in entries.iter().enumerate() {
+    out.put(b"{\n  \"metadata\": {\n")?;
+    for (key, text) in metadata {
+        out.put(format!("    \"{key}\": \"{text}\",\n").as_bytes())?;
+    }
+    out.put(format!("    \"total_size\": {total}\n  }},\n  \"weight_map\": {{\n").as_bytes())?;
+    for (number, (tensor, file)) in entries.enumerate() {
         out.put(if number == 0 { b"    " } else { b",\n    " })?;
-        put_name(&mut out, piece.name.as_str(), 1)?;
-        // Names of files have nothing to escape.
+        put_name(&mut out, tensor, 1)?;
         out.put(b": \"")?;
-        out.put(file.name.as_bytes())?;
+        out.put(file.as_bytes())?;
         out.put(b"\"")?;
     }
     out.put(b"\n  }\n}")?;

@@ -1,6 +1,10 @@
 //! JSON put straight into a buffer: headers and indices list every tensor, and there may be very
 //! many.
 
+use std::collections::BTreeMap;
+
+use serde::de::IgnoredAny;
+
 use crate::error::Result;
 use crate::memory::Growing;
 
@@ -31,6 +35,32 @@ pub(crate) fn put_name(out: &mut Growing, name: &str, depth: u32) -> Result<()> 
         }
     }
     out.put(quote)
+}
+
+/// How deep JSON that is taken as it is may be: as deep as it can be read.
+const DEPTH_MAX: usize = 100;
+
+/// Whether a text is one JSON object, of a depth that any reader takes; what is wrong if not.
+///
+/// # Errors
+/// What is wrong.
+pub(crate) fn check_object(text: &str) -> std::result::Result<(), String> {
+    let (mut depth, mut in_text, mut escaped) = (0usize, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_text,
+            b'"' => in_text = !in_text,
+            b'{' | b'[' if !in_text => depth += 1,
+            b'}' | b']' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEPTH_MAX {
+            return Err(format!("more than {DEPTH_MAX} levels deep"));
+        }
+    }
+    let object = serde_json::from_str::<BTreeMap<String, IgnoredAny>>(text);
+    object.map(drop).map_err(|e| e.to_string())
 }
 
 /// `[1,2,3]`.
@@ -77,6 +107,20 @@ mod tests {
         let mut out = Growing::new(usize::MAX);
         put(&mut out).unwrap();
         String::from_utf8(out.bytes).unwrap()
+    }
+
+    #[test]
+    fn an_object_is_whole_and_not_too_deep() {
+        let nested =
+            |levels: usize| format!("{{\"a\":{}{}}}", "[".repeat(levels), "]".repeat(levels));
+        for good in ["{}", " {\"a\": [1, {\"b\": null}]}\n", r#"{"\"[[": "]}{\\"}"#, &nested(99)] {
+            assert_eq!(check_object(good), Ok(()), "{good}");
+        }
+        let text = format!("{{\"a\":\"{}\"}}", "[".repeat(500));
+        assert_eq!(check_object(&text), Ok(()));
+        for bad in ["", "[]", "{", "{} {}", "{\"a\": 01}", &nested(100), &nested(50_000)] {
+            assert!(check_object(bad).is_err(), "{bad}");
+        }
     }
 
     proptest! {

@@ -11,10 +11,16 @@ use crate::sabotage::{self, Defect};
 use crate::tensor::Component;
 
 mod code;
+mod hugging_face;
 
 pub(crate) use code::check_code_file;
 use code::components;
 pub use code::{CODE_BYTES_MAX, CODE_FILE_BYTES_MAX, CODE_FILES_MAX, is_code_path};
+pub use hugging_face::HF_CONFIG;
+pub(crate) use hugging_face::{
+    EXPORT_COMPONENT, EXPORT_CONFIG, EXPORT_EPOCH, EXPORT_MARKS, EXPORT_SAVE_ID, EXPORT_STEP,
+    HF_FILES_MAX, MODEL_CONFIG, hf_file, hf_index, is_hf_index, parse_hf_file,
+};
 
 /// The commit record of a checkpoint, inside its directory.
 pub const MANIFEST: &str = "manifest.bin";

@@ -63,6 +63,7 @@ pub mod usage;
 pub mod audit;
 pub mod difference;
 pub mod export;
+pub mod import;
 pub mod load;
 pub mod save;
 pub mod single;
@@ -104,6 +105,7 @@ pub use export::{ExportOptions, Exported, export};
 pub use group::ProcessGroup;
 #[cfg(feature = "torch")]
 pub use handler::{Dataset, InitOptions, LoadOptions, Loader, Model, NNHandler, TensorDataset};
+pub use import::{ImportOptions, import};
 pub use load::{Atomicity, Destination, load, load_partial, read_tensor};
 pub use plan::OnExisting;
 pub use rank::{LocalRank, Rank, WorldSize};

@@ -37,6 +37,7 @@ mod one;
 mod partial;
 mod place;
 mod sharing;
+mod stored;
 
 use asked::Asked;
 #[cfg(feature = "torch")]
@@ -47,9 +48,10 @@ pub(crate) use in_parts::{PART_BYTES, PartReader, named};
 use missing::explain_missing;
 pub use one::{read_floats, read_tensor};
 pub use partial::{Filled, PartialLoaded, PartialOptions, PartialReport, load_partial};
-pub(crate) use place::read_boxes;
 use place::{Reading, wanted_boxes};
+pub(crate) use place::{read_boxes, read_boxes_into};
 use sharing::Share;
+pub(crate) use stored::stored_state;
 
 /// How often a load starts again because its checkpoint was replaced under it.
 const RESTARTS_MAX: u32 = 3;

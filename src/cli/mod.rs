@@ -9,8 +9,10 @@ mod code;
 mod diff;
 mod directory;
 mod du;
+mod export;
 mod format;
 mod grid;
+mod import;
 mod inspect;
 mod ls;
 mod manual;
@@ -75,6 +77,11 @@ enum Verb {
     Latest(directory::Look),
     /// Show the model code that was saved with a checkpoint, or one file of it.
     Code(code::Code),
+    /// Write a checkpoint for other programs: a directory that Hugging Face tools open, or one
+    /// safetensors file.
+    Export(export::Export),
+    /// Make a checkpoint of a directory of Hugging Face tools, or of one safetensors file.
+    Import(import::Import),
     /// Print a script that completes this command in a shell.
     Completions(manual::Completions),
     /// Write the man pages of this command and of its verbs into a directory.
@@ -99,6 +106,8 @@ impl Verb {
             Self::Prune(arguments) => prune::run(out, arguments),
             Self::Latest(look) => directory::latest(out, look),
             Self::Code(arguments) => code::run(out, arguments),
+            Self::Export(arguments) => export::run(out, arguments),
+            Self::Import(arguments) => import::run(out, arguments),
             Self::Completions(arguments) => manual::completions(out, arguments),
             Self::Man(arguments) => manual::man(out, arguments),
             Self::Stress(stress) => stress::run(out, stress),

@@ -38,6 +38,7 @@ impl Asked {
             keep_submodule_prefix,
             repeat_tied,
             cast,
+            hugging_face,
             overwrite,
         } = options;
         let other = &theirs.options;
@@ -54,6 +55,7 @@ impl Asked {
             })
             .or_else(|| unlike("`repeat_tied`", repeat_tied, &other.repeat_tied))
             .or_else(|| unlike("`cast`", cast, &other.cast))
+            .or_else(|| unlike("`hugging_face`", hugging_face, &other.hugging_face))
             .or_else(|| unlike("`overwrite`", overwrite, &other.overwrite))
     }
 }

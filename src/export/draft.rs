@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use crate::catalog::{self, CheckpointPath};
 use crate::error::{Error, ErrorKind, Result};
-use crate::export::plan::SOURCE_SAVE_ID;
+use crate::export::taken::{Taken, taken};
 use crate::layout::{self, CheckpointName, SaveId};
-use crate::shard::read_header;
+use crate::shown;
 use crate::single::sweep_files;
-use crate::storage::{Directory, EntryKind, Lock, Rename, Storage, WriteFile};
+use crate::space::{Margin, Need};
+use crate::storage::{Directory, Lock, Rename, Storage, WriteFile};
 use crate::sweep::{self, Pace, When, lock_parent, log_failure};
 
 /// One attempt to export. Dropping it removes what is not visible.
@@ -35,17 +36,6 @@ enum Stage {
     Visible,
     /// What it replaced, if anything, is under the hidden name and can go.
     Durable,
-}
-
-/// What is under the name of an export.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Taken {
-    Nothing,
-    EmptyDirectory,
-    ExportedFile,
-    ExportedDirectory,
-    /// Something that no export made: never touched.
-    Other,
 }
 
 impl<'p> Draft<'p> {
@@ -80,6 +70,11 @@ impl<'p> Draft<'p> {
             draft._owner = held(dir.try_lock_self())?;
         }
         Ok(draft)
+    }
+
+    /// Whether files of these lengths fit.
+    pub(super) fn check_space(&self, lengths: impl Iterator<Item = u64>) -> Result<()> {
+        Need::of_files(lengths, Margin::default()).check(self.parent.as_ref())
     }
 
     /// Makes the file of this name in the directory of the export, or the one that is the export.
@@ -138,22 +133,27 @@ impl<'p> Draft<'p> {
                 parent.remove_dir(name)?;
                 parent.rename(hidden, name, Rename::NoReplace)
             }
-            Taken::Nothing | Taken::Other => parent.rename(hidden, name, Rename::NoReplace),
+            _ => parent.rename(hidden, name, Rename::NoReplace),
         }
     }
 
     /// Whether the export may take its name, as things are.
     fn check_name(&self, is_directory: bool) -> Result<Taken> {
         let taken = taken(self.parent.as_ref(), self.name.as_str())?;
-        let (message, help) = match (taken, is_directory) {
+        let (message, help) = match (&taken, is_directory) {
             (Taken::Nothing, _) | (Taken::EmptyDirectory, true) => return Ok(taken),
             (Taken::ExportedFile, false) | (Taken::ExportedDirectory, true) if self.overwrite => {
                 return Ok(taken);
             }
-            (Taken::ExportedFile, false) | (Taken::ExportedDirectory, true) => {
-                ("an export of this name exists", "ask for `overwrite`, or choose another name")
-            }
-            _ => ("the name is taken by something else", "choose another name"),
+            (Taken::ExportedFile, false) | (Taken::ExportedDirectory, true) => (
+                "an export of this name exists".to_owned(),
+                "ask for `overwrite` (`--force`), or choose another name",
+            ),
+            (Taken::Beside(entry), true) => (
+                format!("a directory with `{}`, which no export wrote", shown::short(entry)),
+                "choose another name",
+            ),
+            _ => ("the name is taken by something else".to_owned(), "choose another name"),
         };
         Err(Error::new(ErrorKind::AlreadyExists, message)
             .with_path(self.parent.path().join(self.name.as_str()))
@@ -195,35 +195,5 @@ fn held(lock: Result<Option<Lock>>) -> Result<Option<Lock>> {
     match lock {
         Err(e) if e.kind() == ErrorKind::Unsupported => Ok(None),
         locked => locked,
-    }
-}
-
-fn taken(parent: &dyn Directory, name: &str) -> Result<Taken> {
-    let Some(entry) = parent.list()?.into_iter().find(|entry| entry.name == name) else {
-        return Ok(Taken::Nothing);
-    };
-    match entry.kind {
-        EntryKind::File if is_export(parent, name)? => Ok(Taken::ExportedFile),
-        EntryKind::Directory => {
-            let dir = parent.open_dir(name)?;
-            let entries = dir.list()?;
-            for entry in &entries {
-                if entry.kind != EntryKind::File || !is_export(dir.as_ref(), &entry.name)? {
-                    return Ok(Taken::Other);
-                }
-            }
-            Ok(if entries.is_empty() { Taken::EmptyDirectory } else { Taken::ExportedDirectory })
-        }
-        _ => Ok(Taken::Other),
-    }
-}
-
-/// Whether an export wrote this file, as its header says.
-fn is_export(dir: &dyn Directory, name: &str) -> Result<bool> {
-    let header = dir.open_file(name).and_then(|file| read_header(file.as_ref()));
-    match header {
-        Ok(header) => Ok(header.metadata.contains_key(SOURCE_SAVE_ID)),
-        Err(e) if e.kind() == ErrorKind::Storage => Err(e),
-        Err(_) => Ok(false),
     }
 }

@@ -14,8 +14,10 @@
 
 mod asked;
 mod draft;
+mod hugging_face;
 mod options;
 mod plan;
+mod taken;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -34,6 +36,7 @@ use crate::tensor::{Dtype, TensorName, TensorSpec};
 
 use asked::Asked;
 use draft::Draft;
+pub use hugging_face::{HuggingFace, parse_bytes};
 pub use options::ExportOptions;
 use plan::FilePlan;
 use write::Writer;
@@ -49,8 +52,11 @@ pub struct Exported {
     pub save_id: SaveId,
     /// Its training steps.
     pub step: u64,
-    /// The files, in order of their names.
+    /// The files of tensors: in order of their names, or, of a Hugging Face directory, of the
+    /// components and their shards.
     pub files: Vec<ExportedFile>,
+    /// What else was written: indices, and the description of the model.
+    pub documents: Vec<PathBuf>,
 }
 
 /// One file of an export.
@@ -161,12 +167,14 @@ fn export_alone(
     let rules = options.check()?;
     let path = CheckpointPath::parse(out)?;
     let found = catalog::find_counting(storage, wanted, &mut || pace.progress.add(1))?;
-    let plans = plan::plan(&found.manifest, &rules)
+    let plan = plan::plan(&found.manifest, &rules)
         .map_err(|e| if e.path().is_some() { e } else { e.with_path(found.path()) })?;
-    let is_directory = !options.submodules.is_empty();
+    let is_directory = !options.submodules.is_empty() || options.hugging_face.is_some();
     let mut draft = Draft::begin(storage, &path, is_directory, options.overwrite, pace)?;
-    let files = write_files(&found, &mut draft, &plans, pace)
+    draft.check_space(plan.lengths())?;
+    let files = write_files(&found, &mut draft, &plan.files, pace)
         .map_err(|e| explain(storage, wanted, &found, e))?;
+    let documents = write_documents(&mut draft, &plan.documents)?;
     draft.publish()?;
     let exported = Exported {
         path: path.full(),
@@ -174,6 +182,7 @@ fn export_alone(
         save_id: found.manifest.save_id(),
         step: found.manifest.step(),
         files,
+        documents,
     };
     tell(&exported);
     Ok(exported)
@@ -193,6 +202,16 @@ fn write_files(
         Ok(ExportedFile { path, bytes: plan.len(), tensors })
     };
     plans.iter().map(write).collect()
+}
+
+fn write_documents(draft: &mut Draft, documents: &[(String, Vec<u8>)]) -> Result<Vec<PathBuf>> {
+    let write = |(name, bytes): &(String, Vec<u8>)| {
+        let file = draft.create(Some(name))?;
+        file.write_at(0, bytes)?;
+        file.finish()?;
+        Ok(draft.path_of(Some(name)))
+    };
+    documents.iter().map(write).collect()
 }
 
 /// Files that are gone, or differ from what the manifest says, may be those of another save by

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cast::is_castable;
 use crate::error::{Error, ErrorKind, Result};
+use crate::export::HuggingFace;
 use crate::globs::Globs;
 use crate::layout;
 use crate::tensor::{Component, Dtype};
@@ -27,6 +28,9 @@ pub struct ExportOptions {
     /// Parts of the model, such as `encoder` or `encoder.layers.0`, each exported to a file
     /// `<part>.safetensors` of its own; what is in none of them is left out. Empty: one file.
     pub submodules: Vec<String>,
+    /// A directory as Hugging Face tools write it, whose files are of limited size. Not together
+    /// with `submodules`. Default: no.
+    pub hugging_face: Option<HuggingFace>,
     /// Whether names keep the name of their part (`encoder.weight` and not `weight` in
     /// `encoder.safetensors`). Default: no.
     pub keep_submodule_prefix: bool,
@@ -47,6 +51,7 @@ impl Default for ExportOptions {
             components: Some(vec![Component::model()]),
             strip_prefix: None,
             submodules: Vec::new(),
+            hugging_face: None,
             keep_submodule_prefix: false,
             repeat_tied: false,
             cast: None,
@@ -77,6 +82,12 @@ impl ExportOptions {
         }
         if self.components.as_ref().is_some_and(Vec::is_empty) {
             return bad("components: is empty, nothing would be exported".to_owned());
+        }
+        if let Some(form) = &self.hugging_face {
+            if !self.submodules.is_empty() {
+                return bad("`submodules` and `hugging_face` exclude each other".to_owned());
+            }
+            form.check()?;
         }
         for (index, part) in self.submodules.iter().enumerate() {
             if self.submodules.iter().take(index).any(|before| before == part) {

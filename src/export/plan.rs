@@ -5,14 +5,29 @@ use std::collections::BTreeMap;
 
 use crate::cast::is_castable;
 use crate::error::{Error, ErrorKind, Result};
+use crate::export::hugging_face;
 use crate::export::options::{Rules, file_of};
+use crate::layout::{EXPORT_EPOCH, EXPORT_SAVE_ID, EXPORT_STEP};
 use crate::manifest::{Manifest, TensorRecord};
 use crate::plan::load::list;
 use crate::shard::{HeaderTensor, plain_header};
-use crate::tensor::{Dtype, TensorName, TensorSpec};
+use crate::tensor::{Component, Dtype, TensorName, TensorSpec};
 
-/// The text of the metadata by which an export is known.
-pub(super) const SOURCE_SAVE_ID: &str = "tch_checkpoint.source_save_id";
+/// What is to be written.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) files: Vec<FilePlan>,
+    /// Small files beside those of tensors, each with its name.
+    pub(super) documents: Vec<(String, Vec<u8>)>,
+}
+
+impl Plan {
+    /// Of all files.
+    pub(super) fn lengths(&self) -> impl Iterator<Item = u64> {
+        let documents = self.documents.iter().map(|(_, bytes)| bytes.len() as u64);
+        self.files.iter().map(FilePlan::len).chain(documents)
+    }
+}
 
 /// One file, byte by byte, but for its data.
 #[derive(Debug)]
@@ -22,7 +37,7 @@ pub(super) struct FilePlan {
     pub(super) header: Vec<u8>,
     /// In file order, one after the other.
     pub(super) tensors: Vec<PlannedTensor>,
-    data_bytes: u64,
+    pub(super) data_bytes: u64,
 }
 
 /// One tensor of a file.
@@ -44,23 +59,32 @@ impl FilePlan {
 }
 
 /// What is exported under which name, before it is spread over files.
-type Names<'m> = BTreeMap<String, Source<'m>>;
+pub(super) type Names<'m> = BTreeMap<String, Source<'m>>;
 
 /// A tensor under one of its names.
 #[derive(Clone, Copy)]
-struct Source<'m> {
-    record: &'m TensorRecord,
-    is_alias: bool,
+pub(super) struct Source<'m> {
+    pub(super) record: &'m TensorRecord,
+    pub(super) is_alias: bool,
 }
 
 /// # Errors
 /// [`ErrorKind::NotFound`] if an option names nothing, [`ErrorKind::InvalidInput`] for a prefix
 /// that some names do not have, [`ErrorKind::Unsupported`] for a cast that is not known.
-pub(super) fn plan(manifest: &Manifest, rules: &Rules<'_>) -> Result<Vec<FilePlan>> {
+pub(super) fn plan(manifest: &Manifest, rules: &Rules<'_>) -> Result<Plan> {
     let names = chosen(manifest, rules)?;
-    if rules.options.submodules.is_empty() {
-        return Ok(vec![file(manifest, rules, None, &names)?]);
+    if let Some(form) = &rules.options.hugging_face {
+        return hugging_face::plan(manifest, rules, form, &names);
     }
+    let files = match rules.options.submodules.is_empty() {
+        true => vec![file(manifest, rules, None, &names, BTreeMap::new())?],
+        false => parts(manifest, rules, &names)?,
+    };
+    Ok(Plan { files, documents: Vec::new() })
+}
+
+/// A file for each part of the model.
+fn parts(manifest: &Manifest, rules: &Rules<'_>, names: &Names<'_>) -> Result<Vec<FilePlan>> {
     let mut files = Vec::new();
     for part in &rules.options.submodules {
         let prefix = format!("{part}.");
@@ -71,9 +95,9 @@ pub(super) fn plan(manifest: &Manifest, rules: &Rules<'_>) -> Result<Vec<FilePla
         });
         let own: Names<'_> = own.collect();
         if own.is_empty() {
-            return Err(no_such_part(part, &names));
+            return Err(no_such_part(part, names));
         }
-        files.push(file(manifest, rules, Some(file_of(part)), &own)?);
+        files.push(file(manifest, rules, Some(file_of(part)), &own, BTreeMap::new())?);
     }
     files.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(files)
@@ -90,7 +114,8 @@ fn chosen<'m>(manifest: &'m Manifest, rules: &Rules<'_>) -> Result<Names<'m>> {
     let stored = manifest.tensors().iter().filter_map(|tensor| source(&tensor.name, false));
     let aliases = manifest.aliases().iter().filter_map(|(alias, _)| source(alias, true));
     let all: Names<'m> = stored.chain(aliases).collect();
-    if all.is_empty() {
+    let is_there = |c: &Component| all.values().any(|source| source.record.component == *c);
+    if all.is_empty() || !components.iter().all(|asked| asked.iter().all(is_there)) {
         let mut components: Vec<_> = manifest.tensors().iter().map(|t| &t.component).collect();
         components.sort();
         components.dedup();
@@ -146,16 +171,19 @@ fn no_such_part(part: &str, names: &Names<'_>) -> Error {
     nothing(&format!("submodules: nothing is below `{part}`"), "at the top", &parts)
 }
 
-fn file(
+/// A file of these tensors; `metadata` are texts besides those that say where they come from.
+pub(super) fn file(
     manifest: &Manifest,
     rules: &Rules<'_>,
     name: Option<String>,
     names: &Names<'_>,
+    mut metadata: BTreeMap<String, String>,
 ) -> Result<FilePlan> {
     let mut kept: BTreeMap<&TensorName, &str> = BTreeMap::new();
     let mut order: Vec<_> = names.iter().collect();
     order.sort_by_key(|(_, source)| source.is_alias);
-    let (mut tensors, mut metadata) = (Vec::new(), provenance(manifest));
+    metadata.extend(provenance(manifest));
+    let mut tensors = Vec::new();
     for (name, Source { record, .. }) in order {
         let first = *kept.entry(&record.name).or_insert(name);
         if first == name || rules.options.repeat_tied {
@@ -175,7 +203,11 @@ fn file(
     Ok(FilePlan { name, header, tensors, data_bytes })
 }
 
-fn planned(name: &str, record: &TensorRecord, cast: Option<Dtype>) -> Result<PlannedTensor> {
+pub(super) fn planned(
+    name: &str,
+    record: &TensorRecord,
+    cast: Option<Dtype>,
+) -> Result<PlannedTensor> {
     let from = record.spec.clone();
     let dtype = match (from.dtype(), cast) {
         (Dtype::F8E4M3 | Dtype::F8E5M2, Some(to)) => {
@@ -208,9 +240,9 @@ fn place(tensors: &[PlannedTensor]) -> Result<Vec<HeaderTensor>> {
 fn provenance(manifest: &Manifest) -> BTreeMap<String, String> {
     let pairs = [
         ("format", "pt".to_owned()),
-        (SOURCE_SAVE_ID, manifest.save_id().to_string()),
-        ("tch_checkpoint.source_step", manifest.step().to_string()),
-        ("tch_checkpoint.source_epoch", manifest.epoch().to_string()),
+        (EXPORT_SAVE_ID, manifest.save_id().to_string()),
+        (EXPORT_STEP, manifest.step().to_string()),
+        (EXPORT_EPOCH, manifest.epoch().to_string()),
         ("tch_checkpoint.version", env!("CARGO_PKG_VERSION").to_owned()),
     ];
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::foreign;
+use crate::files::foreign::{self, Parts, PlainFile};
 use crate::layout::{self, CheckpointName};
 use crate::manifest::{Form, Manifest};
 use crate::shard::{HeaderTensor, SingleFile, read_single};
@@ -51,7 +51,7 @@ pub(crate) fn find(
         return Ok(None);
     }
     match parent.open_dir(name.as_str()) {
-        Ok(dir) => match foreign::open_directory(dir.as_ref())? {
+        Ok(dir) => match foreign::open_directory(dir.as_ref(), Parts::Model)? {
             Some(manifest) => found(name, &dir, manifest),
             None => Ok(None),
         },
@@ -157,7 +157,7 @@ fn open(parent: &dyn Directory, name: &str, unverified: bool) -> Result<Option<M
     };
     let Some((hash, bytes)) = &single.embedded else {
         if unverified {
-            return foreign::manifest_of(vec![(name.to_owned(), single, file.len())]).map(Some);
+            return foreign::of_file(PlainFile::new(name, single, file.len())).map(Some);
         }
         return Err(Error::new(
             ErrorKind::Incompatible,
@@ -168,6 +168,29 @@ fn open(parent: &dyn Directory, name: &str, unverified: bool) -> Result<Option<M
     let manifest = Manifest::parse(bytes)?;
     check_file(&manifest, &single, *hash, file.len())?;
     Ok(Some(manifest.found_as(name)))
+}
+
+/// One file of another tool; `None` if there is no such file.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] for a checkpoint; as [`find`].
+pub(crate) fn open_plain(
+    parent: &dyn Directory,
+    name: &CheckpointName,
+) -> Result<Option<Manifest>> {
+    match open(parent, name.as_str(), true)? {
+        Some(manifest) if *manifest.form() != Form::Plain => {
+            Err(is_ours(&parent.path().join(name.as_str())))
+        }
+        opened => Ok(opened),
+    }
+}
+
+/// The error of what is to become a checkpoint, and is one.
+pub(crate) fn is_ours(path: &Path) -> Error {
+    Error::new(ErrorKind::InvalidInput, "this is a checkpoint already")
+        .with_path(path)
+        .with_help("load it, or copy it, as it is")
 }
 
 /// Whether the manifest is that of this file.

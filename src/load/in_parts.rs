@@ -97,7 +97,7 @@ pub fn visit_tensor(
 ) -> Result<()> {
     let record = named(&found.manifest, name)?;
     let mut reader = PartReader::open(found)?;
-    for part in Parts::of(&record.spec, PART_BYTES) {
+    for part in Parts::of(&record.spec).of_at_most(PART_BYTES) {
         let read = reader.read(&[(record, part)]).map_err(|e| e.with_tensor(name))?;
         read.iter().try_for_each(|bytes| visit(bytes))?;
     }

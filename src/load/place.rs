@@ -124,6 +124,31 @@ pub(crate) fn read_boxes(
     Ok(buffers)
 }
 
+/// As [`read_boxes`], one box after the other into `out`, which is as long as all of them.
+///
+/// # Errors
+/// As [`ShardReader::read_range`]; the content of `out` is unspecified then.
+pub(crate) fn read_boxes_into(
+    reader: &ShardReader,
+    plan: &LoadPlan,
+    wanted: &[WantedBox],
+    out: &mut [u8],
+) -> Result<()> {
+    let (mut slices, mut rest) = (Vec::with_capacity(wanted.len()), out);
+    for wanted in wanted {
+        let len = usize::try_from(wanted.size_bytes()).unwrap_or(usize::MAX);
+        let (own, after) = rest.split_at_mut_checked(len).ok_or_else(changed)?;
+        slices.push(own);
+        rest = after;
+    }
+    let mut sinks: Vec<&mut dyn TensorSink> = Vec::with_capacity(wanted.len());
+    for slice in &mut slices {
+        sinks.push(slice);
+    }
+    let (sharing, progress) = (Sharing::Alone, Progress::default());
+    Reading { reader, plan, wanted, sharing, progress }.fill(&mut sinks)
+}
+
 pub(super) fn changed() -> Error {
     Error::new(ErrorKind::Mismatch, "the destination changed its tensors during the load")
 }

@@ -38,6 +38,18 @@ pub(crate) struct SingleParts<'a> {
     pub(crate) file: FileParts,
 }
 
+/// What is known of files that have no manifest.
+pub(crate) struct PlainParts {
+    /// Their names, and what each of them holds.
+    pub(crate) files: Vec<(String, Component, FileParts)>,
+    /// For each tensor the number of its file, and its first byte there.
+    pub(crate) tensors: BTreeMap<TensorName, (u32, TensorSpec, u64)>,
+    pub(crate) aliases: BTreeMap<TensorName, TensorName>,
+    pub(crate) values: Values,
+    pub(crate) step: u64,
+    pub(crate) epoch: u64,
+}
+
 /// What the manifest says of the file that holds it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FileParts {
@@ -80,23 +92,32 @@ impl Manifest {
             .map_err(|e| e.with_kind(ErrorKind::InvalidInput))
     }
 
-    /// A manifest for files that have none: names, and the tensors of each with their positions.
+    /// A manifest for files that have none.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] if a tensor is in two files, or a header's claims do not fit.
-    pub(crate) fn of_plain(
-        files: Vec<(String, FileParts)>,
-        tensors: BTreeMap<TensorName, (u32, TensorSpec, u64)>,
-    ) -> Result<Self> {
+    /// [`ErrorKind::Corrupt`] if a header's claims do not fit.
+    pub(crate) fn of_plain(parts: PlainParts) -> Result<Self> {
+        let PlainParts { files, tensors, aliases, values, step, epoch } = parts;
         let save_id = SaveId::from_bytes([0; 16]);
-        let files = files.iter().map(|(name, parts)| data_file(name, save_id, parts)).collect();
+        let data_files = files.iter().map(|(name, component, parts)| DataFile {
+            component: component.clone(),
+            ..data_file(name, save_id, parts)
+        });
         let record = |(name, (file, spec, begin)): (TensorName, (u32, TensorSpec, u64))| {
+            let component = files.get(file as usize).map(|(_, component, _)| component.clone());
             let slice = Slice::full(spec.shape());
             let pieces = vec![Piece { file, begin, slice, first_sum: 0 }];
-            TensorRecord { name, component: Component::model(), spec, pieces }
+            TensorRecord {
+                name,
+                component: component.unwrap_or_else(Component::model),
+                spec,
+                pieces,
+            }
         };
         let tensors = tensors.into_iter().map(record).collect();
-        let body = Body { tensors, ..empty_body(save_id, files) };
+        let empty = empty_body(save_id, data_files.collect());
+        let aliases = aliases.into_iter().collect();
+        let body = Body { tensors, aliases, values, step, epoch, ..empty };
         Self::from_single(Format::NEWEST, body, Form::Plain)
     }
 

@@ -16,6 +16,7 @@ mod pipeline;
 mod ranges;
 mod reader;
 mod single;
+mod stream;
 mod sums;
 mod verify;
 mod writer;
@@ -29,6 +30,7 @@ pub use header::{
 pub(crate) use ranges::{RangePiece, write_ranges};
 pub use reader::{PieceAt, ShardReader};
 pub(crate) use single::{SingleFile, SingleText, plain_header, read_single, single_header};
+pub(crate) use stream::{Out, write_stream};
 pub use sums::sum;
 pub use verify::{DAMAGE_MAX, Damage};
 pub use writer::write_shards;

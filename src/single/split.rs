@@ -1,20 +1,17 @@
 //! Splitting one file into files of its components.
 
-use std::sync::Arc;
-
 use crate::catalog::{CheckpointPath, Found, Wanted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::layout::SaveId;
-use crate::manifest::{Form, Manifest, SealInfo, TensorRecord, place_in};
+use crate::load::stored_state;
+use crate::manifest::{Form, Manifest, SealInfo};
 use crate::plan::save::MergedPlan;
 use crate::plan::{PlannedFile, PlannedPiece, SavePlan, SaveTarget};
 use crate::save::{Checkpoint, Timing};
-use crate::shard::{PieceAt, ShardReader};
 use crate::single::save::{Coordinator, Receipt, by_component, write};
 use crate::slice::Slice;
 use crate::space::Margin;
-use crate::state::{StateDict, TensorSource, Values};
 use crate::storage::Storage;
 use crate::sweep::Pace;
 use crate::tensor::Component;
@@ -55,7 +52,7 @@ pub fn save_multi_from_single(
         library_version: env!("CARGO_PKG_VERSION").to_owned(),
         libtorch_version: manifest.libtorch_version().to_owned(),
     };
-    let state = state_of(&found)?;
+    let state = stored_state(&found.dir, &found.manifest)?;
     let (save_id, pace, ranks) = (merged.save_id, Pace::of(&group), merged.plans.len());
     let begin = || Coordinator::begin(storage, path, merged, info, files, Margin::default(), &pace);
     let mut coordinator = timing.plan(begin)?;
@@ -140,64 +137,4 @@ fn merged(manifest: &Manifest) -> Result<MergedPlan> {
         values: manifest.values().clone(),
         rank_values: rank_values.map(|values| values.cloned().unwrap_or_default()).collect(),
     })
-}
-
-/// Every tensor of a checkpoint, read and verified when asked for.
-fn state_of(found: &Found) -> Result<StateDict> {
-    let reader = Arc::new(ShardReader::of(found.dir.clone(), &found.manifest));
-    let mut state = StateDict::new();
-    for tensor in found.manifest.tensors() {
-        let source = Stored::new(reader.clone(), tensor)?;
-        let (name, spec) = (tensor.name.clone(), tensor.spec.clone());
-        state.add(&tensor.component, name, spec, Arc::new(source))?;
-    }
-    state.values = Values::new();
-    Ok(state)
-}
-
-/// A whole tensor in a file.
-struct Stored {
-    reader: Arc<ShardReader>,
-    /// Its pieces, each with its first byte in the tensor, in order.
-    pieces: Vec<(u64, PieceAt)>,
-}
-
-impl Stored {
-    fn new(reader: Arc<ShardReader>, tensor: &TensorRecord) -> Result<Self> {
-        let pieces = tensor.pieces.iter().map(|piece| {
-            let inside = place_in(&tensor.spec, &piece.slice).ok_or_else(|| {
-                Error::new(ErrorKind::Unsupported, "a piece that is not contiguous")
-                    .with_tensor(tensor.name.as_str())
-            })?;
-            let at = PieceAt {
-                file: piece.file as usize,
-                begin: piece.begin,
-                bytes: tensor.piece_bytes(piece),
-                first_sum: piece.first_sum,
-            };
-            Ok((inside, at))
-        });
-        Ok(Self { reader, pieces: pieces.collect::<Result<_>>()? })
-    }
-}
-
-impl TensorSource for Stored {
-    fn read_into(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        let (mut scratch, mut rest, mut at) = (Vec::new(), out, offset);
-        let first = self.pieces.partition_point(|(begin, piece)| begin + piece.bytes <= offset);
-        for (begin, piece) in self.pieces.get(first..).unwrap_or_default() {
-            let left = piece.bytes.saturating_sub(at - begin);
-            let len = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
-            let (part, after) = rest.split_at_mut(len);
-            self.reader.read_into(*piece, at - begin, &mut scratch, part)?;
-            (rest, at) = (after, at + len as u64);
-            if rest.is_empty() {
-                return Ok(());
-            }
-        }
-        if rest.is_empty() {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::InvalidInput, "bytes beyond the end of a tensor"))
-    }
 }

@@ -4,6 +4,7 @@
 mod bench;
 mod code;
 mod diff;
+mod export;
 mod inspect;
 mod latest;
 mod ls;

@@ -356,7 +356,7 @@ fn directories_of_hugging_face_tools_give_weights() {
     for verdict in ends(&memory, "w/hf") {
         assert_eq!(verdict.unwrap(), (0.5, 5.5));
     }
-    let index = r#"{"weight_map":{"a":"model-00001-of-00001.safetensors"}}"#;
+    let index = r#"{"weight_map":{"running":"model-00001-of-00001.safetensors"}}"#;
     plain_file(&memory, "w/two/model-00001-of-00001.safetensors", str::to_owned);
     // A file beside it is no part of it, whatever its name ends in.
     plain_file(&memory, "w/two_model.safetensors", |name| format!("other.{name}"));

@@ -17,6 +17,7 @@ mod harness;
 #[path = "../it/hooked.rs"]
 #[allow(dead_code, reason = "not all of it is needed here")]
 mod hooked;
+mod hugging_face;
 mod kinds;
 mod loading;
 mod loggers;

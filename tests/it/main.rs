@@ -22,6 +22,7 @@ mod golden;
 mod harness;
 mod hooked;
 mod hostile;
+mod hugging_face;
 mod load_damage;
 mod load_faults;
 mod mismatches;

@@ -4,6 +4,7 @@
 #![allow(unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "helpers of tests")]
 
+mod exports;
 mod full;
 #[allow(dead_code, reason = "shared with another binary")]
 #[path = "../it/harness.rs"]

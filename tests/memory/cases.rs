@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use tch_checkpoint::catalog::{self, CheckpointPath, Order, Wanted};
-use tch_checkpoint::export::{ExportOptions, export};
+use tch_checkpoint::export::{ExportOptions, HuggingFace, export};
 use tch_checkpoint::group::{Deadlines, ProcessGroup};
 use tch_checkpoint::load::{Atomicity, load, read_tensor};
 use tch_checkpoint::plan::load::LoadRules;
@@ -86,6 +86,12 @@ pub const CASES: &[Case] = &[
     case("exporting", 1, 3, |g, i| {
         let out = i.dir.join("out.safetensors");
         let options = ExportOptions { cast: Some(Dtype::F32), ..ExportOptions::default() };
+        export(g, &LocalStorage::new(), &i.wanted("old"), out, &options).map(drop)
+    }),
+    case("exporting_a_directory", 1, 3, |g, i| {
+        let form = HuggingFace { max_shard_bytes: 1 << 20, ..HuggingFace::default() };
+        let options = ExportOptions { hugging_face: Some(form), ..ExportOptions::default() };
+        let out = i.dir.join("out");
         export(g, &LocalStorage::new(), &i.wanted("old"), out, &options).map(drop)
     }),
 ];

@@ -4,6 +4,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use tch_checkpoint::catalog::{CheckpointPath, Wanted};
+use tch_checkpoint::export::{ExportOptions, HuggingFace, export};
+use tch_checkpoint::import::{ImportOptions, import};
 use tch_checkpoint::load::{Atomicity, load};
 use tch_checkpoint::plan::load::LoadRules;
 use tch_checkpoint::save::{SaveOptions, save, save_async};
@@ -79,6 +81,19 @@ fn loading(dir: &std::path::Path, atomicity: Atomicity, buffers: &mut [Vec<u8>])
     load(&solo, &LocalStorage::new(), &wanted, &mut targets, &rules, atomicity).unwrap();
 }
 
+fn exporting(dir: &std::path::Path) {
+    let form = HuggingFace { max_shard_bytes: SHARD_BYTES / 2, ..HuggingFace::default() };
+    let options = ExportOptions { hugging_face: Some(form), ..ExportOptions::default() };
+    let (solo, wanted) = (ProcessGroup::solo(), Wanted::parse(dir.join("a")).unwrap());
+    export(&solo, &LocalStorage::new(), &wanted, dir.join("hf"), &options).unwrap();
+}
+
+fn importing(dir: &std::path::Path) {
+    let (solo, path) = (ProcessGroup::solo(), CheckpointPath::parse(dir.join("b")).unwrap());
+    let options = ImportOptions::default();
+    import(&solo, &LocalStorage::new(), dir.join("hf"), &path, &options).unwrap();
+}
+
 /// Measures, and prints, in a process where nothing else runs.
 #[test]
 #[ignore = "runs as a process of its own"]
@@ -92,6 +107,8 @@ fn child() {
     println!("PEAK saving {}", peak(|| saving(dir.path(), false)));
     println!("PEAK beside {}", peak(|| saving(dir.path(), true)));
     println!("PEAK atomic {}", peak(|| loading(dir.path(), Atomicity::Atomic, &mut buffers)));
+    println!("PEAK exporting {}", peak(|| exporting(dir.path())));
+    println!("PEAK importing {}", peak(|| importing(dir.path())));
     println!("PEAK in-place {}", peak(|| loading(dir.path(), Atomicity::InPlace, &mut buffers)));
 }
 
@@ -103,7 +120,14 @@ fn a_save_or_load_takes_what_is_promised_and_no_more() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{output:?}");
     let share = SHARD_BYTES + SHARD_BYTES / 10;
-    let bounds = [("saving", 0), ("beside", share), ("atomic", share), ("in-place", 0)];
+    let bounds = [
+        ("saving", 0),
+        ("beside", share),
+        ("atomic", share),
+        ("in-place", 0),
+        ("exporting", 0),
+        ("importing", 0),
+    ];
     for (what, share) in bounds {
         let mut lines = text.lines().filter_map(|line| line.split_once(&format!("PEAK {what} ")));
         let taken: u64 = lines.next().unwrap().1.trim().parse().unwrap();

@@ -27,7 +27,7 @@ fn names(scene: &Scene, file: &str) {
     index(scene, &format!("\"w\":{}", serde_json::to_string(file).unwrap()));
 }
 
-pub const CASES: [Case; 27] = [
+pub const CASES: [Case; 32] = [
     hf("an index that leaves the directory", "outside its directory", |s| {
         names(s, "../../outside/x.safetensors");
     }),
@@ -64,6 +64,25 @@ pub const CASES: [Case; 27] = [
         index(s, "");
         let file = fs::OpenOptions::new().write(true).open(s.dir().join(INDEX)).unwrap();
         file.set_len(1 << 40).unwrap();
+    }),
+    hf("an index with a tensor that is elsewhere", "where it is not", |s| {
+        s.put("hf/two.safetensors", plain());
+        index(s, r#""w":"one.safetensors","nowhere":"one.safetensors""#);
+    }),
+    hf("an index without files", "names no file", |s| index(s, "")),
+    hf("a description of a model that is no JSON", "malformed", |s| {
+        names(s, "one.safetensors");
+        s.put("hf/config.json", b"{\"a\":");
+    }),
+    hf("a description of a terabyte", "a description of a model of", |s| {
+        names(s, "one.safetensors");
+        s.put("hf/config.json", "{}");
+        let file = fs::OpenOptions::new().write(true).open(s.dir().join("hf/config.json")).unwrap();
+        file.set_len(1 << 40).unwrap();
+    }),
+    hf("a description 50,000 deep", "malformed", |s| {
+        names(s, "one.safetensors");
+        s.put("hf/config.json", format!("{{\"a\":{}{}}}", "[".repeat(50_000), "]".repeat(50_000)));
     }),
     hf("an index that is no JSON", "malformed", |s| s.put(INDEX, b"\x80\x02}q\x00.")),
     hf("an index without a map", "malformed", |s| s.put(INDEX, "{}")),

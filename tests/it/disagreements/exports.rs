@@ -1,6 +1,6 @@
 //! Exports that one rank asks for otherwise.
 
-use tch_checkpoint::export::{ExportOptions, export};
+use tch_checkpoint::export::{ExportOptions, HuggingFace, export};
 use tch_checkpoint::storage::MemoryStorage;
 use tch_checkpoint::tensor::Dtype;
 use tch_checkpoint::{Error, ErrorKind};
@@ -33,10 +33,12 @@ fn options() -> Vec<Case> {
         keep_submodule_prefix,
         repeat_tied,
         cast,
+        hugging_face,
         overwrite,
     } = ExportOptions::default();
     assert!(include.is_empty() && exclude.is_empty() && submodules.is_empty());
-    assert!(components.is_some() && strip_prefix.is_none() && cast.is_none());
+    assert!(components.is_some() && strip_prefix.is_none());
+    assert!(cast.is_none() && hugging_face.is_none());
     let text = || "w".to_owned();
     vec![
         case("`include`", move |asked| asked.options.include = vec![text()]),
@@ -49,6 +51,7 @@ fn options() -> Vec<Case> {
         }),
         case("`repeat_tied`", move |asked| asked.options.repeat_tied = !repeat_tied),
         case("`cast`", |asked| asked.options.cast = Some(Dtype::F16)),
+        case("`hugging_face`", |asked| asked.options.hugging_face = Some(HuggingFace::default())),
         case("`overwrite`", move |asked| asked.options.overwrite = !overwrite),
     ]
 }

@@ -1,0 +1,103 @@
+//! What is under the name of an export: only what an export wrote is ever replaced.
+
+use std::collections::BTreeSet;
+
+use crate::error::{ErrorKind, Result};
+use crate::files::{CONFIG_BYTES_MAX, read_index};
+use crate::layout::{self, EXPORT_CONFIG, EXPORT_SAVE_ID};
+use crate::manifest::hash16;
+use crate::memory::zeroed;
+use crate::shard::read_header;
+use crate::storage::{Directory, EntryKind};
+
+/// What is under the name of an export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Taken {
+    Nothing,
+    EmptyDirectory,
+    ExportedFile,
+    ExportedDirectory,
+    /// A directory with this in it, which no export wrote: never touched.
+    Beside(String),
+    /// Something that no export made: never touched.
+    Other,
+}
+
+/// # Errors
+/// [`ErrorKind::Storage`].
+pub(super) fn taken(parent: &dyn Directory, name: &str) -> Result<Taken> {
+    let Some(entry) = parent.list()?.into_iter().find(|entry| entry.name == name) else {
+        return Ok(Taken::Nothing);
+    };
+    match entry.kind {
+        EntryKind::File if marks(parent, name)?.is_some() => Ok(Taken::ExportedFile),
+        EntryKind::Directory => of_directory(parent.open_dir(name)?.as_ref()),
+        _ => Ok(Taken::Other),
+    }
+}
+
+fn of_directory(dir: &dyn Directory) -> Result<Taken> {
+    let entries = dir.list()?;
+    if entries.is_empty() {
+        return Ok(Taken::EmptyDirectory);
+    }
+    let (mut configs, mut has_tensors) = (BTreeSet::new(), false);
+    let is_document = |name: &str| name == layout::HF_CONFIG || layout::is_hf_index(name);
+    let (documents, others): (Vec<_>, Vec<_>) =
+        entries.into_iter().partition(|entry| is_document(&entry.name));
+    for entry in others {
+        match (entry.kind, marks(dir, &entry.name)?) {
+            (EntryKind::File, Some(config)) => configs.extend(config),
+            _ => return Ok(Taken::Beside(entry.name)),
+        }
+        has_tensors = true;
+    }
+    for entry in documents {
+        let is_ours = match entry.name == layout::HF_CONFIG {
+            true => config_hash(dir)?.is_some_and(|hash| configs.contains(&hash)),
+            false => unless_broken(read_index(dir, &entry.name))?
+                .is_some_and(|index| index.is_some_and(|index| index.is_ours())),
+        };
+        if !is_ours {
+            return Ok(Taken::Beside(entry.name));
+        }
+    }
+    Ok(if has_tensors { Taken::ExportedDirectory } else { Taken::Other })
+}
+
+/// If an export wrote this file, as its header says: the hash of the description beside it, if
+/// there is to be one.
+fn marks(dir: &dyn Directory, name: &str) -> Result<Option<Option<String>>> {
+    let header = unless_broken(dir.open_file(name).and_then(|file| read_header(file.as_ref())))?;
+    Ok(header.and_then(|mut header| {
+        let config = header.metadata.remove(EXPORT_CONFIG);
+        header.metadata.contains_key(EXPORT_SAVE_ID).then_some(config)
+    }))
+}
+
+/// The hash of the description of a model, as files beside it state it.
+fn config_hash(dir: &dyn Directory) -> Result<Option<String>> {
+    let read = || {
+        let file = dir.open_file(layout::HF_CONFIG)?;
+        if file.len() > CONFIG_BYTES_MAX {
+            return Ok(None);
+        }
+        let mut bytes = zeroed(file.len())?;
+        file.read_at(0, &mut bytes)?;
+        Ok(Some(hash_text(&bytes)))
+    };
+    Ok(unless_broken(read())?.flatten())
+}
+
+/// The hash of a description, as text.
+pub(super) fn hash_text(bytes: &[u8]) -> String {
+    layout::SaveId::from_bytes(hash16(bytes)).to_string()
+}
+
+/// What cannot be read for what it is, and not for the storage's sake, is none of ours.
+fn unless_broken<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Err(e) if e.kind() == ErrorKind::Storage => Err(e),
+        read => Ok(read.ok()),
+    }
+}
