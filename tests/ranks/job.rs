@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -47,7 +48,8 @@ pub struct Job {
     pub cell: Cell,
     dir: TempDir,
     children: Vec<Child>,
-    resumed: bool,
+    /// The odd rank, which would have gone on for ever.
+    is_ended: bool,
 }
 
 pub struct Ended {
@@ -77,7 +79,7 @@ impl Job {
     pub fn run(cell: &Cell) -> Ended {
         let dir = tempfile::tempdir().unwrap();
         copy_first(&dir.path().join(RUNS));
-        let mut job = Self { cell: cell.clone(), dir, children: Vec::new(), resumed: false };
+        let mut job = Self { cell: cell.clone(), dir, children: Vec::new(), is_ended: false };
         job.start();
         let ended = within(HANG, || job.look());
         let settled = within(if ended { SETTLE } else { PAUSE }, || job.left_over().is_empty());
@@ -161,7 +163,7 @@ impl Job {
     /// Does what is due; whether all processes have ended.
     fn look(&mut self) -> bool {
         let done = self.children.iter_mut().all(|child| child.try_wait().unwrap().is_some());
-        if done || self.resumed {
+        if done || self.is_ended {
             return done;
         }
         let heard = |rank: u32| report::path(self.dir.path(), rank).exists();
@@ -170,18 +172,24 @@ impl Job {
             return done;
         }
         match (self.cell.act, self.cell.way) {
-            (Act::Stop, _) => self.resumed = self.signal_odd(Signal::CONT),
+            // Again and again: the others may be done before it stops.
+            (Act::Stop, _) => self.signal_odd(Signal::CONT),
             // It was to go on for ever.
-            (Act::Drop, Way::Tcp) if heard(odd) => self.resumed = self.signal_odd(Signal::KILL),
+            (Act::Drop, Way::Tcp) if heard(odd) => {
+                self.signal_odd(Signal::KILL);
+                self.is_ended = true;
+            }
             _ => {}
         }
         done
     }
 
-    fn signal_odd(&self, signal: Signal) -> bool {
+    fn signal_odd(&self, signal: Signal) {
         let pid = fs::read_to_string(pid_path(self.dir.path(), self.cell.rank)).unwrap();
-        kill_process(Pid::from_raw(pid.parse().unwrap()).unwrap(), signal).unwrap();
-        true
+        match kill_process(Pid::from_raw(pid.parse().unwrap()).unwrap(), signal) {
+            Ok(()) | Err(Errno::SRCH) => (),
+            Err(error) => panic!("{}: {error}", self.cell),
+        }
     }
 
     /// Every live process of this job.
