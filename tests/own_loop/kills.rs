@@ -68,7 +68,13 @@ fn killed_again_and_again(launcher: Launcher, mode: &[&str], places: &[(&str, Co
     let flags = [RUN, mode].concat();
     let mut newest = 0;
     for (sabotage, committed) in places {
-        let saved = killed(&place, launcher, &flags, sabotage);
+        // A save beside training has a first phase of its own.
+        let sabotage = if mode.is_empty() {
+            (*sabotage).to_owned()
+        } else {
+            sabotage.replace("@plan.", "@plan beside.")
+        };
+        let saved = killed(&place, launcher, &flags, &sabotage);
         let (first, second) = (newest + EVERY, newest + 2 * EVERY);
         newest = saved.last().copied().unwrap_or(0);
         let wanted = match committed {
