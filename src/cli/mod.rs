@@ -2,7 +2,7 @@
 //! Needs neither libtorch nor MPI.
 //!
 //! A verb is a module with a struct of its arguments and a function `run`, which gives the exit
-//! code of its verdict. What goes wrong is a [`Stop`].
+//! code of its verdict. What goes wrong is a `Stop`.
 
 mod bench;
 mod code;
