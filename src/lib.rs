@@ -62,6 +62,8 @@ pub mod audit;
 pub mod difference;
 pub mod export;
 pub mod load;
+pub mod repair;
+pub mod reshard;
 pub mod save;
 pub mod single;
 pub mod statistics;

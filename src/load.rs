@@ -37,6 +37,7 @@ mod one;
 mod partial;
 mod place;
 mod sharing;
+mod stored;
 
 use asked::Asked;
 #[cfg(feature = "torch")]
@@ -50,6 +51,7 @@ pub use partial::{Filled, PartialLoaded, PartialOptions, PartialReport, load_par
 pub(crate) use place::read_boxes;
 use place::{Reading, wanted_boxes};
 use sharing::Share;
+pub(crate) use stored::stored_state;
 
 /// How often a load starts again because its checkpoint was replaced under it.
 const RESTARTS_MAX: u32 = 3;

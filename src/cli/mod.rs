@@ -14,6 +14,8 @@ mod inspect;
 mod ls;
 mod output;
 mod progress;
+mod repair;
+mod reshard;
 mod sparkline;
 mod stress;
 mod verify;
@@ -63,6 +65,16 @@ enum Verb {
     ///
     /// Goes by manifests and lengths of files; `verify --dir` reads every byte. Nothing is written.
     Latest(directory::Look),
+    /// Show what can be saved from a damaged checkpoint, or from a directory of them, and what not.
+    ///
+    /// Reads every byte and changes nothing, but for what --out and --pointers ask for. What is
+    /// damaged is never changed or removed. Exit code 3 if something is lost.
+    Repair(repair::Repair),
+    /// Write a checkpoint anew, in the files of another number of ranks.
+    ///
+    /// Every byte is verified as it is read, and the result once more. Loads need none of this: they
+    /// read into any number of ranks.
+    Reshard(reshard::Reshard),
     /// Show the model code that was saved with a checkpoint, or one file of it.
     Code(code::Code),
     /// Save and load generated content, to try a storage out.
@@ -82,6 +94,8 @@ impl Verb {
             Self::Diff(arguments) => diff::run(out, arguments),
             Self::Verify(arguments) => verify::run(out, arguments),
             Self::Latest(look) => directory::latest(out, look),
+            Self::Repair(arguments) => repair::run(out, arguments),
+            Self::Reshard(arguments) => reshard::run(out, arguments),
             Self::Code(arguments) => code::run(out, arguments),
             Self::Stress(stress) => stress::run(out, stress),
             Self::Bench(bench) => bench::run(out, bench),
