@@ -31,8 +31,8 @@ pub struct ReshardOptions {
 /// by bit, second names, values, step, epoch and attached files. Every block is verified as it is
 /// read; memory: some tens of MiB and the block sums of a few files, whatever the size of a tensor.
 ///
-/// What ranks have saved of their own stays with the ranks that there still are. Where their number
-/// changes, value `reshard.world_size` says how many there were.
+/// What ranks have saved of their own stays with the ranks that there still are. Where there is such
+/// and their number changes, value `reshard.world_size` says how many there were.
 ///
 /// Not collective: one process does it; `group` is [solo](ProcessGroup::solo) and counts what was
 /// written.
@@ -108,7 +108,8 @@ pub(crate) fn rewrite(
 ) -> Result<Checkpoint> {
     let manifest = &found.manifest;
     let (from, into) = (manifest.world_size(), options.world_size);
-    if from != into {
+    let has_own = |rank| manifest.rank_values(rank).is_some_and(|own| !own.is_empty());
+    if from != into && from.ranks().any(has_own) {
         state.values.set(RESHARDED_FROM, i64::from(from.get()));
     }
     let own = |rank: Rank| manifest.rank_values(rank).cloned().unwrap_or_default();

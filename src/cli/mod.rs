@@ -11,6 +11,7 @@ mod directory;
 mod format;
 mod grid;
 mod inspect;
+mod launch;
 mod ls;
 mod output;
 mod progress;
@@ -75,6 +76,12 @@ enum Verb {
     /// Every byte is verified as it is read, and the result once more. Loads need none of this: they
     /// read into any number of ranks.
     Reshard(reshard::Reshard),
+    /// Start N processes of a program on this machine, as the ranks of one job.
+    ///
+    /// Each gets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and a token. SIGTERM, SIGINT
+    /// and SIGUSR1 are passed on; no rank outlives the command. Exit code: that of the first rank
+    /// that failed, 128 + n if by signal n; 75 if ranks saved and want to be started again.
+    Launch(launch::Launch),
     /// Show the model code that was saved with a checkpoint, or one file of it.
     Code(code::Code),
     /// Save and load generated content, to try a storage out.
@@ -96,6 +103,7 @@ impl Verb {
             Self::Latest(look) => directory::latest(out, look),
             Self::Repair(arguments) => repair::run(out, arguments),
             Self::Reshard(arguments) => reshard::run(out, arguments),
+            Self::Launch(arguments) => launch::run(arguments),
             Self::Code(arguments) => code::run(out, arguments),
             Self::Stress(stress) => stress::run(out, stress),
             Self::Bench(bench) => bench::run(out, bench),

@@ -194,7 +194,7 @@ fn text(
     if let Some(good) = good {
         out.line(format!("good: {} is the newest checkpoint here that is whole", line(good)))?;
     }
-    if assessment.damage.is_empty() {
+    if assessment.damage.is_empty() || assessment.whole.is_empty() {
         return Ok(());
     }
     out.line("nothing was changed; --out NEW writes what is whole as a new checkpoint")

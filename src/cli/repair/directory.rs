@@ -49,11 +49,11 @@ pub(super) fn run(
         .of_state(CheckpointState::Damaged)
         .filter(|info| !looked.iter().any(|one| one.info.name == info.name))
         .collect();
+    let mut left = broken.clone();
     if arguments.pointers {
         mend(&parent, arguments, &good)?;
+        left = broken_pointers(parent.as_ref(), &good)?;
     }
-    let left =
-        if arguments.pointers { broken_pointers(parent.as_ref(), &good)? } else { Vec::new() };
     let mended: Vec<&String> = broken.iter().filter(|one| !left.contains(one)).collect();
     let said = if arguments.json {
         json(out, &looked, &unreadable, &good, &broken, arguments)
