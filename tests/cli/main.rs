@@ -6,7 +6,11 @@ mod code;
 mod diff;
 mod inspect;
 mod latest;
+#[cfg(target_os = "linux")]
+mod launch;
 mod ls;
+mod repair;
+mod reshard;
 mod snapshot;
 mod stopped;
 mod stress;
