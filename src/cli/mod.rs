@@ -8,6 +8,7 @@ mod bench;
 mod code;
 mod diff;
 mod directory;
+mod doctor;
 mod format;
 mod grid;
 mod inspect;
@@ -76,6 +77,11 @@ enum Verb {
     /// Every byte is verified as it is read, and the result once more. Loads need none of this: they
     /// read into any number of ranks.
     Reshard(reshard::Reshard),
+    /// Look whether what training and checkpoints need is here, and say what to do where it is not.
+    ///
+    /// libtorch, CUDA, NCCL, MPI, connections, the disk of DIR (written to for a second, nothing is
+    /// left behind), clock and limits. Exit code 0 whatever is found.
+    Doctor(doctor::Doctor),
     /// Start N processes of a program on this machine, as the ranks of one job.
     ///
     /// Each gets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and a token. SIGTERM, SIGINT
@@ -103,6 +109,7 @@ impl Verb {
             Self::Latest(look) => directory::latest(out, look),
             Self::Repair(arguments) => repair::run(out, arguments),
             Self::Reshard(arguments) => reshard::run(out, arguments),
+            Self::Doctor(arguments) => doctor::run(out, arguments),
             Self::Launch(arguments) => launch::run(arguments),
             Self::Code(arguments) => code::run(out, arguments),
             Self::Stress(stress) => stress::run(out, stress),
