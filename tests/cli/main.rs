@@ -4,6 +4,7 @@
 mod bench;
 mod code;
 mod diff;
+mod doctor;
 mod inspect;
 mod latest;
 #[cfg(target_os = "linux")]
@@ -59,6 +60,11 @@ fn run(arguments: &[&str]) -> Ran {
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),
     }
+}
+
+/// The objects that a verb with `--json` has printed.
+fn verb_lines(ran: &Ran) -> Vec<serde_json::Value> {
+    ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[track_caller]
