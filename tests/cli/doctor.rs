@@ -53,7 +53,8 @@ fn the_text_says_the_same_and_counts() {
     assert_code(&ran, 0);
     let lines: Vec<&str> = ran.stdout.lines().collect();
     let of = |word: &str| lines.iter().filter(|line| line.starts_with(word)).count();
-    let counts = format!("{} ok, {} warnings, {} problems", of("ok "), of("warning "), of("problem "));
+    let counts =
+        format!("{} ok, {} warnings, {} problems", of("ok "), of("warning "), of("problem "));
     assert_eq!(lines.last(), Some(&counts.as_str()));
     let fixes = lines.iter().filter(|line| line.starts_with("                   -> ")).count();
     assert_eq!(fixes, of("warning ") + of("problem "), "{}", ran.stdout);

@@ -170,7 +170,8 @@ fn a_killed_rank_starts_all_again_up_to_the_limit() {
     let folder = Folder::new();
     Made::new(300, 3).floats("w", &[2], &[1.0, 2.0]).save(&folder);
     let rank = "echo $MASTER_PORT > port$RANK.$k; echo $TCH_CHECKPOINT_TOKEN > token$RANK.$k; \
-        [ $RANK = 1 ] && kill -KILL $$; trap 'exit 0' TERM; while :; do sleep 0.05; done";
+        [ $RANK = 1 ] && { until [ -s token0.$k -a -s token2.$k ]; do sleep 0.02; done; \
+        kill -KILL $$; }; trap 'exit 0' TERM; while :; do sleep 0.05; done";
     let options = ["--max-restarts", "2", "--dir", folder.path()];
     let ended = Launch::ranks(&options, rank).end().with_code(137);
     for restart in 0..3 {

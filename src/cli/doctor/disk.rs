@@ -210,7 +210,8 @@ fn locks(file: &File) -> Finding {
 
 /// Bytes that were tried, and bytes a second of writing and reading.
 fn rates(mut file: &File, most: usize) -> io::Result<(usize, f64, f64)> {
-    let block: Vec<u8> = (0..BLOCK).map(|i| (i * 31 % 251) as u8).collect();
+    let block: Vec<u8> =
+        (0..BLOCK).map(|i| u8::try_from(i * 31 % 251).unwrap_or_default()).collect();
     let (begun, mut written) = (Instant::now(), 0);
     while written < most.max(1) && begun.elapsed() < WRITING {
         let part = block.get(..(most - written).clamp(1, BLOCK)).unwrap_or(&block);
@@ -220,7 +221,7 @@ fn rates(mut file: &File, most: usize) -> io::Result<(usize, f64, f64)> {
     file.sync_all()?;
     let write = written as f64 / begun.elapsed().as_secs_f64();
     // The device is to be asked, where the system forgets.
-    drop(rustix::fs::fadvise(file, 0, None, Advice::DontNeed));
+    let _ = rustix::fs::fadvise(file, 0, None, Advice::DontNeed);
     file.seek(SeekFrom::Start(0))?;
     let (begun, mut read, mut buffer) = (Instant::now(), 0, vec![0; BLOCK]);
     while begun.elapsed() < WRITING {

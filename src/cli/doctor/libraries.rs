@@ -176,10 +176,9 @@ pub(super) fn mpi() -> Vec<Finding> {
 fn found(library: &'static str) -> Option<PathBuf> {
     within(FILES_DEADLINE, move || {
         let search = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-        let first = std::env::split_paths(&search).filter(|dir| dir.is_absolute());
+        let mut first = std::env::split_paths(&search).filter(|dir| dir.is_absolute());
         let in_dir = |dir: PathBuf| Some(dir.join(library)).filter(|path| path.exists());
         first
-            .into_iter()
             .find_map(in_dir)
             .or_else(|| of_cache(library))
             .or_else(|| LIBRARY_DIRS.iter().map(PathBuf::from).find_map(in_dir))

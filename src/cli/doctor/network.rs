@@ -38,7 +38,8 @@ fn talk_to_ourselves() -> std::io::Result<()> {
 fn master(host: String) -> Finding {
     const FIX: &str = "set MASTER_ADDR to a name that all hosts know, or to an address";
     let name = host.clone();
-    let resolve = move || (name.as_str(), 0).to_socket_addrs().map(Vec::from_iter);
+    let resolve =
+        move || (name.as_str(), 0).to_socket_addrs().map(|found| found.collect::<Vec<_>>());
     match within(DEADLINE, resolve) {
         Some(Ok(addresses)) if !addresses.is_empty() => {
             let of = |address: &SocketAddr| address.ip().to_string();
