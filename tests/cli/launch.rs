@@ -164,7 +164,7 @@ fn without_restarts_the_code_of_a_failing_rank_is_returned_and_the_others_are_en
     assert!(killed.stderr.contains("rank 2 ended with code 137 (SIGKILL)"), "{}", killed.stderr);
 }
 
-/// The example of the issue: a rank is killed from outside, all go on from what was saved.
+/// What is there to go on from is told.
 #[test]
 fn a_killed_rank_starts_all_again_up_to_the_limit() {
     let folder = Folder::new();

@@ -59,7 +59,9 @@ fn a_bad_block_costs_its_tensor_and_no_other() {
     assert_code(&verb("verify", &out, &[]), 0);
     let diff = verb("diff", &folder.at("step-0100"), &[&out]);
     assert_code(&diff, 4);
-    assert_snapshot("repair_out_diff", &diff, &folder);
+    for told in ["removed  b.w     F32 [128, 128]", "2 equal, 1 removed", "[\"b.w\"]"] {
+        assert!(diff.stdout.contains(told), "{told}: {}", diff.stdout);
+    }
 }
 
 #[test]
