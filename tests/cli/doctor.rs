@@ -4,7 +4,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
-use crate::{Folder, Ran, assert_code, command, output_of, verb_lines};
+use crate::snapshot::verb_lines;
+use crate::{Folder, Ran, assert_code, command, output_of};
 
 const CHECKS: [&str; 8] = ["libtorch", "cuda", "nccl", "mpi", "ports", "disk", "clock", "limits"];
 

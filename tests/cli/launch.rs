@@ -1,4 +1,5 @@
 //! `launch`, with shell one-liners as ranks.
+#![cfg(target_os = "linux")]
 
 use std::fs;
 use std::io::Read;
