@@ -88,7 +88,7 @@ pub fn assess(found: &Found, progress: &mut dyn FnMut(u64)) -> Result<Assessment
 fn reader_of(found: &Found) -> ShardReader {
     let reader = ShardReader::of(found.dir.clone(), &found.manifest);
     match found.manifest.form() {
-        Form::Directory => reader.as_long_as_they_are(),
+        Form::Directory => reader.with_lengths_found(),
         _ => reader,
     }
 }

@@ -109,7 +109,7 @@ impl ShardReader {
     }
 
     /// Takes every data file to be as long as it is, so that what is left of a damaged one is read.
-    pub(crate) fn as_long_as_they_are(mut self) -> Self {
+    pub(crate) fn with_lengths_found(mut self) -> Self {
         for file in &mut self.files {
             file.len = self.dir.open_file(&file.name).map_or(file.len, |found| found.len());
         }
