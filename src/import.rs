@@ -83,8 +83,9 @@ struct Foreign {
 impl Foreign {
     fn open(storage: &dyn Storage, from: &Path, options: &ImportOptions) -> Result<Self> {
         let (dir, manifest) = open(storage, from)?;
-        ShardReader::of(dir.clone(), &manifest).check_lengths()?;
-        let mut state = stored_state(&dir, &manifest)?;
+        let reader = ShardReader::of(dir.clone(), &manifest);
+        reader.check_lengths()?;
+        let mut state = stored_state(&Arc::new(reader), &manifest, &mut |_| true)?;
         for (alias, kept) in manifest.aliases() {
             state.add_alias(alias.clone(), kept.clone())?;
         }

@@ -65,6 +65,8 @@ pub mod difference;
 pub mod export;
 pub mod import;
 pub mod load;
+pub mod repair;
+pub mod reshard;
 pub mod save;
 pub mod single;
 pub mod statistics;

@@ -13,6 +13,7 @@
 //! Nothing returns between the two phases: a rank that fails or panics brings that to the vote.
 //! [`save`] waits for both; [`save_async`] for the first, and runs the second beside training.
 
+mod as_ranks;
 mod background;
 mod flight;
 mod gate;
@@ -45,6 +46,7 @@ use crate::state::StateDict;
 use crate::storage::{Directory, Storage};
 use crate::sweep::{Pace, RETRY_INTERVAL, log_failure};
 
+pub(crate) use as_ranks::save_as_ranks;
 pub use background::{AfterCommit, PendingSave, free_staging, save_async, save_async_overlapped};
 #[cfg(fuzzing)]
 pub(crate) use plan::fuzz_answer as fuzz_plan_answer;

@@ -1,6 +1,7 @@
 //! An N-dimensional box inside a tensor: intersection, coverage, and where its bytes lie.
 
 mod parts;
+mod range;
 
 use std::fmt;
 use std::ops::Range;
@@ -11,6 +12,7 @@ use crate::dims::Dims;
 use crate::error::{Error, ErrorKind, Result};
 
 pub(crate) use parts::Parts;
+pub(crate) use range::boxes_of_range;
 
 /// A box: per dimension an offset and a length. A scalar's slice has no dimensions.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -8,17 +8,21 @@ mod bench;
 mod code;
 mod diff;
 mod directory;
+mod doctor;
 mod du;
 mod export;
 mod format;
 mod grid;
 mod import;
 mod inspect;
+mod launch;
 mod ls;
 mod manual;
 mod output;
 mod progress;
 mod prune;
+mod repair;
+mod reshard;
 mod sparkline;
 mod stress;
 mod verify;
@@ -75,6 +79,27 @@ enum Verb {
     ///
     /// Goes by manifests and lengths of files; `verify --dir` reads every byte. Nothing is written.
     Latest(directory::Look),
+    /// Show what can be saved from a damaged checkpoint, or from a directory of them, and what not.
+    ///
+    /// Reads every byte and changes nothing, but for what --out and --pointers ask for. What is
+    /// damaged is never changed or removed. Exit code 3 if something is lost.
+    Repair(repair::Repair),
+    /// Write a checkpoint anew, in the files of another number of ranks.
+    ///
+    /// Every byte is verified as it is read, and the result once more. Loads need none of this: they
+    /// read into any number of ranks.
+    Reshard(reshard::Reshard),
+    /// Look whether what training and checkpoints need is here, and say what to do where it is not.
+    ///
+    /// libtorch, CUDA, NCCL, MPI, connections, the disk of DIR (written to for a second, nothing is
+    /// left behind), clock and limits. Exit code 0 whatever is found.
+    Doctor(doctor::Doctor),
+    /// Start N processes of a program on this machine, as the ranks of one job.
+    ///
+    /// Each gets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and a token. SIGTERM, SIGINT
+    /// and SIGUSR1 are passed on; no rank outlives the command. Exit code: that of the first rank
+    /// that failed, 128 + n if by signal n; 75 if ranks saved and want to be started again.
+    Launch(launch::Launch),
     /// Show the model code that was saved with a checkpoint, or one file of it.
     Code(code::Code),
     /// Write a checkpoint for other programs: a directory that Hugging Face tools open, or one
@@ -105,6 +130,10 @@ impl Verb {
             Self::Du(arguments) => du::run(out, arguments),
             Self::Prune(arguments) => prune::run(out, arguments),
             Self::Latest(look) => directory::latest(out, look),
+            Self::Repair(arguments) => repair::run(out, arguments),
+            Self::Reshard(arguments) => reshard::run(out, arguments),
+            Self::Doctor(arguments) => doctor::run(out, arguments),
+            Self::Launch(arguments) => launch::run(arguments),
             Self::Code(arguments) => code::run(out, arguments),
             Self::Export(arguments) => export::run(out, arguments),
             Self::Import(arguments) => import::run(out, arguments),

@@ -14,7 +14,7 @@ use crate::handler::{
     AutoSaver, HandlerBuilder, History, InEpoch, LoadOptions, Model, NNHandler, Parts, StepSettings,
 };
 use crate::load::Destination;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, RESHARDED_FROM};
 use crate::state::{LoadTargets, Stateful, Values};
 use crate::torch::{self, Optimizer};
 
@@ -154,8 +154,14 @@ impl<M: Model> NNHandler<M> {
 
     /// How far the epoch under way had come.
     fn position(&self, manifest: &Manifest) -> Result<InEpoch> {
-        let same_world = manifest.world_size() == self.group.world_size();
-        InEpoch::load(manifest, self.group.rank(), same_world)
+        InEpoch::load(manifest, self.group.rank(), self.is_same_world(manifest))
+    }
+
+    /// Whether each rank finds what it has saved. A checkpoint that was written anew as one of as
+    /// many ranks was saved by others.
+    fn is_same_world(&self, manifest: &Manifest) -> bool {
+        let is_resharded = manifest.values().find(RESHARDED_FROM).is_some();
+        manifest.world_size() == self.group.world_size() && !is_resharded
     }
 
     /// Random state goes on only where each rank finds its own, and none is left over.
@@ -164,7 +170,7 @@ impl<M: Model> NNHandler<M> {
         manifest: &Manifest,
         rank_values: Option<&'v Values>,
     ) -> Option<&'v Values> {
-        rank_values.filter(|_| manifest.world_size() == self.group.world_size())
+        rank_values.filter(|_| self.is_same_world(manifest))
     }
 
     fn continue_random(&self, stored: &Stored, own: Option<&Values>) -> Result<()> {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::handler::{Feed, Model, NNHandler};
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, RESHARDED_FROM};
 use crate::rank::Rank;
 use crate::state::{StateDict, Value, Values};
 
@@ -119,7 +119,10 @@ impl InEpoch {
         }
         loaded.data = Some(data);
         for saved in manifest.world_size().ranks() {
-            let Some(own) = manifest.rank_values(saved) else { continue };
+            // A checkpoint that was written anew may have ranks that have saved nothing.
+            let Some(own) = manifest.rank_values(saved).filter(|own| is_kept(manifest, own)) else {
+                continue;
+            };
             let (sums, seconds) = parse(own)?;
             if saved.is_coordinator() {
                 loaded.seconds = seconds;
@@ -131,6 +134,10 @@ impl InEpoch {
         }
         Ok(loaded)
     }
+}
+
+fn is_kept(manifest: &Manifest, own: &Values) -> bool {
+    !own.is_empty() || manifest.values().find(RESHARDED_FROM).is_none()
 }
 
 fn parse(own: &Values) -> Result<(Sums, f64)> {

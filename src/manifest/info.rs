@@ -26,6 +26,14 @@ pub const LINE: &str = "checkpoint.line";
 /// as older than everything else.
 pub const ASIDE: &str = "checkpoint.aside";
 
+/// Name of the value that says how many ranks saved a checkpoint that was written anew as those of
+/// another number: what ranks have of their own is not complete then.
+pub const RESHARDED_FROM: &str = "reshard.world_size";
+
+/// Name of the value that lists the tensors that are missing, because they were damaged when the
+/// rest was saved.
+pub const LOST: &str = "repair.lost";
+
 /// Whether a checkpoint can be loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -17,7 +17,8 @@ use self::fill::PiecePlace;
 pub use self::format::FORMAT_VERSION;
 use self::format::Format;
 pub use self::info::{
-    ASIDE, AUTOMATIC, CheckpointInfo, CheckpointState, GENERATION, LINE, METRICS, PINNED,
+    ASIDE, AUTOMATIC, CheckpointInfo, CheckpointState, GENERATION, LINE, LOST, METRICS, PINNED,
+    RESHARDED_FROM,
 };
 pub(crate) use self::info::{count_of, floats_of, save_metrics};
 pub use self::parse::MANIFEST_BYTES_MAX;

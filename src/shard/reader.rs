@@ -108,6 +108,19 @@ impl ShardReader {
         self
     }
 
+    /// Takes every data file to be as long as it is, so that what is left of a damaged one is read.
+    pub(crate) fn with_lengths_found(mut self) -> Self {
+        for file in &mut self.files {
+            file.len = self.dir.open_file(&file.name).map_or(file.len, |found| found.len());
+        }
+        self
+    }
+
+    /// Bytes over which one sum is taken.
+    pub(crate) const fn block_bytes(&self) -> u64 {
+        self.block
+    }
+
     /// Bytes read so far: data, headers and sums.
     #[must_use]
     pub fn bytes_read(&self) -> u64 {

@@ -1,5 +1,7 @@
 //! Splitting one file into files of its components.
 
+use std::sync::Arc;
+
 use crate::catalog::{CheckpointPath, Found, Wanted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
@@ -9,6 +11,7 @@ use crate::manifest::{Form, Manifest, SealInfo};
 use crate::plan::save::MergedPlan;
 use crate::plan::{PlannedFile, PlannedPiece, SavePlan, SaveTarget};
 use crate::save::{Checkpoint, Timing};
+use crate::shard::ShardReader;
 use crate::single::save::{Coordinator, Receipt, by_component, write};
 use crate::slice::Slice;
 use crate::space::Margin;
@@ -52,7 +55,8 @@ pub fn save_multi_from_single(
         library_version: env!("CARGO_PKG_VERSION").to_owned(),
         libtorch_version: manifest.libtorch_version().to_owned(),
     };
-    let state = stored_state(&found.dir, &found.manifest)?;
+    let reader = Arc::new(ShardReader::of(found.dir.clone(), &found.manifest));
+    let state = stored_state(&reader, &found.manifest, &mut |_| true)?;
     let (save_id, pace, ranks) = (merged.save_id, Pace::of(&group), merged.plans.len());
     let begin = || Coordinator::begin(storage, path, merged, info, files, Margin::default(), &pace);
     let mut coordinator = timing.plan(begin)?;

@@ -136,3 +136,8 @@ impl Made {
 pub(crate) fn verb(name: &str, at: &str, more: &[&str]) -> Ran {
     run(&[&[name, at], more].concat())
 }
+
+/// The objects that a verb with `--json` has printed.
+pub(crate) fn verb_lines(ran: &Ran) -> Vec<serde_json::Value> {
+    ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}

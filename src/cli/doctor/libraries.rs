@@ -1,0 +1,227 @@
+//! libtorch, CUDA, NCCL and MPI: found by their files, without loading any of them.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Finding;
+use super::bounded::{Ran, said, within};
+
+/// The version of libtorch that this version of the crate is built against.
+pub(super) const LIBTORCH_VERSION: &str = "2.13";
+/// How long looking for files may take.
+const FILES_DEADLINE: Duration = Duration::from_secs(5);
+/// Where libraries are without being in the loader's list.
+const LIBRARY_DIRS: [&str; 7] = [
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib",
+    "/usr/local/lib",
+    "/usr/local/cuda/lib64",
+    "/usr/local/nvidia/lib64",
+];
+/// The list of the dynamic loader; absolute paths lie in it between zero bytes.
+const LOADER_CACHE: &str = "/etc/ld.so.cache";
+const NO_LIBTORCH: &str = "programs that train need it, this command does not: launch/setup.sh \
+     installs one, or set LIBTORCH to its directory";
+
+pub(super) fn libtorch() -> Vec<Finding> {
+    vec![within(FILES_DEADLINE, find_libtorch).unwrap_or_else(|| {
+        Finding::problem(
+            "libtorch",
+            "looking for it does not come to an end",
+            "a file system hangs",
+        )
+    })]
+}
+
+fn find_libtorch() -> Finding {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    if let Some(dir) = variable("LIBTORCH") {
+        return at(Path::new(&dir), "LIBTORCH").unwrap_or_else(|| {
+            let said = format!("LIBTORCH is {dir}, where there is no lib/libtorch_cpu");
+            Finding::problem("libtorch", said, "correct it, or unset it")
+        });
+    }
+    if variable("LIBTORCH_USE_PYTORCH").is_some_and(|value| value != "0") {
+        return of_python();
+    }
+    let Ok(here) = std::env::current_dir() else {
+        return Finding::warning("libtorch", "not found", NO_LIBTORCH);
+    };
+    let own = here.ancestors().find_map(|dir| at(&dir.join(".libtorch"), "the checkout's"));
+    own.unwrap_or_else(|| Finding::warning("libtorch", "not found", NO_LIBTORCH))
+}
+
+fn of_python() -> Finding {
+    const FIND: &str = "import importlib.util as u; s = u.find_spec('torch'); \
+         print(s.submodule_search_locations[0] if s else '')";
+    const FIX: &str = "install PyTorch for this python3, or unset LIBTORCH_USE_PYTORCH";
+    let problem = |said: &str| Finding::problem("libtorch", said, FIX);
+    match said("python3", &["-c", FIND]) {
+        Ran::Said(dir) if !dir.trim().is_empty() => at(Path::new(dir.trim()), "PyTorch's")
+            .unwrap_or_else(|| problem("python3 has torch, but without lib/libtorch_cpu")),
+        Ran::Said(_) => problem("LIBTORCH_USE_PYTORCH is set, but python3 has no torch"),
+        Ran::Missing => problem("LIBTORCH_USE_PYTORCH is set, but there is no python3"),
+        Ran::Failed => problem("LIBTORCH_USE_PYTORCH is set, but python3 does not run"),
+        Ran::Late => problem("python3 does not say where its torch is"),
+    }
+}
+
+/// A libtorch in that directory, if there is one.
+fn at(dir: &Path, whose: &str) -> Option<Finding> {
+    let library = ["libtorch_cpu.so", "libtorch_cpu.dylib"];
+    library.iter().find(|name| dir.join("lib").join(name).exists())?;
+    let has_cuda = dir.join("lib/libtorch_cuda.so").exists();
+    let kind = if has_cuda { "with CUDA" } else { "for CPUs" };
+    let version = version_of(dir);
+    let shown = version.as_deref().unwrap_or("of unknown version");
+    let said = format!("{shown}, {kind}, {whose}: {}", dir.display());
+    let fits = version.as_deref().is_none_or(|version| {
+        version
+            .strip_prefix(LIBTORCH_VERSION)
+            .is_some_and(|rest| !rest.starts_with(char::is_numeric))
+    });
+    if fits {
+        return Some(Finding::ok("libtorch", said));
+    }
+    let fix = format!(
+        "this version is built against {LIBTORCH_VERSION}; another one needs \
+         LIBTORCH_BYPASS_VERSION_CHECK=1, and may not compile"
+    );
+    Some(Finding::warning("libtorch", said, fix))
+}
+
+/// By the file of a download, or by that of PyTorch.
+fn version_of(dir: &Path) -> Option<String> {
+    let first = |name: &str| {
+        let text = std::fs::read_to_string(dir.join(name)).ok()?;
+        Some(text.lines().next()?.trim().to_owned()).filter(|version| !version.is_empty())
+    };
+    first("build-version").or_else(|| {
+        let text = std::fs::read_to_string(dir.join("version.py")).ok()?;
+        let value = text.lines().find_map(|line| line.strip_prefix("__version__ = "))?;
+        Some(value.trim().trim_matches(['\'', '"']).to_owned())
+    })
+}
+
+pub(super) fn cuda() -> Vec<Finding> {
+    let driver = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
+    let library = found("libcuda.so.1");
+    let devices = std::fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count);
+    let (Some(driver), Some(library)) = (&driver, &library) else {
+        let (said, fix) = match (driver, library) {
+            (Some(_), None) => (
+                "the kernel has an NVIDIA driver, but libcuda.so.1 is not found",
+                "in a container: start it with its GPUs (--gpus all); else install the driver",
+            ),
+            (None, Some(_)) => (
+                "libcuda.so.1 is here, but the kernel has no NVIDIA driver",
+                "load the driver, or start the container with its GPUs (--gpus all)",
+            ),
+            _ => ("no NVIDIA driver: training is on CPUs", "nothing, if there is no GPU"),
+        };
+        return vec![Finding::warning("cuda", said, fix)];
+    };
+    let release =
+        driver.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+    let what =
+        format!("driver {}, {devices} GPUs, {}", release.unwrap_or("unknown"), library.display());
+    let query = ["--query-gpu=name,memory.total", "--format=csv,noheader"];
+    vec![match said("nvidia-smi", &query) {
+        Ran::Said(text) => {
+            let first = text.lines().next().unwrap_or_default().trim().to_owned();
+            Finding::ok("cuda", format!("{what}; {first}"))
+        }
+        Ran::Missing => Finding::ok("cuda", format!("{what}; no nvidia-smi")),
+        Ran::Failed | Ran::Late => Finding::problem(
+            "cuda",
+            format!("{what}; nvidia-smi fails"),
+            "run nvidia-smi to see why: driver and library may be of different versions",
+        ),
+    }]
+}
+
+pub(super) fn nccl() -> Vec<Finding> {
+    vec![match found("libnccl.so.2") {
+        Some(path) => Finding::ok("nccl", path.display().to_string()),
+        None if !Path::new("/proc/driver/nvidia/version").exists() => {
+            Finding::ok("nccl", "not found, and not needed without GPUs")
+        }
+        None => Finding::warning(
+            "nccl",
+            "libnccl.so.2 is not found",
+            "install NCCL (package libnccl2), or put its directory on LD_LIBRARY_PATH",
+        ),
+    }]
+}
+
+pub(super) fn mpi() -> Vec<Finding> {
+    const FIX: &str = "programs under mpirun need it, others do not: launch/setup.sh installs it";
+    vec![match said("mpirun", &["--version"]) {
+        Ran::Said(text) => {
+            Finding::ok("mpi", text.lines().next().unwrap_or("mpirun").trim().to_owned())
+        }
+        Ran::Missing => Finding::warning("mpi", "no mpirun", FIX),
+        Ran::Failed => Finding::problem("mpi", "mpirun --version fails", "install MPI anew"),
+        Ran::Late => Finding::problem(
+            "mpi",
+            "mpirun --version does not come to an end",
+            "its host name may not resolve, or its files lie on a file system that hangs",
+        ),
+    }]
+}
+
+/// A library, as the dynamic loader finds it.
+fn found(library: &'static str) -> Option<PathBuf> {
+    within(FILES_DEADLINE, move || {
+        let search = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+        let mut first = std::env::split_paths(&search).filter(|dir| dir.is_absolute());
+        let in_dir = |dir: PathBuf| Some(dir.join(library)).filter(|path| path.exists());
+        first
+            .find_map(in_dir)
+            .or_else(|| of_cache(library))
+            .or_else(|| LIBRARY_DIRS.iter().map(PathBuf::from).find_map(in_dir))
+    })
+    .flatten()
+}
+
+fn of_cache(library: &str) -> Option<PathBuf> {
+    let cache = std::fs::read(LOADER_CACHE).ok()?;
+    let ending = format!("/{library}");
+    let texts = cache.split(|byte| *byte == 0).filter_map(|text| std::str::from_utf8(text).ok());
+    let paths = texts.filter(|text| text.starts_with('/') && text.ends_with(&ending));
+    paths.map(PathBuf::from).find(|path| path.exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is asked for is what is installed.
+    #[test]
+    fn the_version_is_that_of_the_set_up() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let set_up = std::fs::read_to_string(root.join("launch/setup.sh")).unwrap();
+        let wanted = format!("TORCH_VERSION_DEFAULT={LIBTORCH_VERSION}.");
+        assert!(set_up.contains(&wanted), "{wanted}");
+    }
+
+    #[test]
+    fn a_libtorch_is_known_by_its_files() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(at(dir.path(), "mine").is_none());
+        std::fs::create_dir(dir.path().join("lib")).unwrap();
+        std::fs::write(dir.path().join("lib/libtorch_cpu.so"), "").unwrap();
+        let unknown = at(dir.path(), "mine").unwrap();
+        assert!(unknown.said.starts_with("of unknown version, for CPUs, mine: "), "{unknown:?}");
+        for (version, level) in [
+            (format!("{LIBTORCH_VERSION}.0+cpu\n"), "ok"),
+            (format!("{LIBTORCH_VERSION}7.0"), "warning"),
+            ("1.2.3".to_owned(), "warning"),
+        ] {
+            std::fs::write(dir.path().join("build-version"), &version).unwrap();
+            assert_eq!(at(dir.path(), "mine").unwrap().level.as_str(), level, "{version}");
+        }
+    }
+}

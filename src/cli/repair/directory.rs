@@ -1,0 +1,221 @@
+//! A directory of checkpoints: which are whole, and where `latest` and `best` lead.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::{Output, Repair, Stop, as_json, looked_at};
+use crate::autosave::KeepBest;
+use crate::catalog::pointer::{Named, read_json, read_link};
+use crate::catalog::{CheckpointPath, Survey, Wanted, find, open_parent, survey_of};
+use crate::cli::format::bytes;
+use crate::cli::{DAMAGED, progress, verdict};
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::ProcessGroup;
+use crate::layout::{self, CheckpointName, SaveId};
+use crate::manifest::{CheckpointInfo, CheckpointState};
+use crate::pointers;
+use crate::repair::Assessment;
+use crate::shown::line;
+use crate::storage::{Directory, LocalStorage};
+use crate::sweep::Pace;
+use crate::verify::verify;
+
+/// A checkpoint of the directory that could be looked at.
+struct Looked {
+    info: CheckpointInfo,
+    assessment: Assessment,
+    json: serde_json::Value,
+}
+
+pub(super) fn run(
+    out: &mut Output<'_>,
+    storage: &LocalStorage,
+    arguments: &Repair,
+) -> Result<u8, Stop> {
+    let parent = open_parent(storage, &arguments.path)?;
+    let count = progress::count("looking at", "entries");
+    let survey = survey_of(parent.as_ref(), &mut || count.inc(1))?;
+    count.finish_and_clear();
+    let looked = look(storage, &arguments.path, &survey)?;
+    let good: Vec<CheckpointInfo> = looked
+        .iter()
+        .filter(|one| !one.assessment.has_lost())
+        .map(|one| one.info.clone())
+        .collect();
+    let broken = broken_pointers(parent.as_ref(), &good)?;
+    let unreadable: Vec<&CheckpointInfo> = survey
+        .of_state(CheckpointState::Damaged)
+        .filter(|info| !looked.iter().any(|one| one.info.name == info.name))
+        .collect();
+    let mut left = broken.clone();
+    if arguments.pointers {
+        mend(&parent, arguments, &good)?;
+        left = broken_pointers(parent.as_ref(), &good)?;
+    }
+    let mended: Vec<&String> = broken.iter().filter(|one| !left.contains(one)).collect();
+    let said = if arguments.json {
+        json(out, &looked, &unreadable, &good, &broken, arguments)
+    } else {
+        text(out, &looked, &unreadable, &good, &broken, &mended, arguments)
+    };
+    let has_lost = !unreadable.is_empty() || looked.len() != good.len();
+    verdict(if has_lost { DAMAGED } else { 0 }, said)
+}
+
+/// Every checkpoint that has a manifest, newest first.
+fn look(storage: &LocalStorage, dir: &Path, survey: &Survey) -> Result<Vec<Looked>> {
+    let mut looked = Vec::new();
+    for info in &survey.checkpoints {
+        let Ok(name) = CheckpointName::new(&info.name) else { continue };
+        if info.state == CheckpointState::Partial {
+            continue;
+        }
+        match find(storage, &Wanted::from(CheckpointPath::new(dir, name))) {
+            Ok(found) => {
+                let assessment = looked_at(&found)?;
+                let json = as_json(&found, &assessment, None, None);
+                let info = CheckpointInfo::of(&info.name, &found.manifest);
+                looked.push(Looked { info, assessment, json });
+            }
+            Err(e) if is_about_one(&e) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(looked)
+}
+
+/// Whether it is what is wrong with one checkpoint, and not with the storage.
+fn is_about_one(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt | ErrorKind::Incompatible)
+}
+
+/// The newest checkpoint of which every byte is right, but for one save.
+pub(super) fn newest_good(
+    storage: &LocalStorage,
+    dir: &Path,
+    but: Option<&SaveId>,
+) -> Result<Option<String>> {
+    let parent = open_parent(storage, dir)?;
+    let survey = survey_of(parent.as_ref(), &mut || {})?;
+    for info in survey.of_state(CheckpointState::Committed) {
+        let Ok(name) = CheckpointName::new(&info.name) else { continue };
+        if info.save_id.as_ref() == but {
+            continue;
+        }
+        let found = match find(storage, &Wanted::from(CheckpointPath::new(dir, name))) {
+            Err(e) if is_about_one(&e) => continue,
+            found => found?,
+        };
+        let bar = progress::bytes("verifying", found.manifest.total_bytes());
+        let verified = verify(&found, &mut |bytes| bar.inc(bytes))?;
+        bar.finish_and_clear();
+        if verified.damage.is_empty() {
+            return Ok(Some(info.name.clone()));
+        }
+    }
+    Ok(None)
+}
+
+/// What is wrong with `latest` and `best`, and the files that say the same.
+fn broken_pointers(parent: &dyn Directory, good: &[CheckpointInfo]) -> Result<Vec<String>> {
+    let is_good = |name: &CheckpointName| good.iter().any(|info| info.name == name.as_str());
+    let mut broken = Vec::new();
+    for pointer in [layout::LATEST, layout::BEST] {
+        let json = layout::pointer_json(pointer);
+        let link: Option<Named> = read_link(parent, pointer)?;
+        let file = read_json(parent, pointer)?.map(Ok);
+        for (entry, named) in [(pointer.to_owned(), link), (json, file)] {
+            match named {
+                Some(Err(text)) => {
+                    broken.push(format!(
+                        "`{entry}` leads to `{}`, which is no checkpoint here",
+                        line(&text)
+                    ));
+                }
+                Some(Ok(name)) if !is_good(&name) => {
+                    broken.push(format!(
+                        "`{entry}` names `{name}`, which is not whole, or not there"
+                    ));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(broken)
+}
+
+fn mend(parent: &Arc<dyn Directory>, arguments: &Repair, good: &[CheckpointInfo]) -> Result<()> {
+    let best = match (&arguments.monitor, arguments.mode) {
+        (Some(metric), Some(mode)) => KeepBest::one(metric, mode).best_of(good),
+        _ => None,
+    };
+    let pace = Pace::of(&ProcessGroup::solo());
+    pointers::update(parent.as_ref(), good.first(), best, &pace)
+}
+
+fn text(
+    out: &mut Output<'_>,
+    looked: &[Looked],
+    unreadable: &[&CheckpointInfo],
+    good: &[CheckpointInfo],
+    broken: &[String],
+    mended: &[&String],
+    arguments: &Repair,
+) -> Result<(), Stop> {
+    for one in looked {
+        let (name, assessment) = (line(&one.info.name), &one.assessment);
+        let whole = assessment.whole.len();
+        let all = whole + assessment.lost.len();
+        let size =
+            format!("{} of {}", bytes(assessment.whole_bytes), bytes(assessment.tensor_bytes));
+        out.line(match (assessment.has_lost(), assessment.damage.is_empty()) {
+            (false, true) => {
+                format!("ok: {name}: step {}, {}", one.info.step, bytes(assessment.tensor_bytes))
+            }
+            (false, false) => format!("damaged, nothing lost: {name}: {all} tensors are whole"),
+            (true, _) => format!("damaged: {name}: {whole} of {all} tensors are whole, {size}"),
+        })?;
+    }
+    for info in unreadable {
+        let fault = info.fault.as_deref().unwrap_or_default();
+        out.line(format!("lost: {}: {fault}", line(&info.name)))?;
+    }
+    for pointer in broken {
+        let state = if mended.contains(&pointer) { "mended" } else { "broken" };
+        out.line(format!("{state}: {pointer}"))?;
+    }
+    match good.first() {
+        Some(info) => {
+            out.line(format!("good: {} is the newest that is whole", line(&info.name)))?
+        }
+        None => out.line("good: none")?,
+    }
+    if broken.len() > mended.len() && !arguments.pointers {
+        return out.line("nothing was changed; --pointers mends what leads nowhere");
+    }
+    Ok(())
+}
+
+fn json(
+    out: &mut Output<'_>,
+    looked: &[Looked],
+    unreadable: &[&CheckpointInfo],
+    good: &[CheckpointInfo],
+    broken: &[String],
+    arguments: &Repair,
+) -> Result<(), Stop> {
+    looked.iter().try_for_each(|one| out.json(&one.json))?;
+    for info in unreadable {
+        out.json(&json!({
+            "path": arguments.path.join(&info.name).display().to_string(), "manifest": false,
+            "fault": info.fault, "lost_everything": true,
+        }))?;
+    }
+    out.json(&json!({
+        "path": arguments.path.display().to_string(),
+        "good": good.first().map(|info| &info.name), "broken_pointers": broken,
+        "mended": arguments.pointers,
+    }))
+}

@@ -1,0 +1,140 @@
+//! `doctor`: what it finds differs from machine to machine, what it says of it does not.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+
+use crate::snapshot::verb_lines;
+use crate::{Folder, Ran, assert_code, command, output_of};
+
+const CHECKS: [&str; 8] = ["libtorch", "cuda", "nccl", "mpi", "ports", "disk", "clock", "limits"];
+
+/// With these variables, and none of those that it looks at otherwise.
+fn doctor(folder: &Folder, dir: &str, more: &[&str], variables: &[(&str, &str)]) -> Ran {
+    let mut command = command(&[&["doctor", dir], more].concat());
+    for name in ["LIBTORCH", "LIBTORCH_USE_PYTORCH", "MASTER_ADDR", "TCH_CHECKPOINT_IFADDR"] {
+        command.env_remove(name);
+    }
+    command.envs(variables.iter().copied()).current_dir(folder.path());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let output = output_of(command.spawn().unwrap(), "doctor");
+    Ran {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+#[test]
+fn everything_is_looked_at_and_nothing_is_left_behind() {
+    let folder = Folder::new();
+    let ran = doctor(&folder, folder.path(), &["--json"], &[]);
+    assert_code(&ran, 0);
+    assert_eq!(ran.stderr, "");
+    let mut seen = Vec::new();
+    for found in verb_lines(&ran) {
+        let of = |name: &str| found[name].as_str().unwrap_or_default().to_owned();
+        assert!(["ok", "warning", "problem"].contains(&of("level").as_str()), "{found}");
+        assert_eq!(of("level") == "ok", found["fix"].is_null(), "{found}");
+        assert!(!of("said").is_empty());
+        assert_eq!(found.as_object().unwrap().len(), 4, "{found}");
+        seen.push(of("check"));
+    }
+    let disk = seen.iter().filter(|check| *check == "disk").count();
+    assert_eq!(disk, 4, "kind, space, locks and rates: {}", ran.stdout);
+    seen.dedup();
+    assert_eq!(seen, CHECKS);
+    assert!(folder.entries().is_empty(), "{:?}", folder.entries());
+}
+
+#[test]
+fn the_text_says_the_same_and_counts() {
+    let folder = Folder::new();
+    let ran = doctor(&folder, ".", &[], &[]);
+    assert_code(&ran, 0);
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    let of = |word: &str| lines.iter().filter(|line| line.starts_with(word)).count();
+    let counts =
+        format!("{} ok, {} warnings, {} problems", of("ok "), of("warning "), of("problem "));
+    assert_eq!(lines.last(), Some(&counts.as_str()));
+    let fixes = lines.iter().filter(|line| line.starts_with("                   -> ")).count();
+    assert_eq!(fixes, of("warning ") + of("problem "), "{}", ran.stdout);
+}
+
+#[test]
+fn a_missing_directory_is_looked_at_above_and_not_made() {
+    let folder = Folder::new();
+    let ran = doctor(&folder, &folder.at("runs/mnist"), &[], &[]);
+    assert_code(&ran, 0);
+    let told = format!("is not there yet; looked at {}", folder.path());
+    assert!(ran.stdout.contains(&told), "{}", ran.stdout);
+    assert!(folder.entries().is_empty());
+    fs::write(folder.at("file"), "").unwrap();
+    let file = doctor(&folder, &folder.at("file"), &[], &[]);
+    assert_code(&file, 0);
+    assert!(file.stdout.contains("problem  disk      "), "{}", file.stdout);
+    assert!(file.stdout.contains("is no directory"), "{}", file.stdout);
+}
+
+#[test]
+fn what_variables_name_is_checked() {
+    let folder = Folder::new();
+    let wrong = [
+        ("LIBTORCH", "/nowhere"),
+        ("MASTER_ADDR", "no.such.host.invalid"),
+        ("TCH_CHECKPOINT_IFADDR", "192.0.2.1"),
+    ];
+    let ran = doctor(&folder, ".", &["--json"], &wrong);
+    assert_code(&ran, 0);
+    for (name, value) in wrong {
+        let is_it = |found: &serde_json::Value| {
+            found["level"] == "problem" && found["said"].as_str().unwrap().contains(value)
+        };
+        assert!(verb_lines(&ran).iter().any(is_it), "{name}: {}", ran.stdout);
+    }
+    fs::create_dir_all(folder.at("torch/lib")).unwrap();
+    fs::write(folder.at("torch/lib/libtorch_cpu.so"), "").unwrap();
+    fs::write(folder.at("torch/build-version"), "2.13.0+cpu\n").unwrap();
+    let right = [
+        ("LIBTORCH", folder.at("torch")),
+        ("MASTER_ADDR", "127.0.0.1".to_owned()),
+        ("TCH_CHECKPOINT_IFADDR", "127.0.0.1".to_owned()),
+    ];
+    let right = right.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let ran = doctor(&folder, ".", &[], &right);
+    for text in [
+        "ok       libtorch  2.13.0+cpu, for CPUs, LIBTORCH: ",
+        "ok       ports     MASTER_ADDR 127.0.0.1 is 127.0.0.1",
+        "ok       ports     TCH_CHECKPOINT_IFADDR 127.0.0.1 is of this host",
+    ] {
+        assert!(ran.stdout.contains(text), "{text}: {}", ran.stdout);
+    }
+}
+
+/// A program that hangs is told of and ended, one that fails too.
+#[test]
+fn a_program_that_hangs_holds_nothing_up() {
+    let folder = Folder::new();
+    let stub = |name: &str, body: &str| {
+        let path = folder.at(name);
+        fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    stub("mpirun", "echo $$ > pid; exec sleep 300");
+    stub("python3", "exit 3");
+    let path = format!("{}:{}", folder.path(), std::env::var("PATH").unwrap());
+    let variables = [("PATH", path.as_str()), ("LIBTORCH_USE_PYTORCH", "1")];
+    let ran = doctor(&folder, ".", &[], &variables);
+    assert_code(&ran, 0);
+    assert!(ran.stdout.contains("mpirun --version does not come to an end"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("but python3 does not run"), "{}", ran.stdout);
+    let pid = fs::read_to_string(folder.at("pid")).unwrap();
+    assert!(!std::path::Path::new(&format!("/proc/{}", pid.trim())).exists(), "mpirun goes on");
+}
+
+#[test]
+fn wrong_usage_has_code_2() {
+    let folder = Folder::new();
+    assert_code(&doctor(&folder, "a", &["b"], &[]), 2);
+    assert_code(&doctor(&folder, ".", &["--fast"], &[]), 2);
+}

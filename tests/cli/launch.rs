@@ -1,0 +1,288 @@
+//! `launch`, with shell one-liners as ranks.
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::snapshot::{Made, assert_snapshot};
+use crate::{Folder, HANG, command, run};
+
+const PAUSE: Duration = Duration::from_millis(10);
+/// Inherited by everything that a launch starts; its value is the launch's own directory.
+const MARKER: &str = "LAUNCH_VERB_TEST_DIR";
+/// Waits, inside a rank, until all three of this start have left a file.
+const ALL_HERE: &str = "k=$TORCHELASTIC_RESTART_COUNT; touch here$RANK.$k; \
+    until [ -e here0.$k -a -e here1.$k -a -e here2.$k ]; do sleep 0.02; done;";
+
+/// A running launcher with a directory of its own.
+struct Launch {
+    child: Child,
+    dir: TempDir,
+}
+
+struct Ended {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+    dir: TempDir,
+}
+
+impl Launch {
+    fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = command(&[&["launch"], arguments].concat());
+        for name in ["OMP_NUM_THREADS", "TCH_CHECKPOINT_TOKEN", "TCH_CHECKPOINT_GRACE"] {
+            command.env_remove(name);
+        }
+        command.current_dir(dir.path()).env(MARKER, dir.path()).envs(variables.iter().copied());
+        let output = |name| Stdio::from(fs::File::create(dir.path().join(name)).unwrap());
+        command.stdout(output("stdout")).stderr(output("stderr"));
+        Self { child: command.spawn().unwrap(), dir }
+    }
+
+    /// Three ranks of `sh -c rank`.
+    fn ranks(options: &[&str], rank: &str) -> Self {
+        let rank = format!("{ALL_HERE} {rank}");
+        Self::start(&[&["-n", "3"], options, &["sh", "-c", &rank]].concat(), &[])
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn wait_for_files(&self, names: &[&str]) {
+        let all = || names.iter().all(|name| self.dir.path().join(name).exists());
+        assert!(within_deadline(all), "no {names:?}: {}", read(self.dir.path(), "stderr"));
+    }
+
+    fn end(mut self) -> Ended {
+        let mut status: Option<ExitStatus> = None;
+        let ended = within_deadline(|| {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        let (stdout, stderr) = (read(self.dir.path(), "stdout"), read(self.dir.path(), "stderr"));
+        let left = left_over(self.dir.path());
+        for pid in &left {
+            let _ = kill_process(*pid, Signal::KILL);
+        }
+        assert!(ended, "the launcher did not end; stderr: {stderr}");
+        assert!(left.is_empty(), "left behind: {left:?}; stderr: {stderr}");
+        Ended { code: status.and_then(|s| s.code()), stdout, stderr, dir: self.dir }
+    }
+}
+
+impl Ended {
+    /// Of an exit code that must be this one.
+    #[track_caller]
+    fn with_code(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self
+    }
+
+    fn read(&self, name: &str) -> String {
+        read(self.dir.path(), name)
+    }
+}
+
+fn within_deadline(mut done: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < HANG {
+        if done() {
+            return true;
+        }
+        sleep(PAUSE);
+    }
+    false
+}
+
+fn read(dir: &Path, name: &str) -> String {
+    fs::read_to_string(dir.join(name)).unwrap_or_default()
+}
+
+/// Every live process of the launch in `dir`.
+fn left_over(dir: &Path) -> Vec<Pid> {
+    let marker = format!("{MARKER}={}", dir.display());
+    let is_ours = |pid: &str| {
+        let mut environment = Vec::new();
+        fs::File::open(format!("/proc/{pid}/environ"))
+            .and_then(|mut file| file.read_to_end(&mut environment))
+            .is_ok_and(|_| environment.split(|b| *b == 0).any(|v| v == marker.as_bytes()))
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let names = processes.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|pid| is_ours(pid)).filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+}
+
+#[test]
+fn every_rank_gets_its_variables_and_arguments() {
+    let rank = r#"echo "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $MASTER_ADDR \
+$OMP_NUM_THREADS $TORCHELASTIC_RESTART_COUNT/$TORCHELASTIC_MAX_RESTARTS \
+[$TORCHELASTIC_RUN_ID$TORCHELASTIC_USE_AGENT_STORE] $1 $2" > out$RANK
+echo "$MASTER_PORT $TCH_CHECKPOINT_TOKEN" > job$RANK"#;
+    let further_up = [("TORCHELASTIC_RUN_ID", "outer"), ("TORCHELASTIC_USE_AGENT_STORE", "True")];
+    let launch = || {
+        let arguments = ["-n", "3", "sh", "-c", rank, "name", "two words", "--json"];
+        let ended = Launch::start(&arguments, &further_up).end().with_code(0);
+        assert_eq!(ended.stderr, "");
+        ended
+    };
+    let ended = launch();
+    for rank in 0..3 {
+        let line = format!("{rank} {rank} 3 3 127.0.0.1 1 0/0 [] two words --json\n");
+        assert_eq!(ended.read(&format!("out{rank}")), line);
+        assert_eq!(ended.read(&format!("job{rank}")), ended.read("job0"));
+    }
+    let job = ended.read("job0");
+    let (port, token) = job.trim().split_once(' ').unwrap();
+    assert!((20_000..32_000).contains(&port.parse::<u16>().unwrap()), "{port}");
+    assert!(token.len() == 32 && token.bytes().all(|b| b.is_ascii_hexdigit()), "{token}");
+    assert!(!launch().read("job0").contains(token), "the token is not random");
+}
+
+#[test]
+fn variables_and_the_port_given_are_kept_and_output_is_that_of_the_ranks() {
+    let rank = "echo $MASTER_PORT $OMP_NUM_THREADS $TCH_CHECKPOINT_TOKEN; printf half >&2";
+    let arguments = ["-n", "1", "--master-port", "12345", "sh", "-c", rank];
+    let given = [("OMP_NUM_THREADS", "3"), ("TCH_CHECKPOINT_TOKEN", "mine")];
+    let ended = Launch::start(&arguments, &given).end().with_code(0);
+    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("12345 3 mine\n", "half"));
+}
+
+#[test]
+fn without_restarts_the_code_of_a_failing_rank_is_returned_and_the_others_are_ended() {
+    let ended = Launch::ranks(&[], "[ $RANK = 1 ] && exit 7; sleep 300").end().with_code(7);
+    assert!(ended.stderr.contains("launch: rank 1 ended with code 7\n"), "{}", ended.stderr);
+    let killed = Launch::ranks(&[], "[ $RANK = 2 ] && kill -KILL $$; sleep 300").end();
+    let killed = killed.with_code(137);
+    assert!(killed.stderr.contains("rank 2 ended with code 137 (SIGKILL)"), "{}", killed.stderr);
+}
+
+/// What is there to go on from is told.
+#[test]
+fn a_killed_rank_starts_all_again_up_to_the_limit() {
+    let folder = Folder::new();
+    Made::new(300, 3).floats("w", &[2], &[1.0, 2.0]).save(&folder);
+    let rank = "echo $MASTER_PORT > port$RANK.$k; echo $TCH_CHECKPOINT_TOKEN > token$RANK.$k; \
+        [ $RANK = 1 ] && { until [ -s token0.$k -a -s token2.$k ]; do sleep 0.02; done; \
+        kill -KILL $$; }; trap 'exit 0' TERM; while :; do sleep 0.05; done";
+    let options = ["--max-restarts", "2", "--dir", folder.path()];
+    let ended = Launch::ranks(&options, rank).end().with_code(137);
+    for restart in 0..3 {
+        assert_ne!(ended.read(&format!("port0.{restart}")), "", "start {restart}");
+        assert_eq!(ended.read(&format!("token2.{restart}")), ended.read("token0.0"));
+    }
+    assert!(!ended.dir.path().join("here0.3").exists(), "started more often than asked for");
+    let told = format!("launch: restart 2 of 2, from {} (step 300)", folder.at("step-0300"));
+    assert!(ended.stderr.contains(&told), "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("rank 1 ended with code 137 (SIGKILL)").count(), 3);
+}
+
+#[test]
+fn a_job_that_succeeds_after_a_restart_has_code_0() {
+    let rank = "[ $RANK.$k = 2.0 ] && exit 9; [ $k = 1 ] && exit 0; sleep 300";
+    let ended = Launch::ranks(&["--max-restarts", "5"], rank).end().with_code(0);
+    assert!(ended.stderr.contains("restart 1 of 5"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("restart 2"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_job_that_wants_a_requeue_is_not_started_again() {
+    let rank = "[ $RANK = 0 ] && exit 75; sleep 0.3; touch saved$RANK; exit 75";
+    let ended = Launch::ranks(&["--max-restarts", "5"], rank).end().with_code(75);
+    assert!(ended.stderr.contains("rank 0 ended with code 75 (saved, wants a requeue)"));
+    // The others were not sent a signal while they saved.
+    assert!(ended.dir.path().join("saved1").exists() && ended.dir.path().join("saved2").exists());
+    assert!(!ended.dir.path().join("here0.1").exists(), "{}", ended.stderr);
+}
+
+#[test]
+fn signals_reach_every_rank_once_and_end_the_job_for_good() {
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 75), (Signal::USR1, 75)] {
+        // Rank 0 leaves first; the others are still busy with their save.
+        let save = "n=$((n+1)); sleep 0.$((RANK * 2)); echo $n > signals$RANK";
+        let rank = format!(
+            "n=0; trap '{save}; exit {code}' TERM INT USR1; touch ready$RANK; while :; do sleep 0.05; done"
+        );
+        let launch = Launch::ranks(&["--max-restarts", "3"], &rank);
+        launch.wait_for_files(&["ready0", "ready1", "ready2"]);
+        launch.signal(signal);
+        let ended = launch.end().with_code(code);
+        for rank in 0..3 {
+            assert_eq!(ended.read(&format!("signals{rank}")), "1\n", "{signal:?}");
+        }
+        assert!(!ended.dir.path().join("here0.1").exists(), "{signal:?}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn what_does_not_listen_is_killed_after_the_grace_period_or_by_a_second_signal() {
+    let deaf = "trap '' TERM; touch ready$RANK; sleep 300 & while :; do sleep 0.05; done";
+    let launch = Launch::ranks(&["--grace", "0"], deaf);
+    launch.wait_for_files(&["ready0", "ready1", "ready2"]);
+    launch.signal(Signal::TERM);
+    launch.end().with_code(137);
+    let noting = "trap 'touch term$RANK' TERM; touch ready$RANK; while :; do sleep 0.05; done";
+    let launch = Launch::ranks(&["--grace", "3600"], noting);
+    launch.wait_for_files(&["ready0", "ready1", "ready2"]);
+    launch.signal(Signal::TERM);
+    launch.wait_for_files(&["term0", "term1", "term2"]);
+    launch.signal(Signal::TERM);
+    launch.end().with_code(137);
+}
+
+#[test]
+fn children_left_by_ranks_are_ended() {
+    let ended = Launch::ranks(&[], "sleep 300 & exit 0").end().with_code(0);
+    assert_eq!(ended.stderr, "");
+}
+
+#[test]
+fn a_lost_peer_does_not_hide_its_cause() {
+    let rank = "until [ -e go ]; do sleep 0.02; done; [ $RANK = 2 ] && exit 9; exit 5";
+    let launch = Launch::ranks(&[], rank);
+    launch.wait_for_files(&["here0.0", "here1.0", "here2.0"]);
+    // Stopped, so that it finds all three ended at once.
+    launch.signal(Signal::STOP);
+    fs::write(launch.dir.path().join("go"), "").unwrap();
+    let ranks_ended = within_deadline(|| left_over(launch.dir.path()).len() == 1);
+    launch.signal(Signal::CONT);
+    assert!(ranks_ended);
+    launch.end().with_code(9);
+}
+
+#[test]
+fn ranks_end_with_a_launcher_that_is_killed() {
+    let rank = "trap '' TERM; touch ready$RANK; exec sleep 300";
+    let launch = Launch::ranks(&["--max-restarts", "9"], rank);
+    launch.wait_for_files(&["ready0", "ready1", "ready2"]);
+    launch.signal(Signal::KILL);
+    let gone = within_deadline(|| left_over(launch.dir.path()).is_empty());
+    assert!(gone, "{:?} go on", left_over(launch.dir.path()));
+    assert_eq!(launch.end().code, None);
+}
+
+#[test]
+fn wrong_usage_has_code_2() {
+    for arguments in [
+        &["launch"][..],
+        &["launch", "-n", "2"],
+        &["launch", "-n", "0", "true"],
+        &["launch", "-n", "x", "true"],
+        &["launch", "-n", "2", "--master-port", "70000", "true"],
+        &["launch", "-n", "2", "--grace", "-1", "true"],
+        &["launch", "--nodes", "2", "true"],
+    ] {
+        assert_eq!(run(arguments).code, Some(2), "{arguments:?}");
+    }
+    let folder = Folder::new();
+    let missing = run(&["launch", "-n", "2", &folder.at("missing")]);
+    assert_snapshot("launch_missing", &missing, &folder);
+}

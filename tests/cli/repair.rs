@@ -1,0 +1,159 @@
+//! `repair`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use crate::snapshot::{Made, assert_snapshot, verb};
+use crate::{Folder, assert_code, entries, flip, shard};
+
+/// One data file with three tensors, in this order.
+fn saved(folder: &Folder, step: u64) -> String {
+    let made = Made::new(step, step / 100).metric("val_loss", 1.0 / step as f64);
+    let made =
+        made.floats("a.w", &[64, 128], &[0.5; 8192]).floats("b.w", &[128, 128], &[1.5; 16384]);
+    made.floats("c.w", &[64, 128], &[2.5; 8192]).save(folder)
+}
+
+/// All bytes of a directory tree.
+fn content(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for name in entries(dir) {
+        let path = dir.join(&name);
+        if path.is_dir() && !path.is_symlink() {
+            all.extend(content(&path).into_iter().map(|(inner, b)| (format!("{name}/{inner}"), b)));
+        } else {
+            all.insert(name, fs::read(&path).unwrap_or_default());
+        }
+    }
+    all
+}
+
+#[test]
+fn a_good_checkpoint_has_lost_nothing() {
+    let folder = Folder::new();
+    let good = saved(&folder, 100);
+    assert_snapshot("repair_good", &verb("repair", &good, &[]), &folder);
+    let latest = verb("repair", &folder.at("latest"), &["--json"]);
+    assert_code(&latest, 0);
+    assert!(latest.stdout.contains("\"ok\":true"), "{}", latest.stdout);
+}
+
+#[test]
+fn a_bad_block_costs_its_tensor_and_no_other() {
+    let folder = Folder::new();
+    saved(&folder, 100);
+    let damaged = saved(&folder, 200);
+    // In the middle one.
+    flip(&shard(&damaged), 4096 + 8192 * 4 + 5 * 16384 / 2);
+    let before = content(folder.0.path());
+    assert_snapshot("repair", &verb("repair", &damaged, &[]), &folder);
+    assert_snapshot("repair_json", &verb("repair", &damaged, &["--json"]), &folder);
+    let elsewhere = Folder::new();
+    let out = elsewhere.at("rest");
+    let written = verb("repair", &damaged, &["--out", &out]);
+    assert_code(&written, 3);
+    assert!(written.stdout.contains("marked as partial"), "{}", written.stdout);
+    assert_eq!(content(folder.0.path()), before, "what is damaged was touched");
+    assert_code(&verb("verify", &out, &[]), 0);
+    let diff = verb("diff", &folder.at("step-0100"), &[&out]);
+    assert_code(&diff, 4);
+    for told in ["removed  b.w     F32 [128, 128]", "2 equal, 1 removed", "[\"b.w\"]"] {
+        assert!(diff.stdout.contains(told), "{told}: {}", diff.stdout);
+    }
+}
+
+#[test]
+fn what_is_written_of_a_damaged_checkpoint_is_never_the_latest() {
+    let folder = Folder::new();
+    saved(&folder, 100);
+    let damaged = saved(&folder, 200);
+    flip(&shard(&damaged), 4096 + 10);
+    assert_code(&verb("repair", &damaged, &["--out", &folder.at("rest")]), 3);
+    fs::remove_dir_all(&damaged).unwrap();
+    let latest = verb("latest", "--dir", &[folder.path()]);
+    assert!(latest.stdout.starts_with("LATEST 100 "), "{}", latest.stdout);
+}
+
+/// The file ends in the middle of the second tensor: the first one is still there.
+#[test]
+fn what_lies_before_the_end_of_a_truncated_file_is_whole() {
+    let folder = Folder::new();
+    let damaged = saved(&folder, 200);
+    let file = fs::OpenOptions::new().write(true).open(shard(&damaged)).unwrap();
+    file.set_len(4096 + 8192 * 4 + 20_000).unwrap();
+    assert_snapshot("repair_truncated", &verb("repair", &damaged, &[]), &folder);
+}
+
+#[test]
+fn a_damaged_header_or_a_longer_file_loses_nothing() {
+    let folder = Folder::new();
+    let damaged = saved(&folder, 200);
+    flip(&shard(&damaged), 20);
+    let ran = verb("repair", &damaged, &[]);
+    assert_code(&ran, 0);
+    assert!(ran.stdout.contains("damaged, nothing lost"), "{}", ran.stdout);
+    let out = folder.at("whole");
+    assert_code(&verb("repair", &damaged, &["--out", &out]), 0);
+    assert_code(&verb("verify", &out, &[]), 0);
+    assert!(!verb("inspect", &out, &["--json"]).stdout.contains("repair.lost"));
+    let longer = saved(&folder, 300);
+    let file = fs::OpenOptions::new().append(true).open(shard(&longer)).unwrap();
+    std::io::Write::write_all(&mut &file, b"more").unwrap();
+    assert_code(&verb("repair", &longer, &[]), 0);
+}
+
+#[test]
+fn without_sums_or_manifest_nothing_can_be_verified() {
+    let folder = Folder::new();
+    let damaged = saved(&folder, 100);
+    let sums = entries(damaged.as_ref()).into_iter().find(|name| name.starts_with("sums")).unwrap();
+    fs::remove_file(Path::new(&damaged).join(sums)).unwrap();
+    let ran = verb("repair", &damaged, &[]);
+    assert_code(&ran, 3);
+    assert!(ran.stdout.contains("0 of 3 tensors are whole"), "{}", ran.stdout);
+    let nothing = verb("repair", &damaged, &["--out", &folder.at("rest")]);
+    assert_code(&nothing, 7);
+    let other = saved(&folder, 200);
+    flip(&Path::new(&other).join("manifest.bin"), 40);
+    assert_code(&verb("repair", &other, &["--out", &folder.at("rest")]), 3);
+    assert_snapshot("repair_no_manifest", &verb("repair", &other, &[]), &folder);
+    fs::remove_file(Path::new(&other).join("manifest.bin")).unwrap();
+    assert_code(&verb("repair", &other, &["--json"]), 3);
+    assert!(!Path::new(&folder.at("rest")).exists());
+}
+
+#[test]
+fn a_directory_is_told_and_its_pointers_are_mended() {
+    let folder = Folder::new();
+    saved(&folder, 100);
+    saved(&folder, 200);
+    flip(&shard(&saved(&folder, 300)), 4096 + 8192 * 4 + 10);
+    fs::remove_file(Path::new(&saved(&folder, 400)).join("manifest.bin")).unwrap();
+    symlink("step-0300", folder.at("latest")).unwrap();
+    symlink("../elsewhere", folder.at("best")).unwrap();
+    let before = content(folder.0.path());
+    assert_snapshot("repair_dir", &verb("repair", folder.path(), &[]), &folder);
+    assert_snapshot("repair_dir_json", &verb("repair", folder.path(), &["--json"]), &folder);
+    assert_eq!(content(folder.0.path()), before);
+    let by = ["--pointers", "--monitor", "val_loss", "--mode", "max"];
+    assert_snapshot("repair_pointers", &verb("repair", folder.path(), &by), &folder);
+    let link = |name: &str| fs::read_link(folder.at(name)).unwrap().display().to_string();
+    assert_eq!((link("latest"), link("best")), ("step-0200".to_owned(), "step-0100".to_owned()));
+    let again = verb("repair", folder.path(), &[]);
+    assert!(!again.stdout.contains("broken"), "{}", again.stdout);
+}
+
+#[test]
+fn bad_input_is_told() {
+    let folder = Folder::new();
+    let good = saved(&folder, 100);
+    assert_code(&verb("repair", &folder.at("missing"), &[]), 7);
+    assert_code(&verb("repair", folder.path(), &["--out", &folder.at("x")]), 7);
+    assert_code(&verb("repair", &good, &["--pointers"]), 7);
+    assert_code(&verb("repair", &good, &["--out", &good]), 7);
+    assert_code(&verb("repair", folder.path(), &["--monitor", "loss"]), 2);
+    let empty = Folder::new();
+    assert_snapshot("repair_empty", &verb("repair", empty.path(), &[]), &empty);
+}
