@@ -14,9 +14,11 @@ mod inspect;
 mod ls;
 mod output;
 mod progress;
+mod report;
 mod sparkline;
 mod stress;
 mod verify;
+mod watch;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -63,6 +65,10 @@ enum Verb {
     ///
     /// Goes by manifests and lengths of files; `verify --dir` reads every byte. Nothing is written.
     Latest(directory::Look),
+    /// Write a report: one HTML file with phases of saves, stalls, metrics, tensors and disk use.
+    Report(report::Report),
+    /// Show the saves of a running job as they happen.
+    Watch(watch::Watch),
     /// Show the model code that was saved with a checkpoint, or one file of it.
     Code(code::Code),
     /// Save and load generated content, to try a storage out.
@@ -82,6 +88,8 @@ impl Verb {
             Self::Diff(arguments) => diff::run(out, arguments),
             Self::Verify(arguments) => verify::run(out, arguments),
             Self::Latest(look) => directory::latest(out, look),
+            Self::Report(arguments) => report::run(out, arguments),
+            Self::Watch(arguments) => watch::run(out, arguments),
             Self::Code(arguments) => code::run(out, arguments),
             Self::Stress(stress) => stress::run(out, stress),
             Self::Bench(bench) => bench::run(out, bench),

@@ -2,17 +2,20 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod bench;
+mod browser;
 mod code;
 mod diff;
 mod inspect;
 mod latest;
 mod ls;
+mod report;
 mod snapshot;
 mod stopped;
 mod stress;
 #[path = "../tier/mod.rs"]
 #[allow(unreachable_pub, clippy::print_stderr, reason = "shared with other test binaries")]
 mod tier;
+mod watch;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
