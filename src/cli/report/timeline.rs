@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::html::{escaped, folded, note, rate as per_second, seconds, short, table, time};
 use super::saves::{Kind, Rank, Save};
-use super::svg::{Area, Figure, Scale, WIDTH, legend};
+use super::svg::{Area, Figure, Mark, Scale, WIDTH, legend};
 use crate::cli::format::bytes;
 
 /// So many of the newest saves are drawn, and the one that took longest.
@@ -205,7 +205,8 @@ fn bars(
         let area = Area { x: x + (step - width) / 2.0, y: top, width, height: bottom - top };
         figure.rect(class, area, &title);
         if save.failed() {
-            figure.mark(super::svg::Mark::Cross, (x + step / 2.0, bottom - 8.0), "failed");
+            // Above the bar, where it is seen.
+            figure.mark(Mark::Cross, (x + step / 2.0, (top - 9.0).max(plot.y - 6.0)), "failed");
         }
     }
     figure.line("axis", (plot.x, bottom), (plot.x + plot.width, bottom));

@@ -215,10 +215,10 @@ mod tests {
     #[test]
     fn areas_are_as_the_sizes_and_fill_the_whole() {
         let whole = Area { x: 0.0, y: 0.0, width: 600.0, height: 400.0 };
-        let sizes = [600, 600, 400, 300, 200, 200, 100];
+        let sizes = [600u64, 600, 400, 300, 200, 200, 100];
         let areas = layout(&sizes, whole);
         for (area, size) in areas.iter().zip(sizes) {
-            assert!((area.width * area.height - f64::from(size) * 100.0).abs() < 1e-6, "{area:?}");
+            assert!((area.width * area.height - size as f64 * 100.0).abs() < 1e-6, "{area:?}");
             assert!(area.x + area.width < 600.001 && area.y + area.height < 400.001, "{area:?}");
             let ratio = (area.width / area.height).max(area.height / area.width);
             assert!(ratio < 3.0, "{area:?}");

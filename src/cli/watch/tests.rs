@@ -11,7 +11,7 @@ use crate::state::StateDict;
 use crate::storage::{Directory, MemoryStorage, Storage};
 
 fn saved(storage: &MemoryStorage, name: &str, step: u64) {
-    let path = CheckpointPath::parse(&format!("run/{name}")).unwrap();
+    let path = CheckpointPath::parse(format!("run/{name}")).unwrap();
     let options = SaveOptions { step, on_existing: OnExisting::Replace, ..SaveOptions::default() };
     save(&ProcessGroup::solo(), storage, &path, &StateDict::new(), &options).unwrap();
 }
