@@ -5,7 +5,8 @@
 #   launch/setup.sh [--no-mpi] [--tests]
 #
 #   --no-mpi   without MPI and libclang
-#   --tests    also what tests of crashes need: strace, file system tools, nbdkit, faketime
+#   --tests    also what tests of crashes need: strace, file system tools, nbdkit, faketime;
+#              and Chromium, in which a test opens reports
 #
 #   LIBTORCH, LIBTORCH_USE_PYTORCH   an own libtorch: used, nothing is downloaded
 #   TORCH_VERSION                    another version than the one that tch needs (default 2.13.0)
@@ -105,6 +106,16 @@ need_test_tools() {
   need_command ip iproute2
   need_command faketime faketime
   need_command fusermount3 fuse3
+  need_chromium
+}
+
+# Debian's package without windows is half as large; Ubuntu has none but a snap.
+need_chromium() {
+  local name
+  for name in chromium-headless-shell chromium chromium-browser google-chrome; do
+    ! have "$name" || return 0
+  done
+  missing+=(chromium-headless-shell fonts-dejavu-core)
 }
 
 missing=()

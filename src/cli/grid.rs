@@ -50,7 +50,8 @@ impl Grid {
         self.lines(width()).try_for_each(|line| out.line(line))
     }
 
-    fn lines(&self, width: Option<usize>) -> impl Iterator<Item = String> {
+    /// Its lines, no longer than `width` if it can be.
+    pub(super) fn lines(&self, width: Option<usize>) -> impl Iterator<Item = String> {
         let widths = self.widths(width);
         self.rows.iter().map(move |row| {
             let cells = row.iter().zip(&self.columns).zip(&widths);

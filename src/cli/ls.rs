@@ -225,7 +225,8 @@ fn state(info: &CheckpointInfo) -> &'static str {
     }
 }
 
-fn most_common(survey: &Survey) -> Option<String> {
+/// The metric that most checkpoints have, of these one called `val…`, of these the first by name.
+pub(super) fn most_common(survey: &Survey) -> Option<String> {
     let mut counts: BTreeMap<&String, usize> = BTreeMap::new();
     for info in survey.of_state(CheckpointState::Committed) {
         for (name, _) in info.metrics.iter().filter(|(_, value)| value.is_finite()) {

@@ -22,10 +22,12 @@ mod output;
 mod progress;
 mod prune;
 mod repair;
+mod report;
 mod reshard;
 mod sparkline;
 mod stress;
 mod verify;
+mod watch;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -100,6 +102,10 @@ enum Verb {
     /// and SIGUSR1 are passed on; no rank outlives the command. Exit code: that of the first rank
     /// that failed, 128 + n if by signal n; 75 if ranks saved and want to be started again.
     Launch(launch::Launch),
+    /// Write a report: one HTML file with phases of saves, stalls, metrics, tensors and disk use.
+    Report(report::Report),
+    /// Show the saves of a running job as they happen.
+    Watch(watch::Watch),
     /// Show the model code that was saved with a checkpoint, or one file of it.
     Code(code::Code),
     /// Write a checkpoint for other programs: a directory that Hugging Face tools open, or one
@@ -134,6 +140,8 @@ impl Verb {
             Self::Reshard(arguments) => reshard::run(out, arguments),
             Self::Doctor(arguments) => doctor::run(out, arguments),
             Self::Launch(arguments) => launch::run(arguments),
+            Self::Report(arguments) => report::run(out, arguments),
+            Self::Watch(arguments) => watch::run(out, arguments),
             Self::Code(arguments) => code::run(out, arguments),
             Self::Export(arguments) => export::run(out, arguments),
             Self::Import(arguments) => import::run(out, arguments),

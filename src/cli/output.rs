@@ -47,6 +47,16 @@ impl Output<'_> {
         writeln!(self.0, "{text}").and_then(|()| self.0.flush()).map_err(stop)
     }
 
+    /// Lines of a terminal in the place of the last `drawn` ones.
+    pub(super) fn redraw(&mut self, drawn: usize, lines: &[String]) -> Result<(), Stop> {
+        let mut text = if drawn > 0 { format!("\x1b[{drawn}A\r\x1b[J") } else { String::new() };
+        for line in lines {
+            text.push_str(&shown::line(line));
+            text.push('\n');
+        }
+        self.0.write_all(text.as_bytes()).and_then(|()| self.0.flush()).map_err(stop)
+    }
+
     /// One line of JSON, which stays JSON.
     pub(super) fn json(&mut self, value: &serde_json::Value) -> Result<(), Stop> {
         self.line(shown::json(value))

@@ -30,7 +30,7 @@ pub(crate) enum Row {
 }
 
 impl Row {
-    fn number(self) -> u32 {
+    pub(crate) fn number(self) -> u32 {
         match self {
             Self::Caller => 1,
             Self::Beside => 2,
@@ -58,6 +58,8 @@ pub(crate) struct Event<'a> {
     pub(crate) time: Duration,
     /// The checkpoint.
     pub(crate) path: &'a str,
+    /// That it is saved at.
+    pub(crate) step: Option<u64>,
     pub(crate) bytes: Option<u64>,
     /// Sums over what ran beside each other.
     pub(crate) write: Option<WriteTimes>,
@@ -71,6 +73,9 @@ impl Event<'_> {
         let begin = micros(self.begin);
         let mut args = Map::new();
         args.insert("path".to_owned(), self.path.into());
+        if let Some(step) = self.step {
+            args.insert("step".to_owned(), step.into());
+        }
         if let Some(bytes) = self.bytes {
             args.insert("bytes".to_owned(), bytes.into());
         }

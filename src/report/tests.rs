@@ -137,6 +137,7 @@ fn a_trace_is_json_whenever_it_ends() {
         begin: Duration::from_nanos(1_999),
         time: Duration::from_nanos(2_001),
         path: "runs/\"a\"\n",
+        step: None,
         bytes: Some(7),
         write: Some(WriteTimes { hash: MS(1), ..WriteTimes::default() }),
         failed: false,

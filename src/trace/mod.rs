@@ -72,14 +72,15 @@ struct Marks {
     of: &'static str,
     rank: Rank,
     path: Arc<str>,
+    step: Option<u64>,
 }
 
 impl Marks {
-    fn of(of: &'static str, rank: Rank, path: &dyn Display) -> Self {
+    fn of(of: &'static str, rank: Rank, path: &dyn Display, step: Option<u64>) -> Self {
         // A simulated job has no place outside its simulation.
         let trace = if clock::is_simulated() { None } else { file::of_process() };
         let path = trace.map(|_| path.to_string()).unwrap_or_default();
-        Self { trace, of, rank, path: path.into() }
+        Self { trace, of, rank, path: path.into(), step }
     }
 
     fn event(&self, name: &str, row: Row, begun: Instant, time: Duration, done: &Done) {
@@ -92,6 +93,7 @@ impl Marks {
             begin: trace.since_1970(begun),
             time,
             path: &self.path,
+            step: self.step,
             bytes: done.bytes,
             write: done.write,
             failed: !done.is_good,
@@ -129,7 +131,7 @@ impl Operation {
             "save", %path, step, world_size, rank = rank.get(),
             bytes = field::Empty
         );
-        Self::begin(Marks::of("save", rank, path), span)
+        Self::begin(Marks::of("save", rank, path, Some(step)), span)
     }
 
     pub(crate) fn load(group: &ProcessGroup, wanted: &dyn Display) -> Self {
@@ -141,7 +143,7 @@ impl Operation {
             rank = rank.get(),
             bytes = field::Empty
         );
-        Self::begin(Marks::of("load", rank, wanted), span)
+        Self::begin(Marks::of("load", rank, wanted, None), span)
     }
 
     fn begin(marks: Marks, span: Span) -> Self {

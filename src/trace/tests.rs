@@ -18,6 +18,7 @@ fn event(rank: u32) -> Event<'static> {
         begin: Duration::from_secs(1),
         time: Duration::from_secs(1),
         path: "runs/a",
+        step: None,
         bytes: None,
         write: None,
         failed: false,
@@ -68,7 +69,7 @@ fn a_time_before_the_trace_began_is_earlier_than_one_after_it() {
 
 #[test]
 fn everything_that_held_a_caller_up_counts() {
-    let marks = Marks { trace: None, of: "save", rank: Rank::new(0), path: "".into() };
+    let marks = Marks { trace: None, of: "save", rank: Rank::new(0), path: "".into(), step: None };
     let held = Held { marks, time: Default::default() };
     let begun = Instant::now();
     held.add("held", begun);

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod bench;
+mod browser;
 mod code;
 mod diff;
 mod doctor;
@@ -14,6 +15,7 @@ mod manual;
 mod odd;
 mod piped;
 mod repair;
+mod report;
 mod reshard;
 mod room;
 mod snapshot;
@@ -22,6 +24,7 @@ mod stress;
 #[path = "../tier/mod.rs"]
 #[allow(unreachable_pub, clippy::print_stderr, reason = "shared with other test binaries")]
 mod tier;
+mod watch;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

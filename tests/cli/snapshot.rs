@@ -19,12 +19,17 @@ use crate::{Folder, Ran, run};
 pub(crate) fn assert_snapshot(name: &str, ran: &Ran, folder: &Folder) {
     let code = ran.code.map_or("none".to_owned(), |code| code.to_string());
     let text = format!("exit code {code}\n{}{}", ran.stdout, said(&ran.stderr));
-    let text = normalised(&text, folder.path());
+    assert_text(name, &normalised(&text, folder.path()));
+}
+
+/// Compares a text with the one that is kept.
+#[track_caller]
+pub(crate) fn assert_text(name: &str, text: &str) {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/cli/snapshots");
     let file = file.join(format!("{name}.txt"));
     if std::env::var_os("TCH_CHECKPOINT_UPDATE_SNAPSHOTS").is_some() {
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-        std::fs::write(&file, &text).unwrap();
+        std::fs::write(&file, text).unwrap();
     }
     let kept = std::fs::read_to_string(&file).unwrap_or_default();
     assert!(kept == text, "{}: is now\n{text}", file.display());

@@ -10,6 +10,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 const OPT_OUT: &str = "TCH_CHECKPOINT_TEST_WITHOUT";
+/// The one without windows comes first.
+const CHROMIUM: [&str; 4] =
+    ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"];
 const TIER: &str = "TCH_CHECKPOINT_TEST_TIER";
 
 /// `short` as a rule, `full` in the long tier.
@@ -37,6 +40,8 @@ pub enum Need {
     Fuse,
     /// Block devices that can be made slow: cgroups (version 1) with `blkio`.
     Blkio,
+    /// Chromium, by any of the names under which systems have it.
+    Chromium,
     /// A program, by its name.
     Program(&'static str),
 }
@@ -48,6 +53,7 @@ impl Need {
             Self::Loop => "loop",
             Self::Fuse => "fuse",
             Self::Blkio => "blkio",
+            Self::Chromium => "chromium",
             Self::Program(name) => name,
         }
     }
@@ -60,6 +66,7 @@ impl Need {
             Self::Blkio => {
                 Path::new("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device").exists()
             }
+            Self::Chromium => CHROMIUM.into_iter().any(exists),
             Self::Program(name) => exists(name),
         }
     }
@@ -108,4 +115,9 @@ pub fn program(name: &str) -> Command {
     let path = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{path}:/usr/sbin:/sbin")).stdin(Stdio::null());
     command
+}
+
+/// The browser that [`has`] has found.
+pub fn chromium() -> Command {
+    program(CHROMIUM.into_iter().find(|name| exists(name)).unwrap_or("chromium"))
 }

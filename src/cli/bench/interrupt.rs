@@ -15,7 +15,7 @@ pub(super) const EXIT_CODE: u8 = 130;
 static NOTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
 /// Notes signals from now on. Where that does not work they end the process, as they always did.
-pub(super) fn watch() {
+pub(in crate::cli) fn watch() {
     NOTED.get_or_init(|| {
         let noted = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
@@ -30,7 +30,7 @@ pub(super) fn watch() {
     });
 }
 
-pub(super) fn is_noted() -> bool {
+pub(in crate::cli) fn is_noted() -> bool {
     NOTED.get().is_some_and(|noted| noted.load(Ordering::SeqCst))
 }
 

@@ -4,7 +4,7 @@
 mod content;
 mod disk;
 mod held;
-mod interrupt;
+pub(super) mod interrupt;
 mod load;
 mod load_raw;
 mod measure;
