@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::agree::{agree, unlike};
 use crate::catalog::{self, CheckpointPath};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{self, Parts};
@@ -54,7 +55,8 @@ pub struct ImportOptions {
 /// [`ErrorKind::NotFound`] if there is nothing of the kind; [`ErrorKind::InvalidInput`] for what is
 /// a checkpoint already; [`ErrorKind::Incompatible`], with tensor and dtype, for a dtype that is not
 /// known; [`ErrorKind::Corrupt`] for a malformed header or index, files that are missing, links, and
-/// tensors that are not where the index says; as [`save`](fn@crate::save::save).
+/// tensors that are not where the index says; [`ErrorKind::Disagreement`] if ranks import from
+/// different places; as [`save`](fn@crate::save::save).
 pub fn import(
     group: &ProcessGroup,
     storage: &dyn Storage,
@@ -65,14 +67,21 @@ pub fn import(
     let mut found = None;
     let look = || {
         found = Some(Foreign::open(storage, from.as_ref(), options)?);
-        Ok(())
+        Ok(from.as_ref().to_string_lossy().into_owned())
     };
-    group.phase_all(Channel::Save, "import", look, |_: Vec<()>| Ok(()))?;
+    let decide = |from: Vec<String>| {
+        let difference = |ours: &String, theirs: &String| unlike(FROM, ours, theirs);
+        agree(&from, difference, "nothing was imported; every rank must import alike").map(drop)
+    };
+    group.phase_all(Channel::Save, "import", look, decide)?;
     let Some(Foreign { state, options }) = found else {
         return Err(Error::new(ErrorKind::Disagreement, "nothing was found, and nobody said so"));
     };
     save(group, storage, to, &state, &options)
 }
+
+/// The argument that no later phase compares.
+const FROM: &str = "what is to be imported";
 
 /// What is to be imported, and as what.
 struct Foreign {

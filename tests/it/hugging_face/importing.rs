@@ -1,5 +1,6 @@
 //! Directories that nobody vouches for, as checkpoints.
 
+use tch_checkpoint::Rank;
 use tch_checkpoint::storage::{Fault, FaultyStorage, LocalStorage};
 
 use super::*;
@@ -72,6 +73,27 @@ fn shards_of_another_tool_become_a_checkpoint() {
         .unwrap();
     let manifest = catalog::find(&memory, &wanted("runs/c")).unwrap().manifest;
     assert_eq!((manifest.tensors().len(), manifest.step()), (2, 0));
+}
+
+/// Both would do, and each rank would write its part of another one.
+#[test]
+fn ranks_that_import_from_different_places_are_told_so() {
+    let memory = MemoryStorage::new();
+    good(&memory);
+    let other = file(&format!("{{{}}}", tensor("a", "F32", "[2]", 0, 8)), 8);
+    for place in ["one.safetensors", "two.safetensors"] {
+        put(&memory, place, &other);
+    }
+    let storage = memory.clone();
+    let verdicts = on_ranks(2, move |group| {
+        let from = if group.rank().get() == 0 { "one" } else { "two" };
+        let from = format!("{DIR}/{from}.safetensors");
+        import(&group, &storage, from, &path("runs/b"), &ImportOptions::default()).map(drop)
+    });
+    let error = one_error(&verdicts, "import");
+    assert_eq!((error.kind(), error.rank()), (ErrorKind::Disagreement, Some(Rank::new(1))));
+    assert!(error.message().contains("two.safetensors"), "{error}");
+    assert_eq!(imported(&memory, "runs/b").unwrap_err().kind(), ErrorKind::NotFound);
 }
 
 /// What is wrong, and how it is told: kind, tensor, part of the text.
