@@ -77,9 +77,9 @@ impl Found {
     }
 }
 
-/// Opens a checkpoint, a directory or a file (see [`single`](crate::single)); an interrupted replacement is
-/// looked through. The newest, the one of a step and the best by a metric are looked for among
-/// directories.
+/// Opens a checkpoint, a directory or a file (see [`single`](crate::single)); an interrupted
+/// replacement is looked through. The newest, the one of a step and the best by a metric are looked
+/// for among directories.
 ///
 /// Manifests decide which checkpoint is meant, data is not looked at: a damaged one fails when it
 /// is loaded, and another one is taken only if [`Wanted::except`] asks for it.

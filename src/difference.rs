@@ -11,7 +11,7 @@ use crate::catalog::Found;
 use crate::error::{Error, Result};
 use crate::layout::HF_INDEX;
 use crate::load::{PART_BYTES, PartReader};
-use crate::manifest::{Manifest, Piece, TensorRecord};
+use crate::manifest::{Manifest, TensorRecord};
 use crate::shard::PieceAt;
 use crate::slice::{Parts, Slice};
 use crate::tensor::{TensorName, TensorSpec};
@@ -224,7 +224,7 @@ impl<'c, 'm> Comparison<'c, 'm> {
             return Ok(false);
         }
         for (x, y) in x.iter().zip(y) {
-            let (at, other) = (place(pair.a, x), place(pair.b, y));
+            let (at, other) = (PieceAt::of(pair.a, x), PieceAt::of(pair.b, y));
             if !self.a.shards().has_same_sums(at, self.b.shards(), other)? {
                 return Ok(false);
             }
@@ -262,15 +262,6 @@ fn with_tensor(error: Error, boxes: &[(&TensorRecord, Slice)]) -> Error {
     match boxes {
         [(tensor, _)] => error.with_tensor(tensor.name.as_str()),
         _ => error,
-    }
-}
-
-fn place(tensor: &TensorRecord, piece: &Piece) -> PieceAt {
-    PieceAt {
-        file: usize::try_from(piece.file).unwrap_or(usize::MAX),
-        begin: piece.begin,
-        bytes: tensor.piece_bytes(piece),
-        first_sum: piece.first_sum,
     }
 }
 

@@ -124,12 +124,7 @@ impl Assessment {
         (tensor, piece): (&TensorRecord, &Piece),
     ) -> Result<()> {
         let bytes = tensor.piece_bytes(piece);
-        let at = PieceAt {
-            file: piece.file as usize,
-            begin: piece.begin,
-            bytes,
-            first_sum: piece.first_sum,
-        };
+        let at = PieceAt::of(tensor, piece);
         let (mut next, mut told, mut scratch) = (0, 0, Vec::new());
         while next < bytes && told < TOLD_MAX {
             let Err(error) = reader.read_range(at, next..bytes, &mut scratch, &mut |_, _| Ok(()))

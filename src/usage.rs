@@ -89,11 +89,9 @@ pub(crate) fn usage_of(parent: &dyn Directory, looked: &mut dyn FnMut()) -> Resu
             Some(Some(what)) => *what,
             None => Held::Own,
         };
-        let (name, nothing) = (entry.name, 0);
-        let (bytes, on_disk, shared) = (nothing, nothing, nothing);
-        let mut one = EntryUsage { name, what, bytes, on_disk, shared };
-        let name = one.name.clone();
-        one.add(parent, &name, entry.kind, &mut seen, DEPTH_MAX)?;
+        let name = entry.name.clone();
+        let mut one = EntryUsage { name, what, bytes: 0, on_disk: 0, shared: 0 };
+        one.add(parent, &entry.name, entry.kind, &mut seen, DEPTH_MAX)?;
         usage.entries.push(one);
         looked();
     }

@@ -78,17 +78,7 @@ impl Verified {
 /// The pieces of a data file with the names of their tensors.
 fn pieces(found: &Found, index: usize) -> (Vec<&str>, Vec<PieceAt>) {
     let records = found.manifest.pieces_of_file(index);
-    records
-        .map(|(tensor, piece)| {
-            let at = PieceAt {
-                file: index,
-                begin: piece.begin,
-                bytes: tensor.piece_bytes(piece),
-                first_sum: piece.first_sum,
-            };
-            (tensor.name.as_str(), at)
-        })
-        .unzip()
+    records.map(|(tensor, piece)| (tensor.name.as_str(), PieceAt::of(tensor, piece))).unzip()
 }
 
 fn check_other(found: &Found, record: &OtherFile) -> Result<()> {

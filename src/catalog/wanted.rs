@@ -46,8 +46,8 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// As [`CheckpointPath::parse`], also for addresses; the last component `latest` stands for the newest, and
-    /// `best` for the one that the link of this name names.
+    /// As [`CheckpointPath::parse`], also for addresses; the last component `latest` stands for the
+    /// newest, and `best` for the one that the link of this name names.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the last component can be no

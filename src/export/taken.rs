@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 
 use crate::error::{ErrorKind, Result};
-use crate::files::{CONFIG_BYTES_MAX, read_index};
+use crate::files::{CONFIG_BYTES_MAX, read_index, read_small};
 use crate::layout::{self, EXPORT_CONFIG, EXPORT_SAVE_ID};
 use crate::manifest::hash16;
-use crate::memory::zeroed;
 use crate::shard::read_header;
 use crate::storage::{Directory, EntryKind};
 
@@ -46,10 +45,12 @@ fn of_directory(dir: &dyn Directory) -> Result<Taken> {
     let (documents, others): (Vec<_>, Vec<_>) =
         entries.into_iter().partition(|entry| is_document(&entry.name));
     for entry in others {
-        match (entry.kind, marks(dir, &entry.name)?) {
-            (EntryKind::File, Some(config)) => configs.extend(config),
-            _ => return Ok(Taken::Beside(entry.name)),
-        }
+        let marks = match entry.kind {
+            EntryKind::File => marks(dir, &entry.name)?,
+            _ => None,
+        };
+        let Some(config) = marks else { return Ok(Taken::Beside(entry.name)) };
+        configs.extend(config);
         has_tensors = true;
     }
     for entry in documents {
@@ -77,16 +78,8 @@ fn marks(dir: &dyn Directory, name: &str) -> Result<Option<Option<String>>> {
 
 /// The hash of the description of a model, as files beside it state it.
 fn config_hash(dir: &dyn Directory) -> Result<Option<String>> {
-    let read = || {
-        let file = dir.open_file(layout::HF_CONFIG)?;
-        if file.len() > CONFIG_BYTES_MAX {
-            return Ok(None);
-        }
-        let mut bytes = zeroed(file.len())?;
-        file.read_at(0, &mut bytes)?;
-        Ok(Some(hash_text(&bytes)))
-    };
-    Ok(unless_broken(read())?.flatten())
+    let read = read_small(dir, layout::HF_CONFIG, CONFIG_BYTES_MAX, "a description of a model");
+    Ok(unless_broken(read)?.flatten().map(|bytes| hash_text(&bytes)))
 }
 
 /// The hash of a description, as text.

@@ -4,4 +4,4 @@ mod find;
 mod foreign;
 
 pub(crate) use find::{FoundFile, bears_our_mark, find, is_ours, open_plain, place_of, reread};
-pub(crate) use foreign::{CONFIG_BYTES_MAX, Parts, open_directory, read_index};
+pub(crate) use foreign::{CONFIG_BYTES_MAX, Parts, open_directory, read_index, read_small};

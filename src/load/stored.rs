@@ -73,12 +73,7 @@ enum Pieces {
 
 impl Stored {
     fn new(reader: Arc<ShardReader>, recent: Arc<Recent>, tensor: &TensorRecord) -> Self {
-        let at = |piece: &crate::manifest::Piece| PieceAt {
-            file: piece.file as usize,
-            begin: piece.begin,
-            bytes: tensor.piece_bytes(piece),
-            first_sum: piece.first_sum,
-        };
+        let at = |piece| PieceAt::of(tensor, piece);
         let in_order: Option<Vec<_>> = (tensor.pieces.iter())
             .map(|piece| Some((place_in(&tensor.spec, &piece.slice)?, at(piece))))
             .collect();

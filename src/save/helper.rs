@@ -1,6 +1,6 @@
-//! The thread of a save beside training. It is there before phase "plan beside", in which the ranks agree
-//! whether each of them has one: a rank that saved in its caller's thread while the others train
-//! would have to wait for them without a sign of life.
+//! The thread of a save beside training. It is there before phase "plan beside", in which the ranks
+//! agree whether each of them has one: a rank that saved in its caller's thread while the others
+//! train would have to wait for them without a sign of life.
 
 use super::background::{Job, Verdict};
 use super::{Checkpoint, priority};

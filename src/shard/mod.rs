@@ -12,6 +12,7 @@ mod header;
 pub(crate) mod image;
 mod opened;
 mod pacing;
+mod piece;
 mod pipeline;
 mod ranges;
 mod reader;
@@ -27,8 +28,9 @@ pub(crate) use filled::{FilledFile, write_filled};
 pub use header::{
     DATA_ALIGNMENT, HEADER_JSON_MAX, Header, HeaderTensor, ParsedHeader, read_header,
 };
+pub use piece::PieceAt;
 pub(crate) use ranges::{RangePiece, write_ranges};
-pub use reader::{PieceAt, ShardReader};
+pub use reader::ShardReader;
 pub(crate) use single::{SingleFile, SingleText, plain_header, read_single, single_header};
 pub(crate) use stream::{Out, write_stream};
 pub use sums::sum;

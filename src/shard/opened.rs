@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::reader::{PieceAt, ShardReader, to_usize};
+use super::piece::PieceAt;
+use super::reader::{ShardReader, to_usize};
 use super::sums::sum;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::opened::{Opened, at_place, check_range};
 use super::pacing::Portion;
+use super::piece::PieceAt;
 use super::sums::sums_header;
 use super::{at_file, file_path};
 use crate::error::{Error, ErrorKind, Result};
@@ -23,18 +24,6 @@ use crate::storage::{Directory, ReadFile};
 pub(super) const CHUNK_BYTES: u64 = 4 << 20;
 /// A checkpoint may have more files than a process may open.
 const OPEN_FILES_MAX: usize = 64;
-/// Where a piece lies, as the manifest says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PieceAt {
-    /// Index of its data file.
-    pub file: usize,
-    /// Its first byte in that file, counted from the start of the file.
-    pub begin: u64,
-    /// Its length in bytes.
-    pub bytes: u64,
-    /// Index of its first block sum among those of its file.
-    pub first_sum: u64,
-}
 
 /// Reads the data files of one checkpoint. Usable from several threads at once.
 pub struct ShardReader {
@@ -355,14 +344,6 @@ impl ShardReader {
             let start = blocks.start + i * CHUNK_BYTES;
             start..blocks.end.min(start + CHUNK_BYTES)
         })
-    }
-}
-
-impl PieceAt {
-    /// The whole blocks of so many bytes that `range` of the piece touches.
-    pub(super) fn blocks(&self, range: &Range<u64>, block: u64) -> Range<u64> {
-        let end = range.end.div_ceil(block).saturating_mul(block).min(self.bytes);
-        range.start - range.start % block..end
     }
 }
 

@@ -120,7 +120,7 @@ pub(crate) fn read_index(dir: &dyn Directory, name: &str) -> Result<Option<Index
 }
 
 /// All of a file that is to be small; `None` if there is none of that name.
-pub(super) fn read_small(
+pub(crate) fn read_small(
     dir: &dyn Directory,
     name: &str,
     bytes_max: u64,

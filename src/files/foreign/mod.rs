@@ -15,8 +15,7 @@ use crate::state::{Value, Values};
 use crate::storage::Directory;
 use crate::tensor::{Component, TensorName};
 
-use index::read_small;
-pub(crate) use index::{Index, read_index};
+pub(crate) use index::{Index, read_index, read_small};
 
 /// Longest description of a model that is read.
 pub(crate) const CONFIG_BYTES_MAX: u64 = 16 << 20;

@@ -21,7 +21,8 @@ use parking_lot::Mutex;
 use self::batches::{Batch, batches};
 use self::fetch::{Fetcher, Outlet};
 use self::workers::{Message, Pace};
-use super::reader::{PieceAt, ShardReader};
+use super::piece::PieceAt;
+use super::reader::ShardReader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::copied;
 
