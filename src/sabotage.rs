@@ -12,7 +12,8 @@
 //! front of forward pass, backward pass and update), and
 //! `retain.removed` (coordinator, after each removal of a retention pass). `fail` is an error of
 //! that rank's own part, so there is none once the votes are cast: with `.voted`, `.decided` or
-//! `.removed` the variable is refused.
+//! `.removed` the variable is refused. When it happens, the file that `TCH_CHECKPOINT_SABOTAGE_MARK`
+//! names is written first, for whoever wants to know when.
 //!
 //! `S1` to `S12`: a [`Defect`], everywhere and all the time.
 

@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::rank::Rank;
 
 const VARIABLE: &str = "TCH_CHECKPOINT_SABOTAGE";
+const MARK: &str = "TCH_CHECKPOINT_SABOTAGE_MARK";
 
 #[derive(Clone, Copy)]
 enum Act {
@@ -122,6 +123,10 @@ pub(crate) fn visit(rank: Rank, phase: &str, point: &str) -> Result<()> {
 }
 
 fn act(act: Act) -> Result<()> {
+    if let Some(mark) = std::env::var_os(MARK) {
+        // Without it a test has no figure, and says so.
+        drop(std::fs::write(mark, ""));
+    }
     match act {
         Act::Kill => drop(kill_process(getpid(), Signal::KILL)),
         Act::Stop => drop(kill_process(getpid(), Signal::STOP)),

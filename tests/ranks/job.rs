@@ -58,8 +58,10 @@ pub struct Ended {
     pub reports: Vec<Option<Report>>,
     /// By process that was started: all ranks, or their launcher.
     pub codes: Vec<Option<i32>>,
-    /// From when the odd rank had joined to the end of the last process.
-    pub gone_after: Duration,
+    /// When it happened to the odd rank.
+    pub marked: SystemTime,
+    /// When the last process was gone.
+    pub gone: SystemTime,
     pub output: String,
     dir: TempDir,
 }
@@ -68,6 +70,11 @@ impl Ended {
     pub fn runs(&self) -> PathBuf {
         self.dir.path().join(RUNS)
     }
+}
+
+/// Written when it happens to the odd rank.
+fn mark_path(dir: &Path) -> PathBuf {
+    dir.join("mark")
 }
 
 /// Where a rank notes that it has joined, and its process.
@@ -124,6 +131,7 @@ impl Job {
             .env(CELL, self.cell.to_string())
             .env(DIR, self.dir.path())
             .env("TCH_CHECKPOINT_SABOTAGE", self.cell.sabotage())
+            .env("TCH_CHECKPOINT_SABOTAGE_MARK", mark_path(self.dir.path()))
             .env("TCH_CHECKPOINT_DEADLINE_MS", (DEADLINE_S * 1000).to_string())
             .env("OMP_NUM_THREADS", "1")
             .current_dir(self.dir.path())
@@ -200,13 +208,14 @@ impl Job {
     fn end(mut self) -> Ended {
         let status = |child: &mut Child| child.wait().unwrap().code();
         let codes = self.children.iter_mut().map(status).collect();
-        let joined = fs::metadata(pid_path(self.dir.path(), self.cell.rank));
-        let joined = joined.and_then(|file| file.modified()).ok();
-        let gone_after = joined.and_then(|at| SystemTime::now().duration_since(at).ok());
+        let gone = SystemTime::now();
+        let mark = fs::metadata(mark_path(self.dir.path())).and_then(|file| file.modified());
+        let marked = mark.unwrap_or_else(|e| panic!("{}: it never happened: {e}", self.cell));
         Ended {
+            marked,
+            gone,
             reports: (0..RANKS).map(|rank| report::read(self.dir.path(), rank)).collect(),
             codes,
-            gone_after: gone_after.unwrap_or_default(),
             output: self.output(),
             cell: self.cell,
             dir: self.dir,
@@ -215,6 +224,11 @@ impl Job {
 }
 
 impl Ended {
+    /// How long after it had happened that was.
+    pub fn since_mark(&self, at: SystemTime) -> Duration {
+        at.duration_since(self.marked).unwrap_or_default()
+    }
+
     /// The ranks that lived to say how it ended.
     pub fn survivors(&self) -> impl Iterator<Item = (u32, Option<&Report>)> {
         let all = (0..RANKS).zip(&self.reports);

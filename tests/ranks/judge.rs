@@ -19,8 +19,8 @@ const GONE: Duration = Duration::from_secs(15);
 /// What has lost a rank.
 const LOSSES: [&str; 4] = ["PeerLost", "Deadline", "CoordinatorLost", "OutcomeUnknown"];
 
-/// Checks it, and gives what the slowest survivor took; where mpirun ends all of them, the time
-/// until they were gone.
+/// Checks it, and gives how long after it had happened the slowest survivor was told; where mpirun
+/// ends all of them, how long until they were gone.
 ///
 /// # Panics
 /// If anything is not as it must be.
@@ -29,7 +29,8 @@ pub fn judge(ended: &Ended) -> Duration {
     let is_ended_by_launcher = cell.way == Way::Mpi;
     if is_ended_by_launcher {
         assert!(ended.codes.iter().all(|code| *code != Some(0)), "{cell}: {:?}", ended.codes);
-        assert!(ended.gone_after < GONE, "{cell}: gone after {:?}", ended.gone_after);
+        let gone_after = ended.since_mark(ended.gone);
+        assert!(gone_after < GONE, "{cell}: gone after {gone_after:?}");
     } else {
         let heard: Vec<(u32, &Report)> = ended
             .survivors()
@@ -45,10 +46,8 @@ pub fn judge(ended: &Ended) -> Duration {
     check_codes(ended);
     check_visible(ended);
     assert!(!ended.output.contains("stack backtrace"), "{cell}: {}", ended.output);
-    match is_ended_by_launcher {
-        true => ended.gone_after,
-        false => ended.survivors().filter_map(|(_, it)| Some(it?.took)).max().unwrap_or_default(),
-    }
+    let last = ended.survivors().filter_map(|(_, it)| Some(it?.ended)).max();
+    ended.since_mark(if is_ended_by_launcher { ended.gone } else { last.unwrap_or(ended.marked) })
 }
 
 /// All were told the same, whom it came by, and in which phase; or all that it went well.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tch_checkpoint::Error;
@@ -12,8 +12,8 @@ use tch_checkpoint::Error;
 pub struct Report {
     /// `None` if all went well.
     pub error: Option<Seen>,
-    /// What the call took that failed.
-    pub took: Duration,
+    /// When the call ended that failed.
+    pub ended: SystemTime,
     /// The names of what this rank was told to be committed.
     pub acked: Vec<String>,
 }
