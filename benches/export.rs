@@ -1,6 +1,8 @@
 //! An export to a Hugging Face directory beside the limit of the disk: the same bytes of the same
 //! files read and written past the page cache, in large blocks, one thread reading while another
-//! writes, and fsynced. Prints the best of some rounds, and the median of the ratios of their pairs.
+//! writes, and fsynced; once into one file, and once into a new directory of files as large as the
+//! export's, since where a file system puts what is new makes a difference. Prints the best of some
+//! rounds, and the medians of the ratios of each round.
 //!
 //! `cargo bench --no-default-features --bench export -- [DIR]`; `DIR` lies on the disk in question.
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used, reason = "a program of its own")]
@@ -24,6 +26,7 @@ const BLOCK: usize = 8 << 20;
 const ALIGNMENT: usize = 4096;
 /// Blocks that are under way.
 const DEPTH: usize = 4;
+const SHARD_BYTES: u64 = 200_000_000;
 const ROUNDS: usize = 7;
 /// What was removed is discarded by the device meanwhile.
 const SETTLED: Duration = Duration::from_secs(3);
@@ -103,12 +106,16 @@ fn open(path: &Path, flags: OFlags) -> File {
     File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).unwrap())
 }
 
-/// Copies all of `files` into one.
-fn copy(files: &[PathBuf], to: &Path) {
-    let total: u64 = files.iter().map(|path| fs::metadata(path).unwrap().len()).sum();
-    let out = open(to, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC);
-    let len = total.next_multiple_of(ALIGNMENT as u64) + BLOCK as u64;
-    rustix::fs::fallocate(&out, FallocateFlags::KEEP_SIZE, 0, len).unwrap();
+/// A file in `dir`, with room for so many bytes.
+fn raw(dir: &Path, number: usize, bytes: u64) -> File {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    let file = open(&dir.join(format!("raw-{number}")), flags);
+    rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, bytes).unwrap();
+    file
+}
+
+/// Copies all of `files` into files of so many bytes each.
+fn copy(files: &[PathBuf], to: &Path, bytes: u64) {
     let (give_full, full) = sync_channel::<((Vec<u8>, usize), usize)>(DEPTH);
     let (give_free, free) = sync_channel(DEPTH);
     (0..DEPTH).for_each(|_| give_free.send(block()).unwrap());
@@ -129,26 +136,30 @@ fn copy(files: &[PathBuf], to: &Path) {
                 }
             }
         });
-        let mut at = 0;
+        let (mut outs, mut at) = (vec![raw(to, 0, bytes)], 0);
         for ((memory, begin), count) in full {
             let count = count.next_multiple_of(ALIGNMENT);
-            let mut done = 0;
+            if at + count as u64 > bytes {
+                outs.push(raw(to, outs.len(), bytes));
+                at = 0;
+            }
+            let (out, mut done) = (outs.last().unwrap(), 0);
             while done < count {
                 let part = &memory[begin + done..begin + count];
-                done += rustix::io::pwrite(&out, part, at + done as u64).unwrap();
+                done += rustix::io::pwrite(out, part, at + done as u64).unwrap();
             }
             at += count as u64;
             // The reader may be done.
             let _ = give_free.send((memory, begin));
         }
+        outs.iter().for_each(|out| out.sync_all().unwrap());
     });
-    out.sync_all().unwrap();
 }
 
 fn exported(from: &Path, to: &Path) {
     let options = ExportOptions {
         components: None,
-        hugging_face: Some(HuggingFace { max_shard_bytes: 200_000_000, ..HuggingFace::default() }),
+        hugging_face: Some(HuggingFace { max_shard_bytes: SHARD_BYTES, ..HuggingFace::default() }),
         ..ExportOptions::default()
     };
     let (solo, wanted) = (ProcessGroup::solo(), Wanted::parse(from).unwrap());
@@ -166,32 +177,45 @@ fn main() {
     let files = files(&from);
     let bytes: u64 = files.iter().map(|path| fs::metadata(path).unwrap().len()).sum();
     let gb_per_s = |time: Duration| bytes as f64 / 1e9 / time.as_secs_f64();
-    let (mut best, mut ratios) = ([f64::MIN; 2], Vec::new());
+    let room = bytes.next_multiple_of(ALIGNMENT as u64) + BLOCK as u64 * files.len() as u64;
+    let (mut best, mut ratios) = ([f64::MIN; 3], [Vec::new(), Vec::new()]);
     for round in 0..ROUNDS {
-        let mut rates = [0.0; 2];
+        let mut rates = [0.0; 3];
         // Each first in turn.
-        for what in [round % 2, 1 - round % 2] {
+        for what in (round..round + 3).map(|n| n % 3) {
             forget(&files);
             rustix::fs::sync();
             thread::sleep(SETTLED);
             let begun = Instant::now();
             match what {
-                0 => copy(&files, &at("raw")),
+                0 => copy(&files, dir.path(), room),
+                1 => {
+                    fs::create_dir(at("raw")).unwrap();
+                    copy(&files, &at("raw"), SHARD_BYTES);
+                }
                 _ => exported(&from, &at("hf")),
             }
             rates[what] = gb_per_s(begun.elapsed());
             best[what] = best[what].max(rates[what]);
-            let _ = fs::remove_file(at("raw"));
+            let _ = fs::remove_file(at("raw-0"));
+            let _ = fs::remove_dir_all(at("raw"));
             let _ = fs::remove_dir_all(at("hf"));
         }
-        println!("round {round}: raw {:.2} GB/s, export {:.2} GB/s", rates[0], rates[1]);
-        ratios.push(rates[1] / rates[0]);
+        let [one, several, export] = rates;
+        println!(
+            "round {round}: one file {one:.2} GB/s, files {several:.2} GB/s, export {export:.2} GB/s"
+        );
+        ratios[0].push(export / one);
+        ratios[1].push(export / several);
     }
-    ratios.sort_by(f64::total_cmp);
+    let [one, several, export] = best;
     println!(
-        "export of {bytes} bytes: best raw {:.2} GB/s, best export {:.2} GB/s, median ratio {:.2}",
-        best[0],
-        best[1],
-        ratios[ROUNDS / 2]
+        "export of {bytes} bytes: best {one:.2} GB/s of one file, {several:.2} GB/s of files, \
+         {export:.2} GB/s of the export"
     );
+    let [to_one, to_several] = ratios.map(|mut ratios| {
+        ratios.sort_by(f64::total_cmp);
+        ratios[ROUNDS / 2]
+    });
+    println!("median ratios: {to_one:.2} to one file, {to_several:.2} to files");
 }

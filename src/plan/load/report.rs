@@ -104,3 +104,24 @@ pub(crate) fn list<T: Display>(text: &mut String, what: &str, offenders: &[T]) {
         let _ = write!(text, " and {} more", offenders.len() - LISTED_MAX);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Dtype;
+
+    #[test]
+    fn one_offender_of_any_sort_is_enough() {
+        let (name, spec) =
+            (TensorName::new("w").unwrap(), TensorSpec::new(Dtype::F32, &[]).unwrap());
+        let mismatch = Mismatch { name: name.clone(), wanted: spec.clone(), found: spec };
+        let clean = LoadReport::default();
+        assert!(clean.is_clean());
+        let missing = LoadReport { missing: vec![name.clone()], ..clean.clone() };
+        let unexpected = LoadReport { unexpected: vec![name], ..clean.clone() };
+        let mismatched = LoadReport { mismatched: vec![mismatch], ..clean };
+        for report in [missing, unexpected, mismatched] {
+            assert!(!report.is_clean(), "{report:?}");
+        }
+    }
+}

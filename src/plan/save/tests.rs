@@ -106,6 +106,23 @@ fn replicas_go_to_ranks_that_hold_less_of_their_own() {
 }
 
 #[test]
+fn what_a_rank_was_given_of_one_tensor_counts_for_the_next() {
+    let (a, b) = (whole("a", Dtype::F32, &[60_000, 8]), whole("b", Dtype::F32, &[60_000, 8]));
+    let plans = [plan(vec![a.clone()]), plan(vec![a, b.clone()]), plan(vec![b])];
+    let merged = merge_plans(ID, &plans).unwrap();
+    let loads: Vec<u64> = merged.plans.iter().map(bytes_of).collect();
+    assert_eq!(loads, [30_000 * 32, 45_000 * 32, 45_000 * 32]);
+}
+
+#[test]
+fn bytes_are_shared_evenly_and_not_elements() {
+    let both = vec![whole("f", Dtype::F64, &[40_000, 8]), whole("u", Dtype::U8, &[40_000, 8])];
+    let merged = merge_plans(ID, &[plan(both.clone()), plan(both)]).unwrap();
+    let loads: Vec<u64> = merged.plans.iter().map(bytes_of).collect();
+    assert!(loads[0].abs_diff(loads[1]) <= 64, "more than a row: {loads:?}");
+}
+
+#[test]
 fn a_second_box_of_a_tensor_goes_to_a_further_file() {
     let plans = [
         plan(vec![rows("w", 6, 0..2), rows("w", 6, 4..6), whole("b", Dtype::F64, &[3])]),
@@ -143,6 +160,7 @@ fn empty_tensors_are_kept_and_empty_boxes_are_not() {
     let part = Slice::new(vec![0, 2], vec![0, 6]).unwrap();
     let part = item("model", "z", Dtype::F32, &[0, 8], part);
     let plans = [local_plan(target, &state), plan(vec![rows("w", 4, 0..4), part])];
+    assert_eq!(plans[0].items.len(), 1, "nothing of `w` is not worth a word");
     let merged = merge_plans(ID, &plans).unwrap();
     let pieces: Vec<_> = merged.plans[0].files.iter().flat_map(|f| &f.pieces).collect();
     assert_eq!((pieces.len(), pieces[0].name.as_str(), pieces[0].size_bytes()), (1, "z", 0));
