@@ -42,6 +42,15 @@ proptest! {
     }
 }
 
+/// Their files end where the headers end.
+#[test]
+fn tensors_without_elements_may_be_all_there_is() {
+    let storage = MemoryStorage::new();
+    let empty = [TestTensor::new("a", Dtype::F32, &[0, 4], None)];
+    check(Arc::new(storage.clone()), "runs/a", &empty, 2, 3, false);
+    assert_good(&storage, "runs/a");
+}
+
 fn check(
     storage: Arc<dyn tch_checkpoint::storage::Storage>,
     at: &str,
