@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::Read;
 use std::path::Path;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -36,8 +36,11 @@ struct Ended {
 
 impl Launch {
     fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::of(&mut command(&[&["launch"], arguments].concat()), variables)
+    }
+
+    fn of(command: &mut Command, variables: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut command = command(&[&["launch"], arguments].concat());
         for name in ["OMP_NUM_THREADS", "TCH_CHECKPOINT_TOKEN", "TCH_CHECKPOINT_GRACE"] {
             command.env_remove(name);
         }
@@ -220,6 +223,20 @@ fn signals_reach_every_rank_once_and_end_the_job_for_good() {
         }
         assert!(!ended.dir.path().join("here0.1").exists(), "{signal:?}: {}", ended.stderr);
     }
+}
+
+/// As under `nohup`, where the terminal goes and the job stays.
+#[test]
+fn what_was_ignored_from_the_beginning_stays_so() {
+    let rank = "echo > ready; until [ -e go ]; do sleep 0.02; done";
+    let program = env!("CARGO_BIN_EXE_tch-checkpoint");
+    let start = format!("trap '' HUP; exec {program} launch -n 1 sh -c '{rank}'");
+    let launch = Launch::of(Command::new("sh").args(["-c", &start]), &[]);
+    launch.wait_for_files(&["ready"]);
+    launch.signal(Signal::HUP);
+    launch.signal(Signal::INT);
+    let ended = launch.end().with_code(130);
+    assert!(!ended.stderr.contains("SIGTERM"), "{}", ended.stderr);
 }
 
 #[test]
