@@ -23,7 +23,8 @@ use supervise::Job;
 
 /// Most ranks of one machine.
 const RANKS_MAX: i64 = 4096;
-/// The longest wait between SIGTERM and SIGKILL, in seconds.
+/// The wait between SIGTERM and SIGKILL, in seconds, and the longest one.
+const GRACE_S: u64 = 10;
 const GRACE_S_MAX: u64 = 86_400;
 /// What a program ends with that has saved and wants to be started again, by whom it was started.
 const WANTS_REQUEUE: u8 = 75;
@@ -33,6 +34,8 @@ const USAGE: u8 = 2;
 /// connections.
 const PORTS: (u16, u16) = (20_000, 12_000);
 const PORTS_TRIED: usize = 100;
+/// Where programs are looked for if the variable `PATH` is not set.
+const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 #[derive(Args)]
 pub(super) struct Launch {
@@ -51,15 +54,24 @@ pub(super) struct Launch {
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
     master_port: Option<u16>,
     /// Seconds between SIGTERM and SIGKILL.
-    #[arg(long, value_name = "SECONDS", env = "TCH_CHECKPOINT_GRACE", default_value_t = 10)]
-    #[arg(value_parser = clap::value_parser!(u64).range(0..=GRACE_S_MAX))]
+    #[arg(long, value_name = "SECONDS", env = "TCH_CHECKPOINT_GRACE", default_value_t = GRACE_S)]
+    #[arg(value_parser = grace)]
     grace: u64,
     /// The program and its arguments. Start it itself: a shell around it would get the signals.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     program: Vec<OsString>,
 }
 
-/// Says something of the job.
+/// An empty variable is as none, as that of the token is.
+fn grace(text: &str) -> std::result::Result<u64, String> {
+    if text.is_empty() {
+        return Ok(GRACE_S);
+    }
+    let seconds = text.parse().ok().filter(|seconds| *seconds <= GRACE_S_MAX);
+    seconds.ok_or_else(|| format!("whole seconds, at most {GRACE_S_MAX}"))
+}
+
+/// Says something of the job, unless nobody reads it: ranks wait for their signals.
 fn say(text: &str) {
     complain(&format_args!("launch: {text}"));
 }
@@ -118,7 +130,7 @@ fn executable(name: &Path) -> Option<PathBuf> {
     if name.components().count() > 1 || name.to_string_lossy().contains('/') {
         return Some(name.to_path_buf()).filter(can_run);
     }
-    let search = std::env::var_os("PATH")?;
+    let search = std::env::var_os("PATH").unwrap_or_else(|| PATH.into());
     std::env::split_paths(&search).map(|dir| dir.join(name)).find(can_run)
 }
 

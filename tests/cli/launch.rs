@@ -159,6 +159,17 @@ fn variables_and_the_port_given_are_kept_and_output_is_that_of_the_ranks() {
     assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("12345 3 mine\n", "half"));
 }
 
+/// As under `env -i`, and as a script leaves a variable that nobody set.
+#[test]
+fn variables_that_are_missing_or_empty_have_their_defaults() {
+    let empty =
+        [("OMP_NUM_THREADS", ""), ("TCH_CHECKPOINT_TOKEN", ""), ("TCH_CHECKPOINT_GRACE", "")];
+    let rank = "echo $OMP_NUM_THREADS ${#TCH_CHECKPOINT_TOKEN}";
+    let mut command = command(&["launch", "-n", "1", "sh", "-c", rank]);
+    let ended = Launch::of(command.env_remove("PATH"), &empty).end().with_code(0);
+    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("1 32\n", ""));
+}
+
 #[test]
 fn without_restarts_the_code_of_a_failing_rank_is_returned_and_the_others_are_ended() {
     let ended = Launch::ranks(&[], "[ $RANK = 1 ] && exit 7; sleep 300").end().with_code(7);
