@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::output::{Stop, complain};
 use crate::catalog::{Wanted, find};
@@ -21,6 +23,8 @@ use ranks::Program;
 use signals::Signals;
 use supervise::Job;
 
+/// How long a reader who does not read is waited for.
+const READER: Duration = Duration::from_millis(250);
 /// Most ranks of one machine.
 const RANKS_MAX: i64 = 4096;
 /// The wait between SIGTERM and SIGKILL, in seconds, and the longest one.
@@ -73,6 +77,13 @@ fn grace(text: &str) -> std::result::Result<u64, String> {
 
 /// Says something of the job, unless nobody reads it: ranks wait for their signals.
 fn say(text: &str) {
+    let stderr = std::io::stderr();
+    let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
+    let most = Timespec::try_from(READER).ok();
+    while poll(&mut fds, most.as_ref()) == Err(Errno::INTR) {}
+    if fds.iter().any(|fd| fd.revents().is_empty()) {
+        return;
+    }
     complain(&format_args!("launch: {text}"));
 }
 

@@ -2,7 +2,7 @@
 #![cfg(target_os = "linux")]
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
@@ -262,8 +262,65 @@ fn what_does_not_listen_is_killed_after_the_grace_period_or_by_a_second_signal()
     launch.wait_for_files(&["ready0", "ready1", "ready2"]);
     launch.signal(Signal::TERM);
     launch.wait_for_files(&["term0", "term1", "term2"]);
-    launch.signal(Signal::TERM);
+    // One that follows the first at once is the same one.
+    let killed = || {
+        launch.signal(Signal::TERM);
+        left_over(launch.dir.path()).is_empty()
+    };
+    assert!(within_deadline(killed), "{}", read(launch.dir.path(), "stderr"));
     launch.end().with_code(137);
+}
+
+/// As when a terminal goes, or when `timeout` tells its child and then its group.
+#[test]
+fn signals_that_come_together_are_one() {
+    let saving = "trap 'sleep 0.2; exit 75' TERM; touch ready$RANK; while :; do sleep 0.05; done";
+    let launch = Launch::ranks(&["--grace", "3600"], saving);
+    launch.wait_for_files(&["ready0", "ready1", "ready2"]);
+    launch.signal(Signal::STOP);
+    launch.signal(Signal::HUP);
+    launch.signal(Signal::TERM);
+    launch.signal(Signal::CONT);
+    let ended = launch.end().with_code(75);
+    assert!(!ended.stderr.contains("again"), "{}", ended.stderr);
+}
+
+/// As on a terminal that is held with Ctrl-S.
+#[test]
+fn a_reader_who_does_not_read_holds_up_no_signal() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while writer.write(&[0; 4096]).is_ok() {}
+    while writer.write(&[0]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    let rank = "exec 2>/dev/null; trap 'exit 7' TERM; touch ready; while :; do sleep 0.05; done";
+    let start = "exec \"$0\" launch -n 1 sh -c \"$1\" 2>&0";
+    let program = env!("CARGO_BIN_EXE_tch-checkpoint");
+    let mut command = Command::new("sh");
+    let launch = Launch::of(command.args(["-c", start, program, rank]).stdin(writer), &[]);
+    launch.wait_for_files(&["ready"]);
+    launch.signal(Signal::TERM);
+    launch.end().with_code(7);
+    drop(reader);
+}
+
+/// A rank that saves because another one has failed would take a second signal as "at once".
+#[test]
+fn a_signal_after_a_failure_stops_restarts_and_is_not_passed_on() {
+    let saving = "[ $RANK = 1 ] && { until [ -e ready0 -a -e ready2 ]; do sleep 0.02; done; exit 9; }; \
+        trap 'echo signal >> signals$RANK' TERM; touch ready$RANK; \
+        until [ -e go -a -s signals$RANK ]; do sleep 0.02; done";
+    let launch = Launch::ranks(&["--max-restarts", "5", "--grace", "3600"], saving);
+    launch.wait_for_files(&["signals0", "signals2"]);
+    launch.signal(Signal::TERM);
+    let heard = || read(launch.dir.path(), "stderr").contains("SIGTERM");
+    assert!(within_deadline(heard));
+    fs::write(launch.dir.path().join("go"), "").unwrap();
+    let ended = launch.end().with_code(9);
+    for rank in ["signals0", "signals2"] {
+        assert_eq!(ended.read(rank), "signal\n");
+    }
+    assert!(!ended.stderr.contains("restart"), "{}", ended.stderr);
 }
 
 #[test]

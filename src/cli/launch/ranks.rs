@@ -123,9 +123,11 @@ impl RankProcess {
         let _ = kill_process_group(self.pid, signal);
     }
 
-    /// Nobody of its group is left: gives its number back.
+    /// Nobody of its group is known to be left: gives its number back.
     pub(super) fn reap(mut self) {
         if self.has_ended {
+            // One that was just being made has not been seen, nor has any where `/proc` is missing.
+            self.signal_group(Signal::KILL);
             drop(self.child.wait());
         }
     }
