@@ -32,6 +32,8 @@ const GRACE_S: u64 = 10;
 const GRACE_S_MAX: u64 = 86_400;
 /// What a program ends with that has saved and wants to be started again, by whom it was started.
 const WANTS_REQUEUE: u8 = 75;
+/// What is neither an end of ranks nor wrong usage.
+const FAILED: u8 = 1;
 /// Wrong usage.
 const USAGE: u8 = 2;
 /// Ports that are tried, all below the range from which systems take ports for outgoing
@@ -87,7 +89,15 @@ fn say(text: &str) {
     complain(&format_args!("launch: {text}"));
 }
 
+/// What fails here is no word about any checkpoint, and so neither is the exit code.
 pub(super) fn run(arguments: &Launch) -> Result<u8, Stop> {
+    Ok(job(arguments).unwrap_or_else(|error| {
+        say(&error.to_string());
+        FAILED
+    }))
+}
+
+fn job(arguments: &Launch) -> Result<u8> {
     let Some((name, rest)) = arguments.program.split_first() else { return Ok(USAGE) };
     let Some(path) = executable(Path::new(name)) else {
         say(&format!("no program {}", line(&name.to_string_lossy())));

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
@@ -352,6 +353,16 @@ fn ranks_end_with_a_launcher_that_is_killed() {
     let gone = within_deadline(|| left_over(launch.dir.path()).is_empty());
     assert!(gone, "{:?} go on", left_over(launch.dir.path()));
     assert_eq!(launch.end().code, None);
+}
+
+#[test]
+fn a_rank_that_cannot_be_started_is_no_damaged_checkpoint() {
+    let folder = Folder::new();
+    fs::write(folder.at("program"), "#!/no/such/interpreter\n").unwrap();
+    fs::set_permissions(folder.at("program"), fs::Permissions::from_mode(0o755)).unwrap();
+    let ran = run(&["launch", "-n", "2", "--max-restarts", "3", &folder.at("program")]);
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    assert!(ran.stderr.contains("starting") && ran.stderr.contains(&folder.at("program")));
 }
 
 #[test]
