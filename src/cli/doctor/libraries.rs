@@ -151,7 +151,8 @@ pub(super) fn nccl() -> Vec<Finding> {
         None => Finding::warning(
             "nccl",
             "libnccl.so.2 is not found",
-            "install NCCL (package libnccl2), or put its directory on LD_LIBRARY_PATH",
+            "nothing, unless your program calls it (ranks meet over TCP or MPI): package libnccl2, \
+             or its directory on LD_LIBRARY_PATH",
         ),
     }]
 }
