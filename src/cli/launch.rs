@@ -13,8 +13,9 @@ use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::bounded::{DEADLINE, within};
 use super::output::{Stop, complain};
-use crate::catalog::{Wanted, find};
+use crate::catalog::{Found, Wanted, find};
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::shown::{self, line};
@@ -130,7 +131,16 @@ fn job(arguments: &Launch) -> Result<u8> {
 /// From what a program can go on, as far as manifests tell.
 fn goes_on_from(dir: Option<&Path>) -> String {
     let Some(dir) = dir else { return String::new() };
-    match find(&LocalStorage::new(), &Wanted::latest(dir)) {
+    let wanted = Wanted::latest(dir);
+    // Ranks have deadlines of their own for a storage that hangs.
+    match within(DEADLINE, move || find(&LocalStorage::new(), &wanted)) {
+        None => format!("; {} does not answer", shown::path(dir)),
+        Some(found) => goes_on_from_found(found, dir),
+    }
+}
+
+fn goes_on_from_found(found: Result<Found>, dir: &Path) -> String {
+    match found {
         Ok(found) => {
             let step = found.manifest.step();
             format!(", from {} (step {step})", shown::path(&found.path()))

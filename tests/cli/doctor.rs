@@ -120,16 +120,42 @@ fn a_program_that_hangs_holds_nothing_up() {
         fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     };
-    stub("mpirun", "echo $$ > pid; exec sleep 300");
-    stub("python3", "exit 3");
+    // As wrappers of clusters are: with a child.
+    stub("mpirun", "sleep 300 & echo $! > mpirun.pid; wait");
+    stub("python3", "echo $$ > python3.pid; exec sleep 300");
     let path = format!("{}:{}", folder.path(), std::env::var("PATH").unwrap());
     let variables = [("PATH", path.as_str()), ("LIBTORCH_USE_PYTORCH", "1")];
     let ran = doctor(&folder, ".", &[], &variables);
     assert_code(&ran, 0);
     assert!(ran.stdout.contains("mpirun --version does not come to an end"), "{}", ran.stdout);
-    assert!(ran.stdout.contains("but python3 does not run"), "{}", ran.stdout);
-    let pid = fs::read_to_string(folder.at("pid")).unwrap();
-    assert!(!std::path::Path::new(&format!("/proc/{}", pid.trim())).exists(), "mpirun goes on");
+    assert!(ran.stdout.contains("but python3 does not say where its torch is"), "{}", ran.stdout);
+    for name in ["mpirun", "python3"] {
+        let pid = fs::read_to_string(folder.at(&format!("{name}.pid"))).unwrap();
+        assert!(!is_live(pid.trim()), "{name} goes on");
+    }
+}
+
+/// A zombie is not.
+fn is_live(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
+}
+
+/// What a build of `tch` takes is what is looked at.
+#[test]
+fn the_libtorch_of_python_goes_first() {
+    let folder = Folder::new();
+    let python = folder.at("python3");
+    fs::write(&python, "#!/bin/sh\nexit 3\n").unwrap();
+    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path(), std::env::var("PATH").unwrap());
+    for value in ["1", "0"] {
+        let variables =
+            [("PATH", path.as_str()), ("LIBTORCH", "/"), ("LIBTORCH_USE_PYTORCH", value)];
+        let ran = doctor(&folder, ".", &[], &variables);
+        let told = "LIBTORCH_USE_PYTORCH is set, but python3 does not run";
+        assert!(ran.stdout.contains(told), "{}", ran.stdout);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::fs::{Advice, Mode, OFlags};
 
 use super::Finding;
-use super::bounded::within;
+use crate::cli::bounded::within;
 use crate::cli::format::bytes;
 use crate::layout::SaveId;
 

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 
 use super::Finding;
-use super::bounded::{DEADLINE, within};
+use crate::cli::bounded::{DEADLINE, within};
 
 pub(super) fn ports() -> Vec<Finding> {
     let mut found = vec![match within(DEADLINE, talk_to_ourselves) {
