@@ -159,6 +159,16 @@ fn the_libtorch_of_python_goes_first() {
 }
 
 #[test]
+fn names_and_brackets_are_taken_as_ranks_take_them() {
+    let folder = Folder::new();
+    let variables = [("MASTER_ADDR", "[::1]"), ("TCH_CHECKPOINT_IFADDR", "localhost")];
+    let ran = doctor(&folder, ".", &[], &variables);
+    for text in ["MASTER_ADDR [::1] is ::1", "TCH_CHECKPOINT_IFADDR localhost is of this host"] {
+        assert!(ran.stdout.contains(text), "{text}: {}", ran.stdout);
+    }
+}
+
+#[test]
 fn wrong_usage_has_code_2() {
     let folder = Folder::new();
     assert_code(&doctor(&folder, "a", &["b"], &[]), 2);
