@@ -168,6 +168,23 @@ fn names_and_brackets_are_taken_as_ranks_take_them() {
     }
 }
 
+/// What cannot be seen, or leads nowhere, is not taken for missing: a save would not make it.
+#[test]
+fn what_is_in_the_way_of_a_directory_is_told() {
+    let folder = Folder::new();
+    std::os::unix::fs::symlink("/nowhere/at/all", folder.at("link")).unwrap();
+    std::os::unix::fs::symlink("round", folder.at("round")).unwrap();
+    for name in ["link", "link/runs", "round"] {
+        let ran = doctor(&folder, &folder.at(name), &[], &[]);
+        assert_code(&ran, 0);
+        assert!(ran.stdout.contains("is a link to nothing"), "{name}: {}", ran.stdout);
+        assert!(!ran.stdout.contains("not there yet"), "{name}: {}", ran.stdout);
+    }
+    // Longer than the system takes: as what may not be searched, for anybody.
+    let long = doctor(&folder, &folder.at(&"a".repeat(300)), &[], &[]);
+    assert!(long.stdout.contains("cannot be looked at: "), "{}", long.stdout);
+}
+
 #[test]
 fn wrong_usage_has_code_2() {
     let folder = Folder::new();
