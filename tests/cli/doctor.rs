@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::snapshot::verb_lines;
 use crate::{Folder, Ran, assert_code, command, output_of};
@@ -183,6 +183,21 @@ fn what_is_in_the_way_of_a_directory_is_told() {
     // Longer than the system takes: as what may not be searched, for anybody.
     let long = doctor(&folder, &folder.at(&"a".repeat(300)), &[], &[]);
     assert!(long.stdout.contains("cannot be looked at: "), "{}", long.stdout);
+}
+
+/// What is not allowed is not advised.
+#[test]
+fn a_limit_that_cannot_be_raised_is_told_as_such() {
+    let folder = Folder::new();
+    for (limit, told) in [("-n", "raise the hard limit"), ("-Sn", "-> ulimit -n 1024")] {
+        let start = format!("ulimit {limit} 200 && exec \"$0\" doctor \"$1\"");
+        let program = env!("CARGO_BIN_EXE_tch-checkpoint");
+        let mut command = Command::new("bash");
+        command.args(["-c", &start, program, folder.path()]).stdout(Stdio::piped());
+        let output = output_of(command.spawn().unwrap(), "doctor");
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(said.contains(told), "{said}");
+    }
 }
 
 #[test]
