@@ -2,7 +2,6 @@
 //!
 //! Every look has a deadline, and nothing is left behind.
 
-mod bounded;
 mod disk;
 mod libraries;
 mod network;

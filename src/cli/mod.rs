@@ -5,6 +5,8 @@
 //! code of its verdict. What goes wrong is a `Stop`.
 
 mod bench;
+mod bounded;
+mod child;
 mod code;
 mod diff;
 mod directory;

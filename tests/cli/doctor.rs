@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::snapshot::verb_lines;
 use crate::{Folder, Ran, assert_code, command, output_of};
@@ -120,16 +120,84 @@ fn a_program_that_hangs_holds_nothing_up() {
         fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     };
-    stub("mpirun", "echo $$ > pid; exec sleep 300");
-    stub("python3", "exit 3");
+    // As wrappers of clusters are: with a child.
+    stub("mpirun", "sleep 300 & echo $! > mpirun.pid; wait");
+    stub("python3", "echo $$ > python3.pid; exec sleep 300");
     let path = format!("{}:{}", folder.path(), std::env::var("PATH").unwrap());
     let variables = [("PATH", path.as_str()), ("LIBTORCH_USE_PYTORCH", "1")];
     let ran = doctor(&folder, ".", &[], &variables);
     assert_code(&ran, 0);
     assert!(ran.stdout.contains("mpirun --version does not come to an end"), "{}", ran.stdout);
-    assert!(ran.stdout.contains("but python3 does not run"), "{}", ran.stdout);
-    let pid = fs::read_to_string(folder.at("pid")).unwrap();
-    assert!(!std::path::Path::new(&format!("/proc/{}", pid.trim())).exists(), "mpirun goes on");
+    assert!(ran.stdout.contains("but python3 does not say where its torch is"), "{}", ran.stdout);
+    for name in ["mpirun", "python3"] {
+        let pid = fs::read_to_string(folder.at(&format!("{name}.pid"))).unwrap();
+        assert!(!is_live(pid.trim()), "{name} goes on");
+    }
+}
+
+/// A zombie is not.
+fn is_live(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
+}
+
+/// What a build of `tch` takes is what is looked at.
+#[test]
+fn the_libtorch_of_python_goes_first() {
+    let folder = Folder::new();
+    let python = folder.at("python3");
+    fs::write(&python, "#!/bin/sh\nexit 3\n").unwrap();
+    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path(), std::env::var("PATH").unwrap());
+    for value in ["1", "0"] {
+        let variables =
+            [("PATH", path.as_str()), ("LIBTORCH", "/"), ("LIBTORCH_USE_PYTORCH", value)];
+        let ran = doctor(&folder, ".", &[], &variables);
+        let told = "LIBTORCH_USE_PYTORCH is set, but python3 does not run";
+        assert!(ran.stdout.contains(told), "{}", ran.stdout);
+    }
+}
+
+#[test]
+fn names_and_brackets_are_taken_as_ranks_take_them() {
+    let folder = Folder::new();
+    let variables = [("MASTER_ADDR", "[::1]"), ("TCH_CHECKPOINT_IFADDR", "localhost")];
+    let ran = doctor(&folder, ".", &[], &variables);
+    for text in ["MASTER_ADDR [::1] is ::1", "TCH_CHECKPOINT_IFADDR localhost is of this host"] {
+        assert!(ran.stdout.contains(text), "{text}: {}", ran.stdout);
+    }
+}
+
+/// What cannot be seen, or leads nowhere, is not taken for missing: a save would not make it.
+#[test]
+fn what_is_in_the_way_of_a_directory_is_told() {
+    let folder = Folder::new();
+    std::os::unix::fs::symlink("/nowhere/at/all", folder.at("link")).unwrap();
+    std::os::unix::fs::symlink("round", folder.at("round")).unwrap();
+    for name in ["link", "link/runs", "round"] {
+        let ran = doctor(&folder, &folder.at(name), &[], &[]);
+        assert_code(&ran, 0);
+        assert!(ran.stdout.contains("is a link to nothing"), "{name}: {}", ran.stdout);
+        assert!(!ran.stdout.contains("not there yet"), "{name}: {}", ran.stdout);
+    }
+    // Longer than the system takes: as what may not be searched, for anybody.
+    let long = doctor(&folder, &folder.at(&"a".repeat(300)), &[], &[]);
+    assert!(long.stdout.contains("cannot be looked at: "), "{}", long.stdout);
+}
+
+/// What is not allowed is not advised.
+#[test]
+fn a_limit_that_cannot_be_raised_is_told_as_such() {
+    let folder = Folder::new();
+    for (limit, told) in [("-n", "raise the hard limit"), ("-Sn", "-> ulimit -n 1024")] {
+        let start = format!("ulimit {limit} 200 && exec \"$0\" doctor \"$1\"");
+        let program = env!("CARGO_BIN_EXE_tch-checkpoint");
+        let mut command = Command::new("bash");
+        command.args(["-c", &start, program, folder.path()]).stdout(Stdio::piped());
+        let output = output_of(command.spawn().unwrap(), "doctor");
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(said.contains(told), "{said}");
+    }
 }
 
 #[test]

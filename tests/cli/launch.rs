@@ -2,9 +2,10 @@
 #![cfg(target_os = "linux")]
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -36,8 +37,11 @@ struct Ended {
 
 impl Launch {
     fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::of(&mut command(&[&["launch"], arguments].concat()), variables)
+    }
+
+    fn of(command: &mut Command, variables: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut command = command(&[&["launch"], arguments].concat());
         for name in ["OMP_NUM_THREADS", "TCH_CHECKPOINT_TOKEN", "TCH_CHECKPOINT_GRACE"] {
             command.env_remove(name);
         }
@@ -156,6 +160,17 @@ fn variables_and_the_port_given_are_kept_and_output_is_that_of_the_ranks() {
     assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("12345 3 mine\n", "half"));
 }
 
+/// As under `env -i`, and as a script leaves a variable that nobody set.
+#[test]
+fn variables_that_are_missing_or_empty_have_their_defaults() {
+    let empty =
+        [("OMP_NUM_THREADS", ""), ("TCH_CHECKPOINT_TOKEN", ""), ("TCH_CHECKPOINT_GRACE", "")];
+    let rank = "echo $OMP_NUM_THREADS ${#TCH_CHECKPOINT_TOKEN}";
+    let mut command = command(&["launch", "-n", "1", "sh", "-c", rank]);
+    let ended = Launch::of(command.env_remove("PATH"), &empty).end().with_code(0);
+    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("1 32\n", ""));
+}
+
 #[test]
 fn without_restarts_the_code_of_a_failing_rank_is_returned_and_the_others_are_ended() {
     let ended = Launch::ranks(&[], "[ $RANK = 1 ] && exit 7; sleep 300").end().with_code(7);
@@ -222,6 +237,20 @@ fn signals_reach_every_rank_once_and_end_the_job_for_good() {
     }
 }
 
+/// As under `nohup`, where the terminal goes and the job stays.
+#[test]
+fn what_was_ignored_from_the_beginning_stays_so() {
+    let rank = "echo > ready; until [ -e go ]; do sleep 0.02; done";
+    let program = env!("CARGO_BIN_EXE_tch-checkpoint");
+    let start = format!("trap '' HUP; exec {program} launch -n 1 sh -c '{rank}'");
+    let launch = Launch::of(Command::new("sh").args(["-c", &start]), &[]);
+    launch.wait_for_files(&["ready"]);
+    launch.signal(Signal::HUP);
+    launch.signal(Signal::INT);
+    let ended = launch.end().with_code(130);
+    assert!(!ended.stderr.contains("SIGTERM"), "{}", ended.stderr);
+}
+
 #[test]
 fn what_does_not_listen_is_killed_after_the_grace_period_or_by_a_second_signal() {
     let deaf = "trap '' TERM; touch ready$RANK; sleep 300 & while :; do sleep 0.05; done";
@@ -234,8 +263,65 @@ fn what_does_not_listen_is_killed_after_the_grace_period_or_by_a_second_signal()
     launch.wait_for_files(&["ready0", "ready1", "ready2"]);
     launch.signal(Signal::TERM);
     launch.wait_for_files(&["term0", "term1", "term2"]);
-    launch.signal(Signal::TERM);
+    // One that follows the first at once is the same one.
+    let killed = || {
+        launch.signal(Signal::TERM);
+        left_over(launch.dir.path()).is_empty()
+    };
+    assert!(within_deadline(killed), "{}", read(launch.dir.path(), "stderr"));
     launch.end().with_code(137);
+}
+
+/// As when a terminal goes, or when `timeout` tells its child and then its group.
+#[test]
+fn signals_that_come_together_are_one() {
+    let saving = "trap 'sleep 0.2; exit 75' TERM; touch ready$RANK; while :; do sleep 0.05; done";
+    let launch = Launch::ranks(&["--grace", "3600"], saving);
+    launch.wait_for_files(&["ready0", "ready1", "ready2"]);
+    launch.signal(Signal::STOP);
+    launch.signal(Signal::HUP);
+    launch.signal(Signal::TERM);
+    launch.signal(Signal::CONT);
+    let ended = launch.end().with_code(75);
+    assert!(!ended.stderr.contains("again"), "{}", ended.stderr);
+}
+
+/// As on a terminal that is held with Ctrl-S.
+#[test]
+fn a_reader_who_does_not_read_holds_up_no_signal() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while writer.write(&[0; 4096]).is_ok() {}
+    while writer.write(&[0]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    let rank = "exec 2>/dev/null; trap 'exit 7' TERM; touch ready; while :; do sleep 0.05; done";
+    let start = "exec \"$0\" launch -n 1 sh -c \"$1\" 2>&0";
+    let program = env!("CARGO_BIN_EXE_tch-checkpoint");
+    let mut command = Command::new("sh");
+    let launch = Launch::of(command.args(["-c", start, program, rank]).stdin(writer), &[]);
+    launch.wait_for_files(&["ready"]);
+    launch.signal(Signal::TERM);
+    launch.end().with_code(7);
+    drop(reader);
+}
+
+/// A rank that saves because another one has failed would take a second signal as "at once".
+#[test]
+fn a_signal_after_a_failure_stops_restarts_and_is_not_passed_on() {
+    let saving = "[ $RANK = 1 ] && { until [ -e ready0 -a -e ready2 ]; do sleep 0.02; done; exit 9; }; \
+        trap 'echo signal >> signals$RANK' TERM; touch ready$RANK; \
+        until [ -e go -a -s signals$RANK ]; do sleep 0.02; done";
+    let launch = Launch::ranks(&["--max-restarts", "5", "--grace", "3600"], saving);
+    launch.wait_for_files(&["signals0", "signals2"]);
+    launch.signal(Signal::TERM);
+    let heard = || read(launch.dir.path(), "stderr").contains("SIGTERM");
+    assert!(within_deadline(heard));
+    fs::write(launch.dir.path().join("go"), "").unwrap();
+    let ended = launch.end().with_code(9);
+    for rank in ["signals0", "signals2"] {
+        assert_eq!(ended.read(rank), "signal\n");
+    }
+    assert!(!ended.stderr.contains("restart"), "{}", ended.stderr);
 }
 
 #[test]
@@ -267,6 +353,16 @@ fn ranks_end_with_a_launcher_that_is_killed() {
     let gone = within_deadline(|| left_over(launch.dir.path()).is_empty());
     assert!(gone, "{:?} go on", left_over(launch.dir.path()));
     assert_eq!(launch.end().code, None);
+}
+
+#[test]
+fn a_rank_that_cannot_be_started_is_no_damaged_checkpoint() {
+    let folder = Folder::new();
+    fs::write(folder.at("program"), "#!/no/such/interpreter\n").unwrap();
+    fs::set_permissions(folder.at("program"), fs::Permissions::from_mode(0o755)).unwrap();
+    let ran = run(&["launch", "-n", "2", "--max-restarts", "3", &folder.at("program")]);
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    assert!(ran.stderr.contains("starting") && ran.stderr.contains(&folder.at("program")));
 }
 
 #[test]

@@ -22,16 +22,25 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Clone, Copy)]
 pub struct Launcher {
     pub script: Option<&'static str>,
+    /// What comes before the number of ranks.
+    verb: &'static [&'static str],
     /// The variable that tells a process its rank.
     rank: &'static str,
 }
 
-pub const TORCHRUN: Launcher = Launcher { script: Some("launch/torchrun.sh"), rank: "RANK" };
+pub const TORCHRUN: Launcher =
+    Launcher { script: Some("launch/torchrun.sh"), verb: &[], rank: "RANK" };
+/// The verb of the command, which starts all ranks again when one fails.
+pub const LAUNCH: Launcher = Launcher {
+    script: Some(env!("CARGO_BIN_EXE_tch-checkpoint")),
+    verb: &["launch", "--max-restarts", "2"],
+    rank: "RANK",
+};
 #[cfg(feature = "mpi")]
 pub const MPIRUN: Launcher =
-    Launcher { script: Some("launch/mpirun.sh"), rank: "OMPI_COMM_WORLD_RANK" };
+    Launcher { script: Some("launch/mpirun.sh"), verb: &[], rank: "OMPI_COMM_WORLD_RANK" };
 /// The program itself.
-pub const ALONE: Launcher = Launcher { script: None, rank: "RANK" };
+pub const ALONE: Launcher = Launcher { script: None, verb: &[], rank: "RANK" };
 
 /// An example, and how it is told where to save.
 pub struct Program {
@@ -113,7 +122,7 @@ impl Place {
             None => Command::new(self.program.path()),
         };
         if launcher.script.is_some() {
-            command.args(["-n", &ranks.to_string()]).arg(self.program.path());
+            command.args(launcher.verb).args(["-n", &ranks.to_string()]).arg(self.program.path());
         }
         command.args(self.program.flags);
         if !self.program.directory.is_empty() {

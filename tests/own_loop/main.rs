@@ -9,6 +9,7 @@ mod examples;
 #[path = "../jobs/mod.rs"]
 mod jobs;
 mod kills;
+mod restarts;
 mod told;
 mod wrong;
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::fs::{Advice, Mode, OFlags};
 
 use super::Finding;
-use super::bounded::within;
+use crate::cli::bounded::told_within;
 use crate::cli::format::bytes;
 use crate::layout::SaveId;
 
@@ -31,45 +31,58 @@ const APART_S: f64 = 2.0;
 pub(super) fn disk(dir: &Path) -> Vec<Finding> {
     let dir = dir.to_path_buf();
     let shown = dir.display().to_string();
-    within(DEADLINE, move || look(&dir)).unwrap_or_else(|| {
-        let said = format!("{shown} does not answer within {} s", DEADLINE.as_secs());
+    let (mut found, is_all) = told_within(DEADLINE, move |tell| look(&dir, tell));
+    if !is_all {
+        let seconds = DEADLINE.as_secs();
+        let said = format!("{shown} does not answer, or is so slow that {seconds} s are too few");
         let fix = "see whether its server or disk is well: saves would end with a deadline";
-        vec![Finding::problem("disk", said, fix)]
-    })
-}
-
-fn look(dir: &Path) -> Vec<Finding> {
-    let Some(there) = nearest(dir) else {
-        let said = format!("{} and all above it cannot be read", dir.display());
-        return vec![Finding::problem("disk", said, "correct the path, or its permissions")];
-    };
-    if !there.is_dir() {
-        let said = format!("{} is no directory", there.display());
-        return vec![Finding::problem("disk", said, "name a directory")];
+        found.push(Finding::problem("disk", said, fix));
     }
-    let mut found = Vec::new();
-    if there != dir {
-        let said = format!("{} is not there yet; looked at {}", dir.display(), there.display());
-        found.push(Finding::ok("disk", said));
-    }
-    let Ok(opened) = File::open(&there) else {
-        let said = format!("{} cannot be opened", there.display());
-        found.push(Finding::problem("disk", said, "correct its permissions"));
-        return found;
-    };
-    found.push(kind(&opened, &there));
-    let free = space(&opened, &mut found);
-    measure(&there, free, &mut found);
     found
 }
 
-/// The directory itself, or the nearest above it that there is: a save makes the rest.
-fn nearest(dir: &Path) -> Option<PathBuf> {
-    let whole = std::path::absolute(dir).ok()?;
-    if whole.exists() {
-        return Some(dir.to_path_buf());
+fn look(dir: &Path, tell: &mut dyn FnMut(Finding)) {
+    let there = match nearest(dir) {
+        Ok(there) => there,
+        Err(said) => return tell(Finding::problem("disk", said, "correct it, or its permissions")),
+    };
+    if !there.is_dir() {
+        let said = format!("{} is no directory", there.display());
+        return tell(Finding::problem("disk", said, "name a directory"));
     }
-    whole.ancestors().find(|above| above.exists()).map(Path::to_path_buf)
+    if there != dir {
+        let said = format!("{} is not there yet; looked at {}", dir.display(), there.display());
+        tell(Finding::ok("disk", said));
+    }
+    let opened = match File::open(&there) {
+        Ok(opened) => opened,
+        Err(e) => {
+            let said = format!("{} cannot be opened: {e}", there.display());
+            return tell(Finding::problem("disk", said, "correct its permissions"));
+        }
+    };
+    tell(kind(&opened, &there));
+    let free = space(&opened, tell);
+    measure(&there, free, tell);
+}
+
+/// The directory itself, or the nearest above it that there is: a save makes the rest. Else what
+/// is in its way.
+fn nearest(dir: &Path) -> Result<PathBuf, String> {
+    let whole = std::path::absolute(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    for above in whole.ancestors() {
+        match above.metadata() {
+            Ok(_) if above == whole => return Ok(dir.to_path_buf()),
+            Ok(_) => return Ok(above.to_path_buf()),
+            Err(_) if above.is_symlink() => {
+                return Err(format!("{} is a link to nothing", above.display()));
+            }
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(e) => return Err(format!("{} cannot be looked at: {e}", above.display())),
+        }
+    }
+    Err(format!("nothing of {} is there", dir.display()))
 }
 
 fn kind(dir: &File, path: &Path) -> Finding {
@@ -120,9 +133,9 @@ fn known(number: u64) -> (&'static str, Option<&'static str>) {
 }
 
 /// Says what fits; how many bytes.
-fn space(dir: &File, found: &mut Vec<Finding>) -> u64 {
+fn space(dir: &File, tell: &mut dyn FnMut(Finding)) -> u64 {
     let Ok(stat) = rustix::fs::fstatvfs(dir) else {
-        found.push(Finding::warning(
+        tell(Finding::warning(
             "disk",
             "free space is not known here",
             "every save is taken to fit: see that there is enough",
@@ -135,7 +148,7 @@ fn space(dir: &File, found: &mut Vec<Finding>) -> u64 {
     let inodes = files.map_or(String::new(), |files| format!(", {files} files"));
     let said = format!("{} free{inodes}", bytes(free));
     let fix = "remove old checkpoints (tch-checkpoint prune), or choose another directory";
-    found.push(if free < FREE_MIN || files.is_some_and(|files| files < 100) {
+    tell(if free < FREE_MIN || files.is_some_and(|files| files < 100) {
         Finding::problem("disk", said, fix)
     } else if free < FREE_LITTLE || files.is_some_and(|files| files < 10_000) {
         Finding::warning("disk", said, fix)
@@ -146,32 +159,20 @@ fn space(dir: &File, found: &mut Vec<Finding>) -> u64 {
 }
 
 /// Writes and reads a file that has no name, locks it, and compares its time with ours.
-fn measure(dir: &Path, free: u64, found: &mut Vec<Finding>) {
+fn measure(dir: &Path, free: u64, tell: &mut dyn FnMut(Finding)) {
     let file = match scratch(dir) {
         Ok(file) => file,
         Err(e) => {
             let said = format!("no file can be made in {}: {e}", dir.display());
-            found.push(Finding::problem("disk", said, "correct its permissions, or remount it"));
+            tell(Finding::problem("disk", said, "correct its permissions, or remount it"));
             return;
         }
     };
-    found.push(locks(&file));
+    tell(locks(&file));
+    let apart = time_apart(&file);
     let most = usize::try_from(free / SPARE).unwrap_or(usize::MAX).min(BYTES_MAX);
-    found.push(match rates(&file, most) {
-        Ok((written, write, read)) => {
-            let said = format!(
-                "writes {}/s with fsync, reads {}/s ({} tried)",
-                bytes(whole(write)),
-                bytes(whole(read)),
-                bytes(written as u64)
-            );
-            let fix = "saves take long here: tch-checkpoint bench --dir measures more";
-            if write < SLOW {
-                Finding::warning("disk", said, fix)
-            } else {
-                Finding::ok("disk", said)
-            }
-        }
+    tell(match rates(&file, most) {
+        Ok((written, write, read)) => speed(written, write, read),
         Err(e) => {
             let said = format!("writing fails: {e}");
             Finding::problem(
@@ -181,7 +182,22 @@ fn measure(dir: &Path, free: u64, found: &mut Vec<Finding>) {
             )
         }
     });
-    found.extend(time_apart(&file));
+    apart.into_iter().for_each(tell);
+}
+
+/// So little is written where there is little room that the rate is that of the latency alone.
+fn speed(written: usize, write: f64, read: f64) -> Finding {
+    let said = format!(
+        "writes {}/s with fsync, reads {}/s ({} tried)",
+        bytes(whole(write)),
+        bytes(whole(read)),
+        bytes(written as u64)
+    );
+    if write < SLOW && written >= BLOCK {
+        let fix = "saves take long here: tch-checkpoint bench --dir measures more";
+        return Finding::warning("disk", said, fix);
+    }
+    Finding::ok("disk", said)
 }
 
 /// A file that goes with this process, whatever becomes of it.
@@ -212,6 +228,7 @@ fn locks(file: &File) -> Finding {
 fn rates(mut file: &File, most: usize) -> io::Result<(usize, f64, f64)> {
     let block: Vec<u8> =
         (0..BLOCK).map(|i| u8::try_from(i * 31 % 251).unwrap_or_default()).collect();
+    file.seek(SeekFrom::Start(0))?;
     let (begun, mut written) = (Instant::now(), 0);
     while written < most.max(1) && begun.elapsed() < WRITING {
         let part = block.get(..(most - written).clamp(1, BLOCK)).unwrap_or(&block);
@@ -238,13 +255,42 @@ fn whole(rate: f64) -> u64 {
     rate as u64
 }
 
-fn time_apart(file: &File) -> Option<Finding> {
-    let now = SystemTime::now();
+fn time_apart(mut file: &File) -> Option<Finding> {
+    let before = SystemTime::now();
+    // The time of a server is that of what has reached it.
+    file.write_all(b"!").and_then(|()| file.sync_all()).ok()?;
+    let after = SystemTime::now();
     let changed = file.metadata().and_then(|found| found.modified()).ok()?;
-    let apart = now.duration_since(changed).unwrap_or_else(|ahead| ahead.duration());
-    // Reading took some of it.
-    let apart = (apart.as_secs_f64() - 2.0 * WRITING.as_secs_f64()).max(0.0);
+    let apart = apart(before, changed, after).as_secs_f64();
     let said = format!("its clock is {apart:.0} s from ours");
     let fix = "set the clocks of this host and of the storage by NTP";
     (apart > APART_S).then(|| Finding::warning("clock", said, fix))
+}
+
+/// How far a time is from those between which it should be.
+fn apart(before: SystemTime, changed: SystemTime, after: SystemTime) -> Duration {
+    let behind = before.duration_since(changed).unwrap_or_default();
+    behind.max(changed.duration_since(after).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_storage_that_is_slow_has_no_wrong_clock() {
+        let second = Duration::from_secs(1);
+        let before = SystemTime::now();
+        let after = before + 9 * second;
+        assert_eq!(apart(before, before + second, after), Duration::ZERO);
+        assert_eq!(apart(before, before - 3 * second, after), 3 * second);
+        assert_eq!(apart(before, after + 4 * second, after), 4 * second);
+    }
+
+    #[test]
+    fn only_what_was_long_enough_is_called_slow() {
+        assert_eq!(speed(BLOCK, SLOW / 2.0, 1e9).level.as_str(), "warning");
+        assert_eq!(speed(BLOCK, SLOW, 1e9).level.as_str(), "ok");
+        assert_eq!(speed(1000, 1e5, f64::INFINITY).level.as_str(), "ok");
+    }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Finding;
-use super::bounded::{Ran, said, within};
+use crate::cli::bounded::{Ran, said, within};
 
 /// The version of libtorch that this version of the crate is built against.
 pub(super) const LIBTORCH_VERSION: &str = "2.13";
@@ -26,7 +26,13 @@ const NO_LIBTORCH: &str = "programs that train need it, this command does not: l
      installs one, or set LIBTORCH to its directory";
 
 pub(super) fn libtorch() -> Vec<Finding> {
-    vec![within(FILES_DEADLINE, find_libtorch).unwrap_or_else(|| {
+    // As a build of `tch` asks: first of all, and whatever its value.
+    let found = if std::env::var_os("LIBTORCH_USE_PYTORCH").is_some() {
+        of_python()
+    } else {
+        within(FILES_DEADLINE, find_libtorch)
+    };
+    vec![found.unwrap_or_else(|| {
         Finding::problem(
             "libtorch",
             "looking for it does not come to an end",
@@ -36,36 +42,43 @@ pub(super) fn libtorch() -> Vec<Finding> {
 }
 
 fn find_libtorch() -> Finding {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    if let Some(dir) = variable("LIBTORCH") {
+    if let Some(dir) = std::env::var("LIBTORCH").ok().filter(|dir| !dir.is_empty()) {
         return at(Path::new(&dir), "LIBTORCH").unwrap_or_else(|| {
             let said = format!("LIBTORCH is {dir}, where there is no lib/libtorch_cpu");
             Finding::problem("libtorch", said, "correct it, or unset it")
         });
     }
-    if variable("LIBTORCH_USE_PYTORCH").is_some_and(|value| value != "0") {
-        return of_python();
-    }
     let Ok(here) = std::env::current_dir() else {
         return Finding::warning("libtorch", "not found", NO_LIBTORCH);
     };
     let own = here.ancestors().find_map(|dir| at(&dir.join(".libtorch"), "the checkout's"));
-    own.unwrap_or_else(|| Finding::warning("libtorch", "not found", NO_LIBTORCH))
+    own.or_else(|| at(Path::new("/usr"), "the system's"))
+        .unwrap_or_else(|| Finding::warning("libtorch", "not found", NO_LIBTORCH))
 }
 
-fn of_python() -> Finding {
+/// `None` if its files do not answer.
+fn of_python() -> Option<Finding> {
     const FIND: &str = "import importlib.util as u; s = u.find_spec('torch'); \
          print(s.submodule_search_locations[0] if s else '')";
-    const FIX: &str = "install PyTorch for this python3, or unset LIBTORCH_USE_PYTORCH";
-    let problem = |said: &str| Finding::problem("libtorch", said, FIX);
-    match said("python3", &["-c", FIND]) {
-        Ran::Said(dir) if !dir.trim().is_empty() => at(Path::new(dir.trim()), "PyTorch's")
-            .unwrap_or_else(|| problem("python3 has torch, but without lib/libtorch_cpu")),
-        Ran::Said(_) => problem("LIBTORCH_USE_PYTORCH is set, but python3 has no torch"),
-        Ran::Missing => problem("LIBTORCH_USE_PYTORCH is set, but there is no python3"),
-        Ran::Failed => problem("LIBTORCH_USE_PYTORCH is set, but python3 does not run"),
-        Ran::Late => problem("python3 does not say where its torch is"),
-    }
+    // The one that a build of `tch` asks.
+    let python = if std::env::var_os("VIRTUAL_ENV").is_some() { "python" } else { "python3" };
+    let problem = |what: &str| {
+        let fix = format!(
+            "install PyTorch for this {python}, or unset LIBTORCH_USE_PYTORCH (any value counts)"
+        );
+        Finding::problem("libtorch", format!("LIBTORCH_USE_PYTORCH is set, but {what}"), fix)
+    };
+    let dir = match said(python, &["-c", FIND]) {
+        Ran::Said(dir) if !dir.trim().is_empty() => PathBuf::from(dir.trim()),
+        Ran::Said(_) => return Some(problem(&format!("{python} has no torch"))),
+        Ran::Missing => return Some(problem(&format!("there is no {python}"))),
+        Ran::Failed => return Some(problem(&format!("{python} does not run"))),
+        Ran::Late => {
+            return Some(problem(&format!("{python} does not say where its torch is")));
+        }
+    };
+    let found = within(FILES_DEADLINE, move || at(&dir, "PyTorch's"))?;
+    Some(found.unwrap_or_else(|| problem("its torch has no lib/libtorch_cpu")))
 }
 
 /// A libtorch in that directory, if there is one.
@@ -127,8 +140,8 @@ pub(super) fn cuda() -> Vec<Finding> {
         driver.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
     let what =
         format!("driver {}, {devices} GPUs, {}", release.unwrap_or("unknown"), library.display());
-    let query = ["--query-gpu=name,memory.total", "--format=csv,noheader"];
-    vec![match said("nvidia-smi", &query) {
+    const QUERY: &[&str] = &["--query-gpu=name,memory.total", "--format=csv,noheader"];
+    vec![match said("nvidia-smi", QUERY) {
         Ran::Said(text) => {
             let first = text.lines().next().unwrap_or_default().trim().to_owned();
             Finding::ok("cuda", format!("{what}; {first}"))
@@ -151,7 +164,8 @@ pub(super) fn nccl() -> Vec<Finding> {
         None => Finding::warning(
             "nccl",
             "libnccl.so.2 is not found",
-            "install NCCL (package libnccl2), or put its directory on LD_LIBRARY_PATH",
+            "nothing, unless your program calls it (ranks meet over TCP or MPI): package libnccl2, \
+             or its directory on LD_LIBRARY_PATH",
         ),
     }]
 }

@@ -1,10 +1,10 @@
 //! Whether ranks can meet: connections on this host, and the name of rank 0's.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 
 use super::Finding;
-use super::bounded::{DEADLINE, within};
+use crate::cli::bounded::{DEADLINE, within};
 
 pub(super) fn ports() -> Vec<Finding> {
     let mut found = vec![match within(DEADLINE, talk_to_ourselves) {
@@ -35,15 +35,20 @@ fn talk_to_ourselves() -> std::io::Result<()> {
     far.read_exact(&mut [0])
 }
 
+/// As ranks take it: a name or an address, of IPv6 with brackets or without.
+fn addresses(host: &str) -> io::Result<Vec<SocketAddr>> {
+    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    Ok((inner.unwrap_or(host), 0).to_socket_addrs()?.collect())
+}
+
 fn master(host: String) -> Finding {
     const FIX: &str = "set MASTER_ADDR to a name that all hosts know, or to an address";
     let name = host.clone();
-    let resolve =
-        move || (name.as_str(), 0).to_socket_addrs().map(|found| found.collect::<Vec<_>>());
-    match within(DEADLINE, resolve) {
+    match within(DEADLINE, move || addresses(&name)) {
         Some(Ok(addresses)) if !addresses.is_empty() => {
             let of = |address: &SocketAddr| address.ip().to_string();
-            let shown: Vec<String> = addresses.iter().map(of).collect();
+            let mut shown: Vec<String> = addresses.iter().map(of).collect();
+            shown.dedup();
             Finding::ok("ports", format!("MASTER_ADDR {host} is {}", shown.join(", ")))
         }
         Some(Ok(_)) => Finding::problem("ports", format!("MASTER_ADDR {host} has no address"), FIX),
@@ -56,12 +61,11 @@ fn master(host: String) -> Finding {
 
 fn interface(address: String) -> Finding {
     const FIX: &str = "set it to an address of this host, or unset it";
-    let said = |what: String| format!("TCH_CHECKPOINT_IFADDR {address} {what}");
-    match address.parse::<IpAddr>() {
-        Err(_) => Finding::problem("ports", said("is no address".to_owned()), FIX),
-        Ok(ip) => match TcpListener::bind((ip, 0)) {
-            Ok(_) => Finding::ok("ports", said("is of this host".to_owned())),
-            Err(e) => Finding::problem("ports", said(format!("cannot be used: {e}")), FIX),
-        },
+    let said = |what: &str| format!("TCH_CHECKPOINT_IFADDR {address} {what}");
+    let name = address.clone();
+    match within(DEADLINE, move || TcpListener::bind(&addresses(&name)?[..])) {
+        Some(Ok(_)) => Finding::ok("ports", said("is of this host")),
+        Some(Err(e)) => Finding::problem("ports", said(&format!("cannot be used: {e}")), FIX),
+        None => Finding::problem("ports", said("is a name for which nobody answers"), FIX),
     }
 }

@@ -36,7 +36,12 @@ pub(super) fn limits() -> Vec<Finding> {
         shown(core)
     );
     if files.current.is_some_and(|files| files < FILES_MIN) {
-        let fix = format!("ulimit -n {FILES_MIN}: rank 0 needs one for each other rank, and more");
+        let how = if files.maximum.is_some_and(|files| files < FILES_MIN) {
+            "raise the hard limit (limits.conf, LimitNOFILE= or docker --ulimit nofile)".to_owned()
+        } else {
+            format!("ulimit -n {FILES_MIN}")
+        };
+        let fix = format!("{how}: rank 0 needs one for each other rank, and more");
         return vec![Finding::warning("limits", said, fix)];
     }
     vec![Finding::ok("limits", said)]

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, getppid, kill_process, kill_process_group,
-    set_parent_process_death_signal, waitid,
+    Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
 };
 
+use crate::cli::child::end_with_us;
 use crate::error::{Error, Result};
 
 /// What is started, as often as there are ranks.
@@ -60,25 +60,13 @@ impl Program {
         }
         // Of a torchrun further up, which does not know these ranks.
         command.env_remove("TORCHELASTIC_USE_AGENT_STORE").env_remove("TORCHELASTIC_RUN_ID");
+        // Ranks that outlived a launcher which was killed would go on saving beside the next job. It
+        // starts them from its only thread that lives as long as it does.
         end_with_us(&mut command);
         let child = command.spawn().map_err(|e| Error::io(&e, "starting", &self.path))?;
         let pid = Pid::from_child(&child);
         Ok(RankProcess { rank, pid, child, has_ended: false })
     }
-}
-
-/// Ranks that outlived a launcher which was killed would go on saving beside the next job.
-#[allow(unsafe_code)]
-fn end_with_us(command: &mut Command) {
-    let launcher = rustix::process::getpid();
-    let ask = move || {
-        set_parent_process_death_signal(Some(Signal::KILL))?;
-        // It may have been killed before the kernel was asked.
-        if getppid() == Some(launcher) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
-    };
-    // SAFETY: between fork and exec only two system calls are made; no memory is allocated, no lock
-    // is taken.
-    unsafe { command.pre_exec(ask) };
 }
 
 impl RankProcess {
@@ -123,9 +111,11 @@ impl RankProcess {
         let _ = kill_process_group(self.pid, signal);
     }
 
-    /// Nobody of its group is left: gives its number back.
+    /// Nobody of its group is known to be left: gives its number back.
     pub(super) fn reap(mut self) {
         if self.has_ended {
+            // One that was just being made has not been seen, nor has any where `/proc` is missing.
+            self.signal_group(Signal::KILL);
             drop(self.child.wait());
         }
     }

@@ -18,6 +18,20 @@ const HEARD: [(Option<Signal>, &[i32]); 4] = [
     (None, &[SIGCHLD]),
 ];
 
+/// The signals that whoever started this process has it ignore, as `nohup` does, and a shell
+/// without job control in front of `&`: a bit for each, by the kernel.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// Ends of ranks are heard of in any case.
+fn is_in(ignored: u64, signal: i32) -> bool {
+    let bit = u32::try_from(signal - 1).ok().and_then(|number| 1_u64.checked_shl(number));
+    signal != SIGCHLD && bit.is_some_and(|bit| ignored & bit != 0)
+}
+
 /// A byte for each signal, by kind.
 pub(super) struct Signals(Vec<(Option<Signal>, UnixStream)>);
 
@@ -27,10 +41,11 @@ impl Signals {
     pub(super) fn install() -> Result<Self> {
         let failed = |e| Error::io(&e, "listening for signals", "".as_ref());
         let mut heard = Vec::new();
+        let ignored = ignored();
         for (meaning, signals) in HEARD {
             let (near, far) = UnixStream::pair().map_err(failed)?;
             near.set_nonblocking(true).map_err(failed)?;
-            for signal in signals {
+            for signal in signals.iter().filter(|signal| !is_in(ignored, **signal)) {
                 let far = far.try_clone().map_err(failed)?;
                 signal_hook::low_level::pipe::register(*signal, far).map_err(failed)?;
             }

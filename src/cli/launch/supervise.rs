@@ -12,6 +12,9 @@ use crate::error::Result;
 
 /// Ends of ranks are told by a signal; children that they have left are looked for so often.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Signals this soon after the first say the same: who ends a terminal, or a group of processes as
+/// `timeout` does, sends several.
+const SAME: Duration = Duration::from_millis(500);
 /// How long SIGKILL may take.
 const UNKILLABLE: Duration = Duration::from_secs(10);
 /// What a rank ends with that has lost another one.
@@ -25,10 +28,12 @@ pub(super) struct Job {
     result: u8,
     /// Whether ranks are being ended because one has.
     is_ending: bool,
-    /// Whether ranks were told to end from outside.
-    is_interrupted: bool,
+    /// When this process was told to end.
+    interrupted: Option<Instant>,
     /// When what is left is killed.
     deadline: Option<Instant>,
+    /// When it was killed first.
+    killed: Option<Instant>,
 }
 
 /// How a start came to its end.
@@ -61,8 +66,9 @@ impl Job {
             grace,
             result: 0,
             is_ending: false,
-            is_interrupted: false,
+            interrupted: None,
             deadline: None,
+            killed: None,
         };
         for rank in 0..program.ranks {
             job.ranks.push(program.start(rank, restart, port)?);
@@ -73,13 +79,14 @@ impl Job {
     /// Passes signals on, and ends all ranks when one has failed, until nobody is left.
     pub(super) fn supervise(mut self, signals: &mut Signals) -> Result<Ended> {
         loop {
-            signals.take().into_iter().for_each(|signal| self.forward(signal));
+            let now = Instant::now();
+            signals.take().into_iter().for_each(|signal| self.forward(signal, now));
             self.collect();
             if !self.is_any_left() {
-                return Ok(Ended { code: self.result, can_restart: !self.is_interrupted });
+                return Ok(Ended { code: self.result, can_restart: self.interrupted.is_none() });
             }
-            self.end_what_has_to();
-            if self.deadline.is_some_and(|deadline| Instant::now() > deadline + UNKILLABLE) {
+            self.end_what_has_to(now);
+            if self.gives_up(now) {
                 say("SIGKILL does not end all processes (a file system that hangs?)");
                 let code = if self.result == 0 { 1 } else { self.result };
                 return Ok(Ended { code, can_restart: false });
@@ -88,29 +95,50 @@ impl Job {
         }
     }
 
-    /// A helper of a rank may take SIGUSR1 as its death, so only ranks get it. A second signal means
-    /// "at once" to a rank that is saving because of a first one, so nobody gets two.
-    fn forward(&mut self, signal: Signal) {
-        let name = name(signal.as_raw());
+    fn gives_up(&self, now: Instant) -> bool {
+        self.killed.is_some_and(|killed| now > killed + UNKILLABLE)
+    }
+
+    /// A helper of a rank may take SIGUSR1 as its death, so only ranks get it.
+    fn forward(&mut self, signal: Signal, now: Instant) {
         if signal == Signal::USR1 {
             self.ranks.iter().for_each(|rank| rank.signal(signal));
-        } else if self.is_interrupted {
-            say(&format!("{name} again: killing all ranks"));
-            self.deadline = Some(Instant::now());
-            self.signal_groups(Signal::KILL);
-        } else {
-            let grace = self.grace.as_secs();
-            say(&format!("{name}: passed on to all ranks; killing what is left after {grace} s"));
-            self.is_interrupted = true;
-            self.signal_groups(signal);
-            self.deadline = Some(Instant::now() + self.grace);
+            return;
         }
+        match self.interrupted {
+            None => self.interrupt(signal, now),
+            Some(first) if now < first + SAME => {}
+            Some(_) => {
+                self.kill(now);
+                say(&format!("{} again: killing all ranks", name(signal.as_raw())));
+            }
+        }
+    }
+
+    /// A second signal means "at once" to a rank that is saving because of a first one, so nobody
+    /// gets two, also not if another rank has failed before.
+    fn interrupt(&mut self, signal: Signal, now: Instant) {
+        let (name, grace) = (name(signal.as_raw()), self.grace.as_secs());
+        self.interrupted = Some(now);
+        if self.is_ending {
+            say(&format!("{name}: ranks are being ended already; not started again"));
+            return;
+        }
+        self.signal_groups(signal);
+        self.deadline = Some(now + self.grace);
+        say(&format!("{name}: passed on to all ranks; killing what is left after {grace} s"));
+    }
+
+    fn kill(&mut self, now: Instant) {
+        self.killed.get_or_insert(now);
+        self.deadline = Some(now);
+        self.signal_groups(Signal::KILL);
     }
 
     /// Takes note of ranks that have ended.
     fn collect(&mut self) {
         let is_first_round = self.result == 0;
-        let told = !(self.is_ending || self.is_interrupted);
+        let told = !self.is_ending && self.interrupted.is_none();
         let mut result = self.result;
         for rank in &mut self.ranks {
             let Some(code) = rank.newly_ended().filter(|code| *code != 0) else { continue };
@@ -125,21 +153,21 @@ impl Job {
         self.result = result;
     }
 
-    fn end_what_has_to(&mut self) {
+    fn end_what_has_to(&mut self, now: Instant) {
         let has_failed = self.result != 0 && self.result != WANTS_REQUEUE;
         let all_ended = !self.ranks.iter().any(RankProcess::is_running);
         if !self.is_ending && (all_ended || has_failed) {
             self.is_ending = true;
-            if !self.is_interrupted {
+            if self.interrupted.is_none() {
                 self.signal_groups(Signal::TERM);
             }
-            self.deadline.get_or_insert(Instant::now() + self.grace);
+            self.deadline.get_or_insert(now + self.grace);
         } else if self.result == WANTS_REQUEUE {
             // All ranks agreed to save and stop; those that are not done yet need no signal.
-            self.deadline.get_or_insert(Instant::now() + self.grace);
+            self.deadline.get_or_insert(now + self.grace);
         }
-        if self.deadline.is_some_and(|deadline| Instant::now() > deadline) {
-            self.signal_groups(Signal::KILL);
+        if self.deadline.is_some_and(|deadline| now > deadline) {
+            self.kill(now);
         }
     }
 
@@ -191,3 +219,6 @@ fn name(signal: i32) -> String {
     let known = signal_hook::low_level::signal_name(signal);
     known.map_or_else(|| format!("signal {signal}"), str::to_owned)
 }
+
+#[cfg(test)]
+mod tests;
