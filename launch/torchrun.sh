@@ -4,6 +4,7 @@
 set -u -m # -m: every rank leads its own process group, so that its children can be ended too
 
 readonly POLL_S=0.1
+readonly AGAIN_MS=500 # signals that are not further apart are one
 readonly UNKILLABLE_S=10
 readonly WANTS_REQUEUE=75
 readonly PEER_LOST=5
@@ -129,18 +130,23 @@ end_ranks() {
     deadline=${deadline:-$((SECONDS + grace_s))}
 }
 
+now_ms() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
+
 # A helper of a rank may take SIGUSR1 as its death, so only the rank itself gets it.
 forward() {
     local signal=$1 pid
     if [[ $signal == USR1 ]]; then
         for pid in "${running[@]}"; do kill -s USR1 "$pid" 2>/dev/null; done
+    elif ((interrupted && $(now_ms) - interrupted < AGAIN_MS)); then
+        : # A terminal that goes sends several, and timeout(1) tells its child and then its group.
     elif ((interrupted)); then
         say "SIG$signal again: killing all ranks"
         deadline=$((SECONDS - 1))
     else
         say "SIG$signal: forwarded to all ranks; killing what is left after $grace_s s"
-        interrupted=1
-        signal_groups "$signal"
+        interrupted=$(now_ms)
+        # Ranks that were told to end because one has failed would take it as a second one.
+        ((ending)) || signal_groups "$signal"
         deadline=$((SECONDS + grace_s))
     fi
 }

@@ -202,8 +202,46 @@ fn a_second_sigterm_does_not_wait_for_the_grace_period() {
     launch.wait_for_files(&["ready0", "ready1", "ready2"]);
     launch.signal(Signal::TERM);
     launch.wait_for_files(&["term0", "term1", "term2"]);
-    launch.signal(Signal::TERM);
+    // One that follows the first at once is the same one.
+    let killed = || {
+        launch.signal(Signal::TERM);
+        left_over(MARKER, launch.dir.path()).is_empty()
+    };
+    assert!(within_deadline(killed), "{}", read(launch.dir.path(), "stderr"));
     assert_eq!(launch.end().code, Some(137));
+}
+
+/// As when a terminal goes, or when `timeout` tells its child and then its group.
+#[test]
+fn signals_that_come_together_are_one() {
+    let saving = "trap 'sleep 0.2; exit 75' TERM; touch ready$RANK; while :; do sleep 0.05; done";
+    let launch = Launch::ranks("3600", saving);
+    launch.wait_for_files(&["ready0", "ready1", "ready2"]);
+    for signal in [Signal::STOP, Signal::HUP, Signal::TERM, Signal::CONT] {
+        launch.signal(signal);
+    }
+    let ended = launch.end();
+    assert_eq!(ended.code, Some(75), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("again"), "{}", ended.stderr);
+}
+
+/// A rank that saves because another one has failed would take a second signal as "at once".
+#[test]
+fn a_signal_after_a_failure_is_not_passed_on() {
+    let saving = "[ $RANK = 1 ] && { until [ -e ready0 -a -e ready2 ]; do sleep 0.02; done; exit 9; }; \
+        trap 'echo signal >> signals$RANK' TERM; touch ready$RANK; \
+        until [ -e go -a -s signals$RANK ]; do sleep 0.02; done";
+    let launch = Launch::ranks("3600", saving);
+    launch.wait_for_files(&["signals0", "signals2"]);
+    launch.signal(Signal::TERM);
+    let heard = || read(launch.dir.path(), "stderr").contains("SIGTERM");
+    assert!(within_deadline(heard));
+    std::fs::write(launch.dir.path().join("go"), "").unwrap();
+    let ended = launch.end();
+    assert_eq!(ended.code, Some(9), "{}", ended.stderr);
+    for rank in ["signals0", "signals2"] {
+        assert_eq!(read(ended.dir.path(), rank), "signal\n");
+    }
 }
 
 #[test]
