@@ -109,7 +109,9 @@ pub(crate) fn rewrite(
     let manifest = &found.manifest;
     let (from, into) = (manifest.world_size(), options.world_size);
     let has_own = |rank| manifest.rank_values(rank).is_some_and(|own| !own.is_empty());
-    if from != into && from.ranks().any(has_own) {
+    // Of several times the first: it is those ranks that have saved.
+    let is_first = manifest.values().find(RESHARDED_FROM).is_none();
+    if from != into && is_first && from.ranks().any(has_own) {
         state.values.set(RESHARDED_FROM, i64::from(from.get()));
     }
     let own = |rank: Rank| manifest.rank_values(rank).cloned().unwrap_or_default();

@@ -130,3 +130,17 @@ fn nothing_appears_if_something_is_wrong() {
     let visible = folder.entries().into_iter().filter(|name| !name.starts_with(".tch"));
     assert_eq!(visible.collect::<Vec<_>>(), ["step-0001", "step-0002"]);
 }
+
+#[test]
+fn who_saved_first_is_told_however_often_it_is_written_anew() {
+    let folder = Folder::new();
+    let mut last = by_columns(&folder, "two", true);
+    for (name, ranks) in [("a", "3"), ("b", "5"), ("c", "5")] {
+        let to = folder.at(name);
+        assert_code(&verb("reshard", &last, &["-o", &to, "--world-size", ranks]), 0);
+        let inspected = verb("inspect", &to, &["--json"]).stdout;
+        let inspected: serde_json::Value = serde_json::from_str(&inspected).unwrap();
+        assert_eq!(inspected["values"]["reshard.world_size"], 2);
+        last = to;
+    }
+}
