@@ -2,7 +2,7 @@
 //! other, so that no more memory is needed than for one.
 
 use super::{
-    Checkpoint, Extras, SaveOptions, Timing, Vote, close, help_uncommitted, publish, target, write,
+    Checkpoint, Extras, SaveOptions, Timing, Vote, help_uncommitted, publish, target, write,
 };
 use crate::catalog::CheckpointPath;
 use crate::commit::Attempt;
@@ -17,7 +17,7 @@ use crate::shard::write_shards;
 use crate::space::Need;
 use crate::state::{StateDict, Values};
 use crate::storage::{Directory, Storage};
-use crate::sweep::Pace;
+use crate::sweep::{Pace, log_failure};
 
 /// Most tensors times ranks: of each pair the plan says something.
 const ITEMS_MAX: usize = 20_000_000;
@@ -51,7 +51,10 @@ pub(crate) fn save_as_ranks(
             timing.publish(|| publish(group, &timing, &mut attempt, &merged, votes, &extras))
         });
     timing.judged(&done);
-    close(group, Some((attempt, merged)));
+    log_failure("ending an attempt", || {
+        attempt.close_copy(&pace);
+        Ok(())
+    });
     let report = done.map_err(help_uncommitted)?;
     timing.end(&report);
     Ok(Checkpoint {

@@ -157,3 +157,16 @@ fn bad_input_is_told() {
     let empty = Folder::new();
     assert_snapshot("repair_empty", &verb("repair", empty.path(), &[]), &empty);
 }
+
+/// Of a replacement that a crash interrupted what was replaced is still there, and may be better
+/// than what replaced it.
+#[test]
+fn what_a_damaged_checkpoint_replaced_stays() {
+    let (folder, elsewhere) = (Folder::new(), Folder::new());
+    let damaged = saved(&folder, 100);
+    let old = folder.at(&format!(".step-0100.{}.old", "ab".repeat(16)));
+    fs::rename(saved(&elsewhere, 100), &old).unwrap();
+    flip(&shard(&damaged), 4096 + 10);
+    assert_code(&verb("repair", &damaged, &["--out", &folder.at("rest")]), 3);
+    assert!(Path::new(&old).exists(), "{:?}", folder.entries());
+}
