@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{Output, Repair, Stop, as_json, looked_at};
+use super::{Output, Repair, Stop, as_json, is_partial, looked_at, state_of};
 use crate::autosave::KeepBest;
 use crate::catalog::pointer::{Named, read_json, read_link};
-use crate::catalog::{CheckpointPath, Survey, Wanted, find, open_parent, survey_of};
+use crate::catalog::{CheckpointPath, Found, Survey, Wanted, find, open_parent, survey_of};
 use crate::cli::format::bytes;
 use crate::cli::{DAMAGED, progress, verdict};
 use crate::error::{Error, ErrorKind, Result};
@@ -25,8 +25,23 @@ use crate::verify::verify;
 /// A checkpoint of the directory that could be looked at.
 struct Looked {
     info: CheckpointInfo,
-    assessment: Assessment,
-    json: serde_json::Value,
+    /// Whether every byte is right, and it is no part of another one.
+    is_good: bool,
+    has_lost: bool,
+    /// What is said of it, an object or a line.
+    said: Said,
+}
+
+enum Said {
+    Json(serde_json::Value),
+    Text(String),
+}
+
+/// What links say that do not lead to a good checkpoint.
+struct Pointers {
+    broken: Vec<String>,
+    /// Those of them that are right now.
+    mended: Vec<String>,
 }
 
 pub(super) fn run(
@@ -38,52 +53,71 @@ pub(super) fn run(
     let count = progress::count("looking at", "entries");
     let survey = survey_of(parent.as_ref(), &mut || count.inc(1))?;
     count.finish_and_clear();
-    let looked = look(storage, &arguments.path, &survey)?;
-    let good: Vec<CheckpointInfo> = looked
-        .iter()
-        .filter(|one| !one.assessment.has_lost())
-        .map(|one| one.info.clone())
-        .collect();
+    let looked = look(storage, arguments, &survey)?;
+    let good: Vec<CheckpointInfo> =
+        looked.iter().filter(|one| one.is_good).map(|one| one.info.clone()).collect();
     let broken = broken_pointers(parent.as_ref(), &good)?;
     let unreadable: Vec<&CheckpointInfo> = survey
         .of_state(CheckpointState::Damaged)
         .filter(|info| !looked.iter().any(|one| one.info.name == info.name))
         .collect();
-    let mut left = broken.clone();
+    let mut pointers = Pointers { broken, mended: Vec::new() };
     if arguments.pointers {
         mend(&parent, arguments, &good)?;
-        left = broken_pointers(parent.as_ref(), &good)?;
+        let left = broken_pointers(parent.as_ref(), &good)?;
+        pointers.mended = pointers.broken.clone();
+        pointers.mended.retain(|one| !left.contains(one));
     }
-    let mended: Vec<&String> = broken.iter().filter(|one| !left.contains(one)).collect();
     let said = if arguments.json {
-        json(out, &looked, &unreadable, &good, &broken, arguments)
+        json(out, &looked, &unreadable, &good, &pointers, arguments)
     } else {
-        text(out, &looked, &unreadable, &good, &broken, &mended, arguments)
+        text(out, &looked, &unreadable, &good, &pointers, arguments)
     };
-    let has_lost = !unreadable.is_empty() || looked.len() != good.len();
+    let has_lost = !unreadable.is_empty() || looked.iter().any(|one| one.has_lost);
     verdict(if has_lost { DAMAGED } else { 0 }, said)
 }
 
 /// Every checkpoint that has a manifest, newest first.
-fn look(storage: &LocalStorage, dir: &Path, survey: &Survey) -> Result<Vec<Looked>> {
+fn look(storage: &LocalStorage, arguments: &Repair, survey: &Survey) -> Result<Vec<Looked>> {
     let mut looked = Vec::new();
     for info in &survey.checkpoints {
         let Ok(name) = CheckpointName::new(&info.name) else { continue };
         if info.state == CheckpointState::Partial {
             continue;
         }
-        match find(storage, &Wanted::from(CheckpointPath::new(dir, name))) {
+        match find(storage, &Wanted::from(CheckpointPath::new(&arguments.path, name))) {
             Ok(found) => {
                 let assessment = looked_at(&found)?;
-                let json = as_json(&found, &assessment, None, None);
-                let info = CheckpointInfo::of(&info.name, &found.manifest);
-                looked.push(Looked { info, assessment, json });
+                let said = if arguments.json {
+                    Said::Json(as_json(&found, &assessment, None, None))
+                } else {
+                    Said::Text(line_of(&found, &assessment))
+                };
+                looked.push(Looked {
+                    info: CheckpointInfo::of(&info.name, &found.manifest),
+                    is_good: assessment.is_intact() && !is_partial(&found),
+                    has_lost: assessment.has_lost(),
+                    said,
+                });
             }
             Err(e) if is_about_one(&e) => {}
             Err(e) => return Err(e),
         }
     }
     Ok(looked)
+}
+
+fn line_of(found: &Found, assessment: &Assessment) -> String {
+    let (name, state) = (line(found.name.as_str()), state_of(found, assessment));
+    let (whole, all) = (assessment.whole.len(), assessment.whole.len() + assessment.lost.len());
+    let (have, size) = (bytes(assessment.whole_bytes), bytes(assessment.tensor_bytes));
+    match (assessment.has_lost(), assessment.is_intact()) {
+        (true, _) => {
+            format!("{state}: {name}: {whole} of {all} tensors are whole, {have} of {size}")
+        }
+        (false, false) => format!("{state}: {name}: {all} tensors are whole"),
+        (false, true) => format!("{state}: {name}: step {}, {size}", found.manifest.step()),
+    }
 }
 
 /// Whether it is what is wrong with one checkpoint, and not with the storage.
@@ -108,6 +142,9 @@ pub(super) fn newest_good(
             Err(e) if is_about_one(&e) => continue,
             found => found?,
         };
+        if is_partial(&found) {
+            continue;
+        }
         let bar = progress::bytes("verifying", found.manifest.total_bytes());
         let verified = verify(&found, &mut |bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
@@ -147,12 +184,14 @@ fn broken_pointers(parent: &dyn Directory, good: &[CheckpointInfo]) -> Result<Ve
 }
 
 fn mend(parent: &Arc<dyn Directory>, arguments: &Repair, good: &[CheckpointInfo]) -> Result<()> {
+    // What was saved aside is part of no run.
+    let of_runs = || good.iter().filter(|info| !info.aside);
     let best = match (&arguments.monitor, arguments.mode) {
-        (Some(metric), Some(mode)) => KeepBest::one(metric, mode).best_of(good),
+        (Some(metric), Some(mode)) => KeepBest::one(metric, mode).best_of(of_runs()),
         _ => None,
     };
     let pace = Pace::of(&ProcessGroup::solo());
-    pointers::update(parent.as_ref(), good.first(), best, &pace)
+    pointers::update(parent.as_ref(), of_runs().next(), best, &pace)
 }
 
 fn text(
@@ -160,30 +199,20 @@ fn text(
     looked: &[Looked],
     unreadable: &[&CheckpointInfo],
     good: &[CheckpointInfo],
-    broken: &[String],
-    mended: &[&String],
+    pointers: &Pointers,
     arguments: &Repair,
 ) -> Result<(), Stop> {
     for one in looked {
-        let (name, assessment) = (line(&one.info.name), &one.assessment);
-        let whole = assessment.whole.len();
-        let all = whole + assessment.lost.len();
-        let size =
-            format!("{} of {}", bytes(assessment.whole_bytes), bytes(assessment.tensor_bytes));
-        out.line(match (assessment.has_lost(), assessment.damage.is_empty()) {
-            (false, true) => {
-                format!("ok: {name}: step {}, {}", one.info.step, bytes(assessment.tensor_bytes))
-            }
-            (false, false) => format!("damaged, nothing lost: {name}: {all} tensors are whole"),
-            (true, _) => format!("damaged: {name}: {whole} of {all} tensors are whole, {size}"),
-        })?;
+        if let Said::Text(text) = &one.said {
+            out.line(text)?;
+        }
     }
     for info in unreadable {
         let fault = info.fault.as_deref().unwrap_or_default();
         out.line(format!("lost: {}: {fault}", line(&info.name)))?;
     }
-    for pointer in broken {
-        let state = if mended.contains(&pointer) { "mended" } else { "broken" };
+    for pointer in &pointers.broken {
+        let state = if pointers.mended.contains(pointer) { "mended" } else { "broken" };
         out.line(format!("{state}: {pointer}"))?;
     }
     match good.first() {
@@ -192,7 +221,7 @@ fn text(
         }
         None => out.line("good: none")?,
     }
-    if broken.len() > mended.len() && !arguments.pointers {
+    if !pointers.broken.is_empty() && !arguments.pointers {
         return out.line("nothing was changed; --pointers mends what leads nowhere");
     }
     Ok(())
@@ -203,19 +232,23 @@ fn json(
     looked: &[Looked],
     unreadable: &[&CheckpointInfo],
     good: &[CheckpointInfo],
-    broken: &[String],
+    pointers: &Pointers,
     arguments: &Repair,
 ) -> Result<(), Stop> {
-    looked.iter().try_for_each(|one| out.json(&one.json))?;
+    for one in looked {
+        if let Said::Json(object) = &one.said {
+            out.json(object)?;
+        }
+    }
     for info in unreadable {
         out.json(&json!({
-            "path": arguments.path.join(&info.name).display().to_string(), "manifest": false,
+            "path": arguments.path.join(&info.name).display().to_string(), "manifest": false, "ok": false,
             "fault": info.fault, "lost_everything": true,
         }))?;
     }
     out.json(&json!({
         "path": arguments.path.display().to_string(),
-        "good": good.first().map(|info| &info.name), "broken_pointers": broken,
-        "mended": arguments.pointers,
+        "good": good.first().map(|info| &info.name), "broken_pointers": pointers.broken,
+        "mended": pointers.mended,
     }))
 }
