@@ -9,8 +9,7 @@ use crate::commit::Attempt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::layout::SaveId;
-use crate::plan::LocalPlan;
-use crate::plan::save::{MergedPlan, local_plan, merge_plans};
+use crate::plan::save::{MergedPlan, local_plan, merge_equal_plans};
 use crate::rank::Rank;
 use crate::save::plan::Assignment;
 use crate::shard::write_shards;
@@ -19,7 +18,7 @@ use crate::state::{StateDict, Values};
 use crate::storage::{Directory, Storage};
 use crate::sweep::{Pace, log_failure};
 
-/// Most tensors times ranks: of each pair the plan says something.
+/// Most tensors times ranks: of each pair the plan keeps a number.
 const ITEMS_MAX: usize = 20_000_000;
 
 /// Saves `state` as a checkpoint of as many ranks as there are `rank_values`, of which each holds
@@ -78,9 +77,7 @@ fn merged(
         return Err(Error::new(ErrorKind::InvalidInput, message));
     }
     let plan = local_plan(target(path, options), state);
-    let of_rank = |values: &Values| LocalPlan { rank_values: values.clone(), ..plan.clone() };
-    let plans: Vec<LocalPlan> = rank_values.iter().map(of_rank).collect();
-    merge_plans(SaveId::random()?, &plans)
+    merge_equal_plans(SaveId::random()?, &plan, rank_values)
 }
 
 #[expect(clippy::too_many_arguments, reason = "what a save consists of")]
