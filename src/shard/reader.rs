@@ -300,6 +300,11 @@ impl ShardReader {
         Ok(sums.is_some() && sums == of(&others, other_piece).and_then(|range| others.get(range)))
     }
 
+    /// Bytes of the block sums of a data file.
+    pub(crate) fn sums_bytes(&self, index: usize) -> u64 {
+        self.files.get(index).map_or(0, |file| file.sums_count.saturating_mul(SUM_BYTES))
+    }
+
     /// Gives back the memory of sums that are not needed again.
     pub(crate) fn forget_sums(&self, index: usize) {
         if let Some(slot) = self.sums.get(index) {
