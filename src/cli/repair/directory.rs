@@ -1,5 +1,6 @@
 //! A directory of checkpoints: which are whole, and where `latest` and `best` lead.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -56,15 +57,17 @@ pub(super) fn run(
     let looked = look(storage, arguments, &survey)?;
     let good: Vec<CheckpointInfo> =
         looked.iter().filter(|one| one.is_good).map(|one| one.info.clone()).collect();
-    let broken = broken_pointers(parent.as_ref(), &good)?;
+    let now = survey_of(parent.as_ref(), &mut || {})?;
+    let standing = standing(&survey, &now, &good);
+    let broken = broken_pointers(parent.as_ref(), &standing)?;
     let unreadable: Vec<&CheckpointInfo> = survey
         .of_state(CheckpointState::Damaged)
         .filter(|info| !looked.iter().any(|one| one.info.name == info.name))
         .collect();
     let mut pointers = Pointers { broken, mended: Vec::new() };
     if arguments.pointers {
-        mend(&parent, arguments, &good)?;
-        let left = broken_pointers(parent.as_ref(), &good)?;
+        mend(&parent, arguments, &standing)?;
+        let left = broken_pointers(parent.as_ref(), &standing)?;
         pointers.mended = pointers.broken.clone();
         pointers.mended.retain(|one| !left.contains(one));
     }
@@ -153,6 +156,16 @@ pub(super) fn newest_good(
         }
     }
     Ok(None)
+}
+
+/// What links may lead to, newest first: what is good and still there, and what a job has saved
+/// while others were looked at.
+fn standing(before: &Survey, now: &Survey, good: &[CheckpointInfo]) -> Vec<CheckpointInfo> {
+    let key = |info: &CheckpointInfo| (info.name.clone(), info.save_id);
+    let good: HashSet<_> = good.iter().map(key).collect();
+    let before: HashSet<_> = before.checkpoints.iter().map(key).collect();
+    let stands = |info: &&CheckpointInfo| good.contains(&key(info)) || !before.contains(&key(info));
+    now.of_state(CheckpointState::Committed).filter(stands).cloned().collect()
 }
 
 /// What is wrong with `latest` and `best`, and the files that say the same.
@@ -251,4 +264,32 @@ fn json(
         "good": good.first().map(|info| &info.name), "broken_pointers": pointers.broken,
         "mended": pointers.mended,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(name: &str, id: u8, state: CheckpointState) -> CheckpointInfo {
+        let save_id = Some(SaveId::from_bytes([id; 16]));
+        CheckpointInfo { save_id, ..CheckpointInfo::unknown(name, state) }
+    }
+
+    fn survey(checkpoints: &[CheckpointInfo]) -> Survey {
+        Survey { checkpoints: checkpoints.to_vec(), ..Survey::default() }
+    }
+
+    /// A job goes on saving and removing while repair reads every byte of what was there.
+    #[test]
+    fn links_may_lead_to_what_was_saved_meanwhile_and_not_to_what_is_gone() {
+        use CheckpointState::{Committed, Damaged};
+        let [bad, gone, kept, replaced] = [("bad", 1), ("gone", 2), ("kept", 3), ("replaced", 4)]
+            .map(|(n, i)| info(n, i, Committed));
+        let before = survey(&[bad.clone(), gone.clone(), kept.clone(), replaced.clone()]);
+        let anew = [info("new", 5, Committed), info("replaced", 6, Committed)];
+        let torn = info("torn", 7, Damaged);
+        let now = [&anew[..], &[bad, kept.clone(), torn]].concat();
+        let stand = standing(&before, &survey(&now), &[gone, kept.clone(), replaced]);
+        assert_eq!(stand, [&anew[..], &[kept]].concat());
+    }
 }
