@@ -108,10 +108,12 @@ impl ShardReader {
         self
     }
 
-    /// Takes every data file to be as long as it is, so that what is left of a damaged one is read.
+    /// Takes every file to be as long as it is, so that what is left of a damaged one is read.
     pub(crate) fn with_lengths_found(mut self) -> Self {
-        for file in &mut self.files {
-            file.len = self.dir.open_file(&file.name).map_or(file.len, |found| found.len());
+        let data = self.files.iter_mut().map(|file| (&file.name, &mut file.len));
+        let sums = self.sums_files.iter_mut().map(|file| (&file.name, &mut file.len));
+        for (name, len) in data.chain(sums) {
+            *len = self.dir.open_file(name).map_or(*len, |found| found.len());
         }
         self
     }

@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use tch_checkpoint::tensor::Dtype;
+
 use crate::snapshot::{Made, assert_snapshot, verb, verb_lines};
 use crate::{Folder, assert_code, entries, flip, shard};
 
@@ -290,4 +292,24 @@ fn json_says_which_pointers_are_mended() {
         summary["mended"].as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect();
     assert_eq!(mended, ["`latest` names `step-0300`, which is not whole, or not there"]);
     assert_eq!(summary["broken_pointers"].as_array().unwrap().len(), 2);
+}
+
+/// What of the sums is there says what of the data is right.
+#[test]
+fn sums_that_are_cut_short_or_too_long_are_taken_as_far_as_they_go() {
+    let folder = Folder::new();
+    let made = Made::new(1, 1).floats("a.w", &[8192], &[0.5; 8192]);
+    let damaged = made.tensor_of("optimizer", "o.w", Dtype::U8, &[40_000], vec![3; 40_000]);
+    let damaged = damaged.save(&folder);
+    let sums = entries(damaged.as_ref()).into_iter().find(|name| name.starts_with("sums")).unwrap();
+    let path = Path::new(&damaged).join(sums);
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, [&whole[..], &[0; 16]].concat()).unwrap();
+    let longer = verb("repair", &damaged, &[]);
+    assert_code(&longer, 0);
+    assert!(longer.stdout.contains("damaged, nothing lost"), "{}", longer.stdout);
+    fs::write(&path, &whole[..whole.len() - 16]).unwrap();
+    let shorter = verb("repair", &damaged, &[]);
+    assert_code(&shorter, 3);
+    assert!(shorter.stdout.contains("1 of 2 tensors are whole"), "{}", shorter.stdout);
 }
