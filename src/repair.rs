@@ -62,7 +62,7 @@ impl Assessment {
 /// Reads all of a checkpoint whose manifest has been parsed, block by block, and says which tensors
 /// are whole: also those in files that are cut short, too long, or whose header is damaged, since
 /// the manifest says where every tensor lies and the sums what it was. Changes nothing. `progress`
-/// is called with the bytes of tensors that were looked at.
+/// is called with the bytes of tensors that were found as they were.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for files of other tools, which have no sums; [`ErrorKind::Storage`]
@@ -79,8 +79,7 @@ pub fn assess(found: &Found, progress: &mut dyn FnMut(u64)) -> Result<Assessment
     let reader = reader_of(found);
     for (index, file) in manifest.data_files().iter().enumerate() {
         for (tensor, piece) in manifest.pieces_of_file(index) {
-            assessment.look_at_piece(&reader, &file.name, (tensor, piece))?;
-            progress(tensor.piece_bytes(piece));
+            assessment.look_at_piece(&reader, &file.name, (tensor, piece), progress)?;
         }
         reader.forget_sums(index);
     }
@@ -94,6 +93,9 @@ pub fn assess(found: &Found, progress: &mut dyn FnMut(u64)) -> Result<Assessment
     assessment.lost_aliases = aliases.cloned().collect();
     let mut unused = crate::state::StateDict::new();
     attach(found, &mut unused, &mut |name, error| {
+        if error.is_no_memory() {
+            return Err(error);
+        }
         assessment.damage.push(error.clone());
         assessment.lost_files.insert(name.to_owned(), error);
         Ok(())
@@ -143,6 +145,7 @@ impl Assessment {
         reader: &ShardReader,
         file: &str,
         (tensor, piece): (&TensorRecord, &Piece),
+        progress: &mut dyn FnMut(u64),
     ) -> Result<()> {
         let bytes = tensor.piece_bytes(piece);
         let at = PieceAt {
@@ -153,8 +156,11 @@ impl Assessment {
         };
         let (mut next, mut told, mut scratch) = (0, 0, Vec::new());
         while next < bytes && told < TOLD_MAX {
-            let Err(error) = reader.read_range(at, next..bytes, &mut scratch, &mut |_, _| Ok(()))
-            else {
+            let mut took = |_, part: &[u8]| {
+                progress(part.len() as u64);
+                Ok(())
+            };
+            let Err(error) = reader.read_range(at, next..bytes, &mut scratch, &mut took) else {
                 return Ok(());
             };
             if error.is_no_memory() {
