@@ -1,7 +1,7 @@
 //! Tensors of a checkpoint as what is saved: from one form, or one number of ranks, into another.
 
 use std::collections::VecDeque;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -17,8 +17,8 @@ use crate::tensor::{TensorName, TensorSpec};
 /// Most bytes of block sums that are kept, but that those of one file always are.
 const SUMS_KEPT_BYTES: u64 = 64 << 20;
 /// How much of a tensor is put together at a time where pieces lie side by side: so much that of
-/// each of many pieces some blocks are wanted whole.
-const WINDOW_BYTES: u64 = 8 << 20;
+/// each of many pieces some blocks are wanted whole. Less at first, since a rank may want no more.
+const WINDOW_BYTES: RangeInclusive<u64> = 1 << 20..=8 << 20;
 
 /// The tensors of a checkpoint that are `wanted`, whole, read and verified when asked for; no
 /// values, and no second names. Headers are taken as they are.
@@ -79,9 +79,19 @@ struct Window {
     of: Option<TensorName>,
     begin: u64,
     bytes: Vec<u8>,
+    /// Memory for reading, used again.
+    scratch: Vec<u8>,
 }
 
 impl Window {
+    /// How much to take next: twice as much where the last part ended.
+    fn bytes_from(&self, of: &TensorName, at: u64) -> u64 {
+        let len = self.bytes.len() as u64;
+        let goes_on = self.of.as_ref() == Some(of) && self.begin + len == at;
+        let (least, most) = (*WINDOW_BYTES.start(), *WINDOW_BYTES.end());
+        if goes_on { len.saturating_mul(2).clamp(least, most) } else { least }
+    }
+
     /// What it has of a tensor from `at` on.
     fn from(&self, of: &TensorName, at: u64) -> Option<&[u8]> {
         let skipped = at.checked_sub(self.begin).filter(|_| self.of.as_ref() == Some(of))?;
@@ -93,7 +103,7 @@ impl Window {
 struct Stored {
     reader: Arc<ShardReader>,
     recent: Arc<Recent>,
-    /// One for all tensors, which are read one after the other.
+    /// One for all tensors, which one thread reads one after the other.
     window: Arc<Mutex<Window>>,
     name: TensorName,
     spec: TensorSpec,
@@ -155,8 +165,14 @@ fn near<'a>(boxes: &'a [Held], elements: &Range<u64>) -> &'a [Held] {
 }
 
 impl Stored {
-    fn read_in_order(&self, pieces: &[(u64, PieceAt)], offset: u64, out: &mut [u8]) -> Result<()> {
-        let (mut scratch, mut rest, mut at) = (Vec::new(), out, offset);
+    fn read_in_order(
+        &self,
+        pieces: &[(u64, PieceAt)],
+        scratch: &mut Vec<u8>,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let (mut rest, mut at) = (out, offset);
         let first = pieces.partition_point(|(begin, piece)| begin + piece.bytes <= offset);
         for (begin, piece) in pieces.get(first..).unwrap_or_default() {
             if rest.is_empty() {
@@ -165,19 +181,24 @@ impl Stored {
             let left = piece.bytes.saturating_sub(at.saturating_sub(*begin));
             let len = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
             let (part, after) = rest.split_at_mut(len);
-            self.reader.read_into(*piece, at.saturating_sub(*begin), &mut scratch, part)?;
+            self.reader.read_into(*piece, at.saturating_sub(*begin), scratch, part)?;
             self.recent.used(&self.reader, piece.file);
             (rest, at) = (after, at + len as u64);
         }
         if rest.is_empty() { Ok(()) } else { Err(beyond()) }
     }
 
-    fn read_window(&self, pieces: &[Held], offset: u64, out: &mut [u8]) -> Result<()> {
+    fn read_window(
+        &self,
+        pieces: &[Held],
+        window: &mut Window,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<()> {
         let (mut rest, mut at) = (out, offset);
-        let mut window = self.window.lock();
         while !rest.is_empty() {
             if window.from(&self.name, at).is_none() {
-                self.fill(&mut window, pieces, at)?;
+                self.fill(window, pieces, at)?;
             }
             let have = window.from(&self.name, at).ok_or_else(beyond)?;
             let len = have.len().min(rest.len());
@@ -192,27 +213,35 @@ impl Stored {
     fn fill(&self, window: &mut Window, pieces: &[Held], at: u64) -> Result<()> {
         let size = self.spec.dtype().size_bytes();
         let first = at / size;
-        let end = first.saturating_add(WINDOW_BYTES / size).min(self.spec.elements());
+        let end = first
+            .saturating_add(window.bytes_from(&self.name, at) / size)
+            .min(self.spec.elements());
         let elements = first.min(end)..end;
         window.of = None;
         window.bytes.clear();
         grow(&mut window.bytes, to_usize((elements.end - elements.start) * size)?)?;
-        self.read_boxes(pieces, elements, &mut window.bytes)?;
+        let Window { bytes, scratch, .. } = window;
+        self.read_boxes(pieces, elements, scratch, bytes)?;
         (window.of, window.begin) = (Some(self.name.clone()), first * size);
         Ok(())
     }
 
     /// Whole elements.
-    fn read_boxes(&self, pieces: &[Held], elements: Range<u64>, out: &mut [u8]) -> Result<()> {
+    fn read_boxes(
+        &self,
+        pieces: &[Held],
+        elements: Range<u64>,
+        scratch: &mut Vec<u8>,
+        out: &mut [u8],
+    ) -> Result<()> {
         let pieces = near(pieces, &elements);
         let mut rest = out;
-        let mut scratch = Vec::new();
         for part in boxes_of_range(self.spec.shape(), elements)? {
             let bytes = part.elements() * self.spec.dtype().size_bytes();
             let (own, after) = rest.split_at_mut_checked(to_usize(bytes)?).ok_or_else(beyond)?;
             for held in pieces {
                 if let Some(common) = part.intersect(&held.slice) {
-                    self.copy(held, &part, &common, &mut scratch, own)?;
+                    self.copy(held, &part, &common, scratch, own)?;
                 }
             }
             rest = after;
@@ -251,9 +280,10 @@ impl Stored {
 
 impl TensorSource for Stored {
     fn read_into(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let mut window = self.window.lock();
         match &self.pieces {
-            Pieces::InOrder(pieces) => self.read_in_order(pieces, offset, out),
-            Pieces::Boxes(pieces) => self.read_window(pieces, offset, out),
+            Pieces::InOrder(pieces) => self.read_in_order(pieces, &mut window.scratch, offset, out),
+            Pieces::Boxes(pieces) => self.read_window(pieces, &mut window, offset, out),
         }
     }
 }
