@@ -241,6 +241,14 @@ impl Attempt {
     /// Ends the attempt: removes what it replaced, or, if it was not committed, what it left.
     /// Failures are logged; a later sweep finishes the work.
     pub(crate) fn close(self, pace: &Pace) {
+        let parent = self.parent.clone();
+        if self.close_own(pace) == Stage::Durable {
+            sweep(parent.as_ref(), When::AfterCommit, pace);
+        }
+    }
+
+    /// Removes what is of this attempt alone; how far it came.
+    fn close_own(self, pace: &Pace) -> Stage {
         // After an exchange the partial name holds what was replaced.
         let partial = layout::partial_dir(&self.name, &self.save_id);
         let old = layout::old_dir(&self.name, &self.save_id);
@@ -255,9 +263,15 @@ impl Attempt {
             Stage::Durable => {
                 tidy(&partial);
                 tidy(&old);
-                sweep(parent, When::AfterCommit, pace);
             }
         }
+        self.stage
+    }
+
+    /// As [`close`](Self::close) for a checkpoint that was written out of another one: it is not
+    /// newer than what other attempts have replaced, which may be all that is left, and stays.
+    pub(crate) fn close_copy(self, pace: &Pace) {
+        self.close_own(pace);
     }
 }
 

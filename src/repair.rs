@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::catalog::{CheckpointPath, Found};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
-use crate::manifest::{ASIDE, Form, LOST, Piece, TensorRecord};
-use crate::reshard::{ReshardOptions, attach, rewrite, state_of};
+use crate::manifest::{ASIDE, AUTOMATIC, Form, LOST, Piece, TensorRecord};
+use crate::reshard::{ReshardOptions, attach, is_attached, rewrite, state_of};
 use crate::save::Checkpoint;
 use crate::shard::{PieceAt, ShardReader};
 use crate::state::Value;
 use crate::storage::Storage;
 use crate::tensor::TensorName;
+use crate::verify::check_other;
 
 /// Of how many bad blocks of a piece each is told; the rest of the piece is not looked at then.
 const TOLD_MAX: usize = 8;
@@ -25,6 +26,8 @@ pub struct Assessment {
     pub whole: Vec<TensorName>,
     /// The others, each with the first thing that is wrong with it.
     pub lost: BTreeMap<TensorName, Error>,
+    /// Second names of lost tensors, by name, each with the tensor.
+    pub lost_aliases: BTreeMap<TensorName, TensorName>,
     /// Attached files that cannot be had, each with why.
     pub lost_files: BTreeMap<String, Error>,
     /// Every damaged place that was found: of files, with path; of blocks, with tensor and offset.
@@ -42,12 +45,24 @@ impl Assessment {
     pub fn has_lost(&self) -> bool {
         !self.lost.is_empty() || !self.lost_files.is_empty()
     }
+
+    /// Whether every byte of every file is as it was committed, as loads want it.
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        self.damage.is_empty() && !self.has_lost()
+    }
+
+    /// Everything that cannot be had any more: tensors, their second names, files.
+    fn lost_names(&self) -> Vec<&str> {
+        let tensors = self.lost.keys().chain(self.lost_aliases.keys()).map(TensorName::as_str);
+        tensors.chain(self.lost_files.keys().map(String::as_str)).collect()
+    }
 }
 
 /// Reads all of a checkpoint whose manifest has been parsed, block by block, and says which tensors
 /// are whole: also those in files that are cut short, too long, or whose header is damaged, since
 /// the manifest says where every tensor lies and the sums what it was. Changes nothing. `progress`
-/// is called with the bytes of tensors that were looked at.
+/// is called with the bytes of tensors that were found as they were.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for files of other tools, which have no sums; [`ErrorKind::Storage`]
@@ -64,8 +79,7 @@ pub fn assess(found: &Found, progress: &mut dyn FnMut(u64)) -> Result<Assessment
     let reader = reader_of(found);
     for (index, file) in manifest.data_files().iter().enumerate() {
         for (tensor, piece) in manifest.pieces_of_file(index) {
-            assessment.look_at_piece(&reader, &file.name, (tensor, piece))?;
-            progress(tensor.piece_bytes(piece));
+            assessment.look_at_piece(&reader, &file.name, (tensor, piece), progress)?;
         }
         reader.forget_sums(index);
     }
@@ -75,8 +89,13 @@ pub fn assess(found: &Found, progress: &mut dyn FnMut(u64)) -> Result<Assessment
             assessment.whole_bytes += tensor.spec.elements() * tensor.spec.dtype().size_bytes();
         }
     }
+    let aliases = manifest.aliases().iter().filter(|(_, of)| assessment.lost.contains_key(of));
+    assessment.lost_aliases = aliases.cloned().collect();
     let mut unused = crate::state::StateDict::new();
     attach(found, &mut unused, &mut |name, error| {
+        if error.is_no_memory() {
+            return Err(error);
+        }
         assessment.damage.push(error.clone());
         assessment.lost_files.insert(name.to_owned(), error);
         Ok(())
@@ -103,6 +122,10 @@ impl Assessment {
         for index in 0..found.manifest.sums_files().len() {
             self.note(strict.verify_sums_file(index))?;
         }
+        // An index is made anew; of attached files it is said which are lost.
+        for record in found.manifest.other_files().iter().filter(|other| !is_attached(other)) {
+            self.note(check_other(found, record))?;
+        }
         Ok(())
     }
 
@@ -122,13 +145,17 @@ impl Assessment {
         reader: &ShardReader,
         file: &str,
         (tensor, piece): (&TensorRecord, &Piece),
+        progress: &mut dyn FnMut(u64),
     ) -> Result<()> {
         let bytes = tensor.piece_bytes(piece);
         let at = PieceAt::of(tensor, piece);
         let (mut next, mut told, mut scratch) = (0, 0, Vec::new());
         while next < bytes && told < TOLD_MAX {
-            let Err(error) = reader.read_range(at, next..bytes, &mut scratch, &mut |_, _| Ok(()))
-            else {
+            let mut took = |_, part: &[u8]| {
+                progress(part.len() as u64);
+                Ok(())
+            };
+            let Err(error) = reader.read_range(at, next..bytes, &mut scratch, &mut took) else {
                 return Ok(());
             };
             if error.is_no_memory() {
@@ -164,8 +191,8 @@ fn told_better(error: Error, piece: &PieceAt) -> Error {
 /// names and attached files that are whole, and every whole tensor, verified once more.
 ///
 /// Where tensors are missing, value `repair.lost` names them, and the checkpoint counts as one that
-/// was saved aside: it is older than everything else in its directory. A strict load refuses it,
-/// naming what is missing.
+/// was saved aside: it is older than everything else in its directory, and no rule removes it. A
+/// strict load refuses it, naming what is missing.
 ///
 /// Not collective: one process does it; `group` is [solo](ProcessGroup::solo) and counts what was
 /// written.
@@ -189,11 +216,10 @@ pub fn salvage(
     let mut state = state_of(found, reader_of(found), &mut wanted)?;
     attach(found, &mut state, &mut |_, _| Ok(()))?;
     if assessment.has_lost() {
-        let tensors = assessment.lost.keys().map(|name| name.as_str());
-        let lost: Vec<&str> =
-            tensors.chain(assessment.lost_files.keys().map(String::as_str)).collect();
-        state.values.set(LOST, Value::json(&lost)?);
+        state.values.set(LOST, Value::json(&assessment.lost_names())?);
         state.values.set(ASIDE, true);
+        // No rule has saved it: none may count or remove it.
+        state.values.set(AUTOMATIC, false);
     }
     rewrite(group, storage, found, state, to, options)
 }

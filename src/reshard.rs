@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::layout::CODE_DIR;
 use crate::load::stored_state;
-use crate::manifest::{Form, Manifest, RESHARDED_FROM, TensorRecord};
+use crate::manifest::{Form, Manifest, OtherFile, RESHARDED_FROM, TensorRecord};
 use crate::plan::OnExisting;
 use crate::rank::{Rank, WorldSize};
 use crate::save::{Checkpoint, SaveOptions, save_as_ranks};
@@ -81,14 +81,18 @@ pub(crate) fn state_of(
     Ok(state)
 }
 
+/// Whether a save was given this file.
+pub(crate) fn is_attached(other: &OtherFile) -> bool {
+    other.name.split_once('/').is_some_and(|(dir, _)| dir == CODE_DIR)
+}
+
 /// Attaches the files that a save has attached. `bad` says what becomes of one that is damaged.
 pub(crate) fn attach(
     found: &Found,
     state: &mut StateDict,
     bad: &mut dyn FnMut(&str, Error) -> Result<()>,
 ) -> Result<()> {
-    let is_attached = |name: &str| name.split_once('/').is_some_and(|(dir, _)| dir == CODE_DIR);
-    for record in found.manifest.other_files().iter().filter(|other| is_attached(&other.name)) {
+    for record in found.manifest.other_files().iter().filter(|other| is_attached(other)) {
         match read_other(&found.dir, record) {
             Ok(bytes) => state.attach_file(record.name.clone(), bytes)?,
             Err(error) => bad(&record.name, error)?,
@@ -109,7 +113,9 @@ pub(crate) fn rewrite(
     let manifest = &found.manifest;
     let (from, into) = (manifest.world_size(), options.world_size);
     let has_own = |rank| manifest.rank_values(rank).is_some_and(|own| !own.is_empty());
-    if from != into && from.ranks().any(has_own) {
+    // Of several times the first: it is those ranks that have saved.
+    let is_first = manifest.values().find(RESHARDED_FROM).is_none();
+    if from != into && is_first && from.ranks().any(has_own) {
         state.values.set(RESHARDED_FROM, i64::from(from.get()));
     }
     let own = |rank: Rank| manifest.rank_values(rank).cloned().unwrap_or_default();

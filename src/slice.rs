@@ -176,6 +176,18 @@ impl Slice {
         Runs::new(self, part, part)
     }
 
+    /// The first element of `part`, which lies inside, and the end of its last one, both counted in
+    /// this box, row-major. `None` if it has no element.
+    pub(crate) fn extent_of(&self, part: &Slice) -> Option<(u64, u64)> {
+        let strides = strides(&self.lengths);
+        let (mut first, mut last) = (0, 0);
+        for ((range, own), stride) in part.ranges().zip(self.ranges()).zip(strides) {
+            first += (range.start - own.start) * stride;
+            last += (range.end.checked_sub(1)?.checked_sub(own.start)?) * stride;
+        }
+        (part.elements() > 0).then_some((first, last + 1))
+    }
+
     /// Runs that copy `common` out of a buffer holding `self` into a buffer holding `target`,
     /// all row-major. `common` must lie inside both.
     #[must_use]

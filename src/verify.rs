@@ -81,7 +81,8 @@ fn pieces(found: &Found, index: usize) -> (Vec<&str>, Vec<PieceAt>) {
     records.map(|(tensor, piece)| (tensor.name.as_str(), PieceAt::of(tensor, piece))).unzip()
 }
 
-fn check_other(found: &Found, record: &OtherFile) -> Result<()> {
+/// Whether a file that is neither data nor sums is as it was saved.
+pub(crate) fn check_other(found: &Found, record: &OtherFile) -> Result<()> {
     let path = found.dir.path().join(&record.name);
     let corrupt = |what: String| Err(Error::new(ErrorKind::Corrupt, what).with_path(&path));
     let file = open_other(&found.dir, &record.name)?;

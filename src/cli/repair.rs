@@ -15,6 +15,7 @@ use crate::catalog::{self, CheckpointPath, Found, Wanted, find};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::layout;
+use crate::manifest::LOST;
 use crate::repair::{Assessment, assess, salvage};
 use crate::reshard::ReshardOptions;
 use crate::save::Checkpoint;
@@ -121,7 +122,7 @@ fn without_manifest(out: &mut Output<'_>, arguments: &Repair, error: &Error) -> 
     let at = shown::path(&arguments.path);
     let said = if arguments.json {
         out.json(&json!({
-            "path": arguments.path.display().to_string(), "manifest": false,
+            "path": arguments.path.display().to_string(), "manifest": false, "ok": false,
             "fault": error.to_string(), "lost_everything": true,
         }))
     } else {
@@ -174,19 +175,16 @@ fn text(
     listed(out, assessment.damage.iter().map(ToString::to_string), "damaged places")?;
     let lost = assessment.lost.keys().map(|name| format!("lost: {name}"));
     listed(out, lost, "lost tensors")?;
+    let aliases = assessment.lost_aliases.iter();
+    let aliases = aliases.map(|(name, of)| format!("lost: {name}, a second name of {of}"));
+    listed(out, aliases, "lost names")?;
     let files = assessment.lost_files.keys().map(|name| format!("lost: file {}", line(name)));
     listed(out, files, "lost files")?;
     let (whole, lost) = (assessment.whole.len(), assessment.lost.len());
     let (have, all) = (bytes(assessment.whole_bytes), bytes(assessment.tensor_bytes));
-    let state = match (assessment.has_lost(), assessment.damage.is_empty()) {
-        (false, true) => "ok",
-        (false, false) => "damaged, nothing lost",
-        (true, _) => "damaged",
-    };
-    out.line(format!(
-        "{state}: {at}: {whole} of {} tensors are whole, {have} of {all}",
-        whole + lost
-    ))?;
+    let state = state_of(found, assessment);
+    let count = whole + lost;
+    out.line(format!("{state}: {at}: {whole} of {count} tensors are whole, {have} of {all}"))?;
     if let Some(made) = made {
         let partial = if assessment.has_lost() { ", marked as partial" } else { "" };
         return out.line(format!("written: {}{partial}", shown::path(&made.path)));
@@ -198,6 +196,21 @@ fn text(
         return Ok(());
     }
     out.line("nothing was changed; --out NEW writes what is whole as a new checkpoint")
+}
+
+/// Whether it is what was left of another one.
+fn is_partial(found: &Found) -> bool {
+    found.manifest.values().find(LOST).is_some()
+}
+
+/// In one word or two.
+fn state_of(found: &Found, assessment: &Assessment) -> &'static str {
+    match (assessment.has_lost(), assessment.is_intact()) {
+        (true, _) => "damaged",
+        (false, false) => "damaged, nothing lost",
+        (false, true) if is_partial(found) => "partial",
+        (false, true) => "ok",
+    }
 }
 
 /// So many lines, and how many more there would be.
@@ -234,9 +247,10 @@ fn as_json(
     let world_size = found.manifest.world_size();
     json!({
         "path": found.path().display().to_string(), "manifest": true,
-        "ok": assessment.damage.is_empty(), "whole": assessment.whole.len(),
+        "ok": assessment.is_intact(), "partial": is_partial(found), "whole": assessment.whole.len(),
         "whole_bytes": assessment.whole_bytes, "bytes": assessment.tensor_bytes,
         "lost": assessment.lost.keys().map(|name| name.as_str()).collect::<Vec<_>>(),
+        "lost_aliases": assessment.lost_aliases.keys().map(|name| name.as_str()).collect::<Vec<_>>(),
         "lost_files": assessment.lost_files.keys().collect::<Vec<_>>(),
         "damage": assessment.damage.iter().map(place).collect::<Vec<_>>(),
         "good": good, "written": made.map(|made| facts(made, &found.manifest, world_size)),

@@ -132,23 +132,57 @@ impl MergedPlan {
 pub fn merge_plans(save_id: SaveId, plans: &[LocalPlan]) -> Result<MergedPlan> {
     let invalid = |message: &str| Error::new(ErrorKind::InvalidInput, message);
     let [first, ..] = plans else { return Err(invalid("no rank has sent a plan")) };
-    let world_size = u32::try_from(plans.len()).map_err(|_| invalid("too many ranks"))?;
-    let world_size = WorldSize::new(world_size)?;
+    let (aliases, boxes) = declared_boxes(plans)?;
+    let rank_values = plans.iter().map(|p| p.rank_values.clone()).collect();
+    merged(save_id, first, aliases, &boxes, rank_values)
+}
+
+/// As [`merge_plans`] of ranks that all hold what `plan` says, each with values of its own. Of each
+/// box it is kept once what it is.
+///
+/// # Errors
+/// As [`merge_plans`].
+pub(crate) fn merge_equal_plans(
+    save_id: SaveId,
+    plan: &LocalPlan,
+    rank_values: &[Values],
+) -> Result<MergedPlan> {
+    let (aliases, mut boxes) = declared_boxes(std::slice::from_ref(plan))?;
+    for declared in &mut boxes {
+        declared.ranks = (0..).map(Rank::new).take(rank_values.len()).collect();
+    }
+    merged(save_id, plan, aliases, &boxes, rank_values.to_vec())
+}
+
+type Aliases = Vec<(TensorName, TensorName)>;
+
+fn declared_boxes(plans: &[LocalPlan]) -> Result<(Aliases, Vec<DeclaredBox<'_>>)> {
     let (aliases, declared) = agree::check_agreement(plans)?;
     let mut boxes = Vec::new();
     declared.each_tensor(|held| boxes_of_tensor(held, &mut boxes))?;
-    drop(declared);
     check_size(&boxes)?;
-    let shares = balance::share_out(&boxes, world_size);
+    Ok((aliases, boxes))
+}
+
+fn merged(
+    save_id: SaveId,
+    first: &LocalPlan,
+    aliases: Aliases,
+    boxes: &[DeclaredBox<'_>],
+    rank_values: Vec<Values>,
+) -> Result<MergedPlan> {
+    let too_many = |_| Error::new(ErrorKind::InvalidInput, "too many ranks");
+    let world_size = WorldSize::new(u32::try_from(rank_values.len()).map_err(too_many)?)?;
+    let shares = balance::share_out(boxes, world_size);
     let ranks = world_size.ranks().zip(shares);
-    let plan = |(rank, parts)| rank_plan(save_id, rank, world_size, &boxes, parts);
+    let plan = |(rank, parts)| rank_plan(save_id, rank, world_size, boxes, parts);
     Ok(MergedPlan {
         save_id,
         target: first.target.clone(),
         plans: ranks.map(plan).collect::<Result<_>>()?,
         aliases,
         values: first.values.clone(),
-        rank_values: plans.iter().map(|p| p.rank_values.clone()).collect(),
+        rank_values,
         attached: first.attached.clone(),
     })
 }

@@ -2,24 +2,23 @@
 //! other, so that no more memory is needed than for one.
 
 use super::{
-    Checkpoint, Extras, SaveOptions, Timing, Vote, close, help_uncommitted, publish, target, write,
+    Checkpoint, Extras, SaveOptions, Timing, Vote, help_uncommitted, publish, target, write,
 };
 use crate::catalog::CheckpointPath;
 use crate::commit::Attempt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::layout::SaveId;
-use crate::plan::LocalPlan;
-use crate::plan::save::{MergedPlan, local_plan, merge_plans};
+use crate::plan::save::{MergedPlan, local_plan, merge_equal_plans};
 use crate::rank::Rank;
 use crate::save::plan::Assignment;
 use crate::shard::write_shards;
 use crate::space::Need;
 use crate::state::{StateDict, Values};
 use crate::storage::{Directory, Storage};
-use crate::sweep::Pace;
+use crate::sweep::{Pace, log_failure};
 
-/// Most tensors times ranks: of each pair the plan says something.
+/// Most tensors times ranks: of each pair the plan keeps a number.
 const ITEMS_MAX: usize = 20_000_000;
 
 /// Saves `state` as a checkpoint of as many ranks as there are `rank_values`, of which each holds
@@ -51,7 +50,10 @@ pub(crate) fn save_as_ranks(
             timing.publish(|| publish(group, &timing, &mut attempt, &merged, votes, &extras))
         });
     timing.judged(&done);
-    close(group, Some((attempt, merged)));
+    log_failure("ending an attempt", || {
+        attempt.close_copy(&pace);
+        Ok(())
+    });
     let report = done.map_err(help_uncommitted)?;
     timing.end(&report);
     Ok(Checkpoint {
@@ -75,9 +77,7 @@ fn merged(
         return Err(Error::new(ErrorKind::InvalidInput, message));
     }
     let plan = local_plan(target(path, options), state);
-    let of_rank = |values: &Values| LocalPlan { rank_values: values.clone(), ..plan.clone() };
-    let plans: Vec<LocalPlan> = rank_values.iter().map(of_rank).collect();
-    merge_plans(SaveId::random()?, &plans)
+    merge_equal_plans(SaveId::random()?, &plan, rank_values)
 }
 
 #[expect(clippy::too_many_arguments, reason = "what a save consists of")]

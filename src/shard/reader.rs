@@ -97,10 +97,12 @@ impl ShardReader {
         self
     }
 
-    /// Takes every data file to be as long as it is, so that what is left of a damaged one is read.
+    /// Takes every file to be as long as it is, so that what is left of a damaged one is read.
     pub(crate) fn with_lengths_found(mut self) -> Self {
-        for file in &mut self.files {
-            file.len = self.dir.open_file(&file.name).map_or(file.len, |found| found.len());
+        let data = self.files.iter_mut().map(|file| (&file.name, &mut file.len));
+        let sums = self.sums_files.iter_mut().map(|file| (&file.name, &mut file.len));
+        for (name, len) in data.chain(sums) {
+            *len = self.dir.open_file(name).map_or(*len, |found| found.len());
         }
         self
     }
@@ -287,6 +289,11 @@ impl ShardReader {
         };
         let sums = of(&all, piece).and_then(|range| all.get(range));
         Ok(sums.is_some() && sums == of(&others, other_piece).and_then(|range| others.get(range)))
+    }
+
+    /// Bytes of the block sums of a data file.
+    pub(crate) fn sums_bytes(&self, index: usize) -> u64 {
+        self.files.get(index).map_or(0, |file| file.sums_count.saturating_mul(SUM_BYTES))
     }
 
     /// Gives back the memory of sums that are not needed again.

@@ -10,7 +10,7 @@ use tch_checkpoint::storage::LocalStorage;
 use tch_checkpoint::tensor::{Component, Dtype, TensorName, TensorSpec};
 use tch_checkpoint::{ProcessGroup, SaveOptions, WorldSize, save};
 
-use crate::snapshot::{Made, assert_snapshot, verb};
+use crate::snapshot::{Made, assert_snapshot, verb, verb_lines};
 use crate::{Folder, assert_code, entries, flip, shard};
 
 /// Saved by two ranks, of which each holds half of the columns of a tensor: no piece of it is
@@ -129,4 +129,78 @@ fn nothing_appears_if_something_is_wrong() {
     assert!(damaged.stderr.contains("tensor `w`"), "{}", damaged.stderr);
     let visible = folder.entries().into_iter().filter(|name| !name.starts_with(".tch"));
     assert_eq!(visible.collect::<Vec<_>>(), ["step-0001", "step-0002"]);
+}
+
+#[test]
+fn who_saved_first_is_told_however_often_it_is_written_anew() {
+    let folder = Folder::new();
+    let mut last = by_columns(&folder, "two", true);
+    for (name, ranks) in [("a", "3"), ("b", "5"), ("c", "5")] {
+        let to = folder.at(name);
+        assert_code(&verb("reshard", &last, &["-o", &to, "--world-size", ranks]), 0);
+        let inspected = verb("inspect", &to, &["--json"]).stdout;
+        let inspected: serde_json::Value = serde_json::from_str(&inspected).unwrap();
+        assert_eq!(inspected["values"]["reshard.world_size"], 2);
+        last = to;
+    }
+}
+
+/// Names of all that `diff` tells, but for the number of ranks.
+fn differences(a: &str, b: &str) -> Vec<String> {
+    let mut objects = verb_lines(&verb("diff", a, &[b, "--json"]));
+    assert_eq!(objects.pop().unwrap()["kind"], "summary");
+    objects.iter().map(|object| object["name"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Boxes of a 3-dimensional tensor as shards of shards leave them, of every dtype, with names of
+/// their own, files, and a few bytes for many ranks.
+#[test]
+fn everything_is_the_same_in_any_number_of_ranks() {
+    let folder = Folder::new();
+    let mut made = Made::new(3, 1).metric("loss", f64::NAN).automatic();
+    for (number, dtype) in Dtype::ALL.iter().copied().enumerate() {
+        let (shape, size) = ([6u64, 5, 8], usize::try_from(dtype.size_bytes()).unwrap());
+        let spec = TensorSpec::new(dtype, shape).unwrap();
+        let name = TensorName::new(format!("boxes.{dtype}")).unwrap();
+        let component = Component::new(["model", "optimizer"][number % 2]).unwrap();
+        for (offsets, lengths) in [
+            ([0, 0, 0], [3, 5, 3]),
+            ([3, 0, 0], [3, 2, 3]),
+            ([3, 2, 0], [3, 3, 3]),
+            ([0, 0, 3], [6, 5, 5]),
+        ] {
+            let slice = Slice::new(offsets.to_vec(), lengths.to_vec()).unwrap();
+            let len = usize::try_from(slice.elements()).unwrap() * size;
+            let bytes: Vec<u8> = (0..len).map(|i| u8::from((i * 7 + number) % 3 == 0)).collect();
+            let bytes = Arc::new(bytes);
+            made.state.add_slice(&component, name.clone(), spec.clone(), slice, bytes).unwrap();
+        }
+        let scalar = format!("scalar.{dtype}");
+        made = made.tensor(&scalar, dtype, &[], vec![1; size]);
+        made = made.tensor_of("empty", &format!("empty.{dtype}"), dtype, &[3, 0, 2], Vec::new());
+    }
+    made.state
+        .add_alias(TensorName::new("tied").unwrap(), TensorName::new("scalar.F32").unwrap())
+        .unwrap();
+    made.state.attach_file("code/model.rs".to_owned(), b"fn main() {}".to_vec()).unwrap();
+    made.state.rank_values.set("rng.cpu", vec![1u8; 9]);
+    let one = made.save(&folder);
+    let before = std::fs::read(std::path::Path::new(&one).join("manifest.bin")).unwrap();
+    for ranks in ["1", "3", "7", "64"] {
+        let to = folder.at(&format!("ranks-{ranks}"));
+        assert_code(&verb("reshard", &one, &["-o", &to, "--world-size", ranks]), 0);
+        assert_code(&verb("verify", &to, &[]), 0);
+        assert_eq!(
+            differences(&one, &to),
+            if ranks == "1" { &[][..] } else { &["reshard.world_size"] }
+        );
+        let back = folder.at(&format!("back-{ranks}"));
+        assert_code(&verb("reshard", &to, &["-o", &back, "--world-size", "1"]), 0);
+        let again = verb("reshard", &back, &["-o", &back, "--world-size", "2", "--force"]);
+        assert_code(&again, 0);
+        assert_code(&verb("verify", &back, &[]), 0);
+        let marked: &[&str] = if ranks == "1" { &["reshard.world_size"] } else { &[] };
+        assert_eq!(differences(&to, &back), marked);
+    }
+    assert_eq!(std::fs::read(std::path::Path::new(&one).join("manifest.bin")).unwrap(), before);
 }

@@ -311,11 +311,17 @@ fn a_checkpoint_that_is_replaced_meanwhile_stays() {
 
 #[test]
 fn a_checkpoint_that_is_pinned_meanwhile_stays() {
-    let memory = MemoryStorage::new();
-    steps(&memory, 4);
-    let other = memory.clone();
-    let touched = move || touch(&other, "runs", ".s1.pin");
-    assert_eq!(during_a_pass(&memory, &last(2), touched), ["s1", "s3", "s4"]);
+    let pins: [fn(&MemoryStorage); 2] = [
+        |storage| touch(storage, "runs", ".s1.pin"),
+        |storage| drop(storage.create_dir_all(Path::new("runs/.s1.pin")).unwrap()),
+    ];
+    for pin in pins {
+        let memory = MemoryStorage::new();
+        steps(&memory, 4);
+        let other = memory.clone();
+        let pinned = move || pin(&other);
+        assert_eq!(during_a_pass(&memory, &last(2), pinned), ["s1", "s3", "s4"]);
+    }
 }
 
 /// Two jobs with different rules in one directory: each removes what the other has listed, and

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use tch_checkpoint::catalog::{self, CheckpointPath, Order, Wanted};
+use tch_checkpoint::catalog::{self, CheckpointPath, Found, Order, Wanted};
 use tch_checkpoint::export::{ExportOptions, HuggingFace, export};
 use tch_checkpoint::group::{Deadlines, ProcessGroup};
 use tch_checkpoint::load::{Atomicity, load, read_tensor};
 use tch_checkpoint::plan::load::LoadRules;
+use tch_checkpoint::repair::assess;
+use tch_checkpoint::reshard::{ReshardOptions, reshard};
 use tch_checkpoint::save::{SaveOptions, save, save_async};
 use tch_checkpoint::single::{save_multi_files, save_single_file};
 use tch_checkpoint::state::{LoadTargets, StateDict, TensorSink};
@@ -82,6 +84,15 @@ pub const CASES: &[Case] = &[
     }),
     case("looking_at_a_tensor", 1, 3, |_, i| {
         read_tensor(&LocalStorage::new(), &i.wanted("old"), "weight").map(drop)
+    }),
+    case("resharding", 1, 3, |g, i| {
+        let (from, options) = (i.found("old")?, as_ranks(2));
+        reshard(g, &LocalStorage::new(), &from, &i.at("new"), &options).map(drop)
+    }),
+    case("assessing", 1, 3, |_, i| {
+        let assessment = assess(&i.found("old")?, &mut |_| {})?;
+        assert!(assessment.is_intact(), "short memory is no damage");
+        Ok(())
     }),
     case("exporting", 1, 3, |g, i| {
         let out = i.dir.join("out.safetensors");
@@ -163,6 +174,10 @@ impl Inputs {
         Wanted::parse(self.dir.join(name)).unwrap()
     }
 
+    fn found(&self, name: &str) -> Result<Found> {
+        catalog::find(&LocalStorage::new(), &self.wanted(name))
+    }
+
     fn save(&self, group: &ProcessGroup, options: &SaveOptions) -> Result<()> {
         save(group, &LocalStorage::new(), &self.at("new"), &self.state, options).map(drop)
     }
@@ -225,6 +240,10 @@ fn on_ranks(inputs: Vec<Inputs>, run: Operation) -> Vec<(Result<()>, Vec<Vec<u8>
     });
     let started: Vec<_> = started.collect();
     started.iter().map(|result| result.recv_timeout(HANG).unwrap()).collect()
+}
+
+fn as_ranks(ranks: u32) -> ReshardOptions {
+    ReshardOptions { world_size: WorldSize::new(ranks).unwrap(), overwrite: true }
 }
 
 fn options(step: u64) -> SaveOptions {

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "helpers of tests")]
 
 mod allocator;
+mod anew;
 mod cases;
 #[cfg(feature = "cli")]
 // The code of libtorch alone takes more addresses than these limits.

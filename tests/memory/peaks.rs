@@ -17,15 +17,15 @@ use tch_checkpoint::{OnExisting, ProcessGroup, Result};
 use crate::tier;
 
 const CHILD: &str = "TCH_CHECKPOINT_TEST_PEAKS";
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 /// So large that a second copy of it would not hide in the constant.
 const SHARD_BYTES: u64 = 128 * MIB;
 const TENSORS: u64 = 4;
 /// What is promised beside a share.
-const CONSTANT: u64 = 64 * MIB;
+pub(crate) const CONSTANT: u64 = 64 * MIB;
 
 /// Content that takes no memory.
-struct Zeros;
+pub(crate) struct Zeros;
 
 impl TensorSource for Zeros {
     fn read_into(&self, _: u64, out: &mut [u8]) -> Result<()> {
@@ -42,7 +42,7 @@ fn status(field: &str) -> u64 {
 }
 
 /// The most memory that `body` held beyond what was there before it.
-fn peak(body: impl FnOnce()) -> u64 {
+pub(crate) fn peak(body: impl FnOnce()) -> u64 {
     // Forgets the peak so far.
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
     let before = status("VmRSS");

@@ -175,4 +175,7 @@ tests! {
     listing
     looking_at_a_tensor
     exporting
+    exporting_a_directory
+    resharding
+    assessing
 }

@@ -92,6 +92,9 @@ fn replicated_state_is_shared_evenly() {
         let max = *loads.iter().max().unwrap() as f64;
         assert!(max * world as f64 / total as f64 <= 1.01, "{world} ranks: {loads:?}");
         check_written_once(&plans, &merged);
+        // Told once for all ranks.
+        let rank_values: Vec<Values> = plans.iter().map(|plan| plan.rank_values.clone()).collect();
+        assert_eq!(merge_equal_plans(ID, &plans[0], &rank_values).unwrap(), merged);
     }
 }
 
