@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn one_offender_of_any_sort_is_enough() {
         let (name, spec) =
-            (TensorName::new("w").unwrap(), TensorSpec::new(Dtype::F32, &[]).unwrap());
+            (TensorName::new("w").unwrap(), TensorSpec::new(Dtype::F32, []).unwrap());
         let mismatch = Mismatch { name: name.clone(), wanted: spec.clone(), found: spec };
         let clean = LoadReport::default();
         assert!(clean.is_clean());
