@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::io::{self, IsTerminal, StdoutLock, Write};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::error::{Error, printable};
 use crate::shown;
 
@@ -45,6 +47,13 @@ impl Output<'_> {
     pub(super) fn line(&mut self, text: impl AsRef<str>) -> Result<(), Stop> {
         let text = printable(text.as_ref());
         writeln!(self.0, "{text}").and_then(|()| self.0.flush()).map_err(stop)
+    }
+
+    /// Whether nobody will read any more: the other end of a pipe was closed.
+    pub(super) fn is_closed(&self) -> bool {
+        let mut fds = [PollFd::new(&self.0, PollFlags::empty())];
+        let polled = poll(&mut fds, Some(&Timespec::default()));
+        polled.is_ok() && fds.iter().any(|fd| fd.revents().contains(PollFlags::ERR))
     }
 
     /// Lines of a terminal in the place of the last `drawn` ones.

@@ -118,3 +118,18 @@ fn watch_of_damage_and_of_what_is_no_directory() {
         assert_code(&verb("watch", folder.path(), &bad), 2);
     }
 }
+
+/// Nothing happens that it could write of, and it ends nevertheless.
+#[test]
+fn watch_ends_when_nobody_reads() {
+    let folder = Folder::new();
+    let mut command = command(&["watch", folder.path(), "--interval", "600"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    assert!(line.starts_with("watching"), "{line}");
+    drop(lines);
+    let output = output_of(child, "watch");
+    assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
+}

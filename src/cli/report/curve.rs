@@ -30,10 +30,18 @@ pub(super) struct Kept {
 /// The curve of a metric over `kept`, which come oldest first, and what was saved and is gone.
 pub(super) fn metric(name: Option<&str>, kept: &[Kept], gone: &[&Save]) -> String {
     let Some(name) = name else {
-        return note("No checkpoint has a metric.");
+        let has_any = kept.iter().any(|kept| !kept.info.metrics.is_empty());
+        return note(if has_any {
+            "No checkpoint has a metric that is a finite number: <code>--monitor</code> shows others."
+        } else {
+            "No checkpoint has a metric."
+        });
     };
     let value = |kept: &Kept| kept.info.metrics.get(name).copied();
     let with: Vec<&Kept> = kept.iter().filter(|kept| value(kept).is_some()).collect();
+    if with.is_empty() {
+        return note(format!("No checkpoint has the metric <b>{}</b>.", escaped(name)));
+    }
     let finite = |kept: &&&Kept| value(kept).is_some_and(f64::is_finite);
     let mut html = legend(&[
         ("kept", "kept"),
@@ -54,20 +62,27 @@ pub(super) fn metric(name: Option<&str>, kept: &[Kept], gone: &[&Save]) -> Strin
     let y = Scale::of(known.iter().map(|(_, value)| *value), bottom - 24.0, PLOT.y + 10.0);
     let mut figure = Figure::new(HEIGHT);
     figure.y_axis(&y, PLOT, &number);
-    figure.x_axis(&x, PLOT, &number);
+    figure.x_axis(&x, PLOT, &whole);
     figure.text("tick end", (PLOT.x + PLOT.width, HEIGHT - 4.0), "step");
     let line: Vec<(f64, f64)> =
         thinned(&known).into_iter().map(|(step, value)| (x.at(step), y.at(value))).collect();
     figure.path("curve", &line);
     for step in gone_steps.rev().take(MARKS_MAX) {
-        let title = format!("step {}: saved, removed since", number(step));
+        let title = format!("step {}: saved, removed since", whole(step));
         figure.mark(Mark::Cross, (x.at(step), bottom - 8.0), &title);
     }
     let newest = with.len().saturating_sub(MARKS_MAX);
     let marked = with.iter().enumerate().filter(|(index, kept)| *index >= newest || kept.is_best);
+    let mut labels = Vec::new();
     for (_, kept) in marked {
         let value = value(kept).unwrap_or(f64::NAN);
-        mark(&mut figure, kept, (x.at(kept.info.step as f64), y.at(value)), value, bottom);
+        let at = (x.at(kept.info.step as f64), y.at(value));
+        labels.extend(mark(&mut figure, kept, at, value, bottom));
+    }
+    // Above all marks.
+    for ((x, y), text) in apart(labels) {
+        let anchor = if x > WIDTH / 2.0 { "end" } else { "start" };
+        figure.text(&format!("label {anchor}"), (x, y), &text);
     }
     let title = format!("{} over steps", short(name, 60));
     let what = format!("{} checkpoints, {} known to be removed since", with.len(), gone.len());
@@ -76,7 +91,40 @@ pub(super) fn metric(name: Option<&str>, kept: &[Kept], gone: &[&Save]) -> Strin
     html
 }
 
-fn mark(figure: &mut Figure, kept: &Kept, (x, y): (f64, f64), value: f64, bottom: f64) {
+/// Steps have no fractions, and near ones are told apart.
+fn whole(count: f64) -> String {
+    match count.abs() {
+        1e15.. => number(count),
+        _ if (count - count.round()).abs() > 1e-6 => String::new(),
+        _ => format!("{:.0}", count.round()),
+    }
+}
+
+/// What is written beside a mark, and where.
+type Label = ((f64, f64), String);
+
+/// Labels of marks that are near each other, one above the other.
+fn apart(mut labels: Vec<Label>) -> Vec<Label> {
+    labels.sort_by(|a, b| b.0.1.total_cmp(&a.0.1));
+    for index in 1..labels.len() {
+        let (before, rest) = labels.split_at_mut(index);
+        if let (Some(((x, y), _)), Some(((other_x, other_y), _))) =
+            (before.last(), rest.first_mut())
+            && (*x - *other_x).abs() < 120.0
+        {
+            *other_y = other_y.min(*y - 15.0);
+        }
+    }
+    labels
+}
+
+fn mark(
+    figure: &mut Figure,
+    kept: &Kept,
+    (x, y): (f64, f64),
+    value: f64,
+    bottom: f64,
+) -> Option<Label> {
     let title = format!(
         "{}: {}{}{}",
         short(&kept.info.name, 80),
@@ -86,18 +134,17 @@ fn mark(figure: &mut Figure, kept: &Kept, (x, y): (f64, f64), value: f64, bottom
     );
     if !value.is_finite() {
         figure.mark(Mark::Triangle, (x, bottom - 8.0), &title);
-        return;
+        return None;
     }
     figure.mark(if kept.is_best { Mark::Diamond } else { Mark::Dot }, (x, y), &title);
     let label = match (kept.is_best, kept.is_latest) {
         (true, true) => "best and latest",
         (true, _) => "best",
         (_, true) => "latest",
-        _ => return,
+        _ => return None,
     };
-    let anchor = if x > WIDTH / 2.0 { "end" } else { "start" };
     let above = if y < PLOT.y + 30.0 { 22.0 } else { -13.0 };
-    figure.text(&format!("label {anchor}"), (x, y + above), &format!("{label} {}", number(value)));
+    Some(((x, y + above), format!("{label} {}", number(value))))
 }
 
 /// Few enough points that look like all of them.
@@ -138,7 +185,7 @@ pub(super) fn history(name: &str, losses: &[f64], index: usize) -> String {
     let y = Scale::of(points.iter().map(|point| point.1), bottom - 6.0, PLOT.y + 6.0);
     let mut figure = Figure::new(170.0);
     figure.y_axis(&y, plot, &number);
-    figure.x_axis(&x, plot, &number);
+    figure.x_axis(&x, plot, &whole);
     figure.text("tick end", (PLOT.x + PLOT.width, 166.0), "entry");
     let line: Vec<(f64, f64)> =
         thinned(&points).into_iter().map(|(at, value)| (x.at(at), y.at(value))).collect();
@@ -184,14 +231,14 @@ pub(super) fn disk(kept: &[Kept], saves: &[&Save]) -> String {
     let (unit, unit_bytes) = unit_of(most);
     here.iter_mut().chain(&mut written).for_each(|point| point.1 /= unit_bytes);
     let all = || here.iter().chain(&written);
-    let x = Scale::of(all().map(|point| point.0), PLOT.x, PLOT.x + PLOT.width);
+    let first = all().map(|p| p.0).fold(f64::INFINITY, f64::min);
+    // One moment is the beginning of the figure.
+    let last = all().map(|p| p.0).fold(first + 1.0, f64::max);
+    let x = Scale::of([first, last], PLOT.x, PLOT.x + PLOT.width);
     let y = Scale::of(all().map(|p| p.1).chain([0.0]), PLOT.y + PLOT.height, PLOT.y + 6.0);
     let mut figure = Figure::new(HEIGHT);
     figure.y_axis(&y, PLOT, &|count| format!("{} {unit}", number(count)));
-    let ends = [
-        (all().map(|p| p.0).fold(f64::INFINITY, f64::min), "start", PLOT.x),
-        (all().map(|p| p.0).fold(0.0, f64::max), "end", PLOT.x + PLOT.width),
-    ];
+    let ends = [(first, "start", PLOT.x), (last, "end", PLOT.x + PLOT.width)];
     let bottom = PLOT.y + PLOT.height;
     figure.line("axis", (PLOT.x, bottom), (PLOT.x + PLOT.width, bottom));
     for (at, anchor, x) in ends {
@@ -270,4 +317,34 @@ fn row(kept: &Kept) -> Vec<String> {
         info.world_size.to_string(),
         marks.join(", "),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_do_not_lie_on_each_other() {
+        let label = |x: f64, y: f64| ((x, y), String::new());
+        let at = |labels: Vec<Label>| labels.into_iter().map(|(at, _)| at).collect::<Vec<_>>();
+        assert_eq!(
+            at(apart(vec![label(800.0, 195.0), label(830.0, 200.0)])),
+            [(830.0, 200.0), (800.0, 185.0)]
+        );
+        let far = vec![label(830.0, 200.0), label(300.0, 195.0)];
+        assert_eq!(at(apart(far.clone())), at(far));
+        assert!(apart(Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn steps_are_whole_numbers() {
+        let shown = [0.0, 0.6, 3.000_000_000_1, 1_000_050.0, 1e18].map(whole);
+        assert_eq!(shown, ["0", "", "3", "1000050", "1.000e18"]);
+    }
+
+    #[test]
+    fn a_metric_that_nothing_has_is_said_so() {
+        assert!(metric(Some("<b>"), &[], &[]).contains("the metric <b>&lt;b&gt;</b>."));
+        assert!(metric(None, &[], &[]).contains("No checkpoint has a metric."));
+    }
 }

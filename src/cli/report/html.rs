@@ -89,8 +89,16 @@ pub(super) fn seconds(time: Duration) -> String {
     }
 }
 
+/// So many seconds, or none where they are no time.
+pub(super) fn of_seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
 /// Bytes per second, in decimal units.
 pub(super) fn rate(bytes_per_second: f64) -> String {
+    if bytes_per_second == 0.0 {
+        return "0 B/s".to_owned();
+    }
     let units = [(1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s")];
     let fits = units.into_iter().find(|(unit, _)| bytes_per_second >= *unit);
     let (unit, name) = fits.unwrap_or((1.0, "B/s"));
@@ -136,7 +144,7 @@ mod tests {
     #[test]
     fn rates_are_short() {
         let shown = [0.0, 999.0, 1500.0, 150e6, 1.49e9].map(rate);
-        assert_eq!(shown, ["0.0 B/s", "999 B/s", "1.5 kB/s", "150 MB/s", "1.5 GB/s"]);
+        assert_eq!(shown, ["0 B/s", "999 B/s", "1.5 kB/s", "150 MB/s", "1.5 GB/s"]);
     }
 
     #[test]

@@ -143,8 +143,7 @@ fn unknown(data: &Data) -> String {
     let known = counts.into_iter().filter(|(count, _)| *count > 0);
     lines.extend(known.map(|(count, what)| format!("{count} {what}.")));
     if traces.is_cut {
-        lines
-            .push(format!("Of the traces the first {} events are used.", super::trace::EVENTS_MAX));
+        lines.push("Of the traces only the beginning is used: they are too large.".to_owned());
     }
     let lines: String = lines.iter().map(|line| format!("<li>{line}</li>\n")).collect();
     section("unknown", "What is not known", format!("<ul>\n{lines}</ul>\n"))

@@ -64,14 +64,14 @@ impl Figure {
         }
     }
 
-    /// Numbers along the bottom, and what they count.
+    /// Numbers along the bottom, and what they count: those that have a text.
     pub(super) fn x_axis(&mut self, scale: &Scale, plot: Area, show: &dyn Fn(f64) -> String) {
         let bottom = plot.y + plot.height;
         self.line("axis", (plot.x, bottom), (plot.x + plot.width, bottom));
-        for tick in scale.ticks(6) {
-            let x = scale.at(tick);
+        let ticks = scale.ticks(6).into_iter().map(|tick| (scale.at(tick), show(tick)));
+        for (x, text) in ticks.filter(|(_, text)| !text.is_empty()) {
             self.line("axis", (x, bottom), (x, bottom + 4.0));
-            self.text("tick middle", (x, bottom + 17.0), &show(tick));
+            self.text("tick middle", (x, bottom + 17.0), &text);
         }
     }
 

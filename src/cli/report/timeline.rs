@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use super::html::{escaped, folded, note, rate as per_second, seconds, short, table, time};
+use super::html::{
+    escaped, folded, note, of_seconds, rate as per_second, seconds, short, table, time,
+};
 use super::saves::{Kind, Rank, Save};
 use super::svg::{Area, Figure, Mark, Scale, WIDTH, legend};
 use crate::cli::format::bytes;
 
 /// So many of the newest saves are drawn, and the one that took longest.
 const SAVES_MAX: usize = 4;
-/// Of a save so many ranks are drawn: those that wrote longest.
+/// Of a save so many ranks are drawn: rank 0, which commits, those that failed, and those that wrote
+/// longest.
 const RANKS_MAX: usize = 16;
 const ROW: f64 = 30.0;
 const LEFT: f64 = 80.0;
@@ -60,7 +63,7 @@ fn timeline(index: usize, save: &Save, what: &str) -> String {
         let y = plot.y + ROW * row as f64;
         draw(&mut figure, save, *number, rank, &scale, y);
     }
-    figure.x_axis(&scale, plot, &|tick| seconds(Duration::from_secs_f64(tick.max(0.0))));
+    figure.x_axis(&scale, plot, &|tick| seconds(of_seconds(tick)));
     let title = heading(save, what);
     let mut html = format!("<h3>{title}</h3>\n");
     html.push_str(&note(summary(save, ranks.len())));
@@ -82,7 +85,9 @@ fn heading(save: &Save, what: &str) -> String {
 fn summary(save: &Save, drawn: usize) -> String {
     let mut text = format!("{} on {} ranks", seconds(save.time()), save.ranks.len());
     if save.ranks.len() > drawn {
-        text.push_str(&format!(" (shown are the {drawn} that wrote longest)"));
+        text.push_str(&format!(
+            " (shown are {drawn}: rank 0, and those that failed or wrote longest)"
+        ));
     }
     if let (Some(size), Some(rate)) = (save.bytes(), save.bandwidth()) {
         text.push_str(&format!(", {} of tensors, {}", bytes(size), per_second(rate)));
@@ -100,7 +105,9 @@ fn summary(save: &Save, drawn: usize) -> String {
 /// By number.
 fn drawn(save: &Save) -> Vec<(u32, &Rank)> {
     let mut ranks: Vec<(u32, &Rank)> = save.ranks.iter().map(|(n, rank)| (*n, rank)).collect();
-    ranks.sort_by_key(|(n, rank)| (std::cmp::Reverse(rank.of(Kind::Write)), *n));
+    ranks.sort_by_key(|(n, rank)| {
+        (*n != 0, !rank.failed, std::cmp::Reverse(rank.of(Kind::Write)), *n)
+    });
     ranks.truncate(RANKS_MAX);
     ranks.sort_by_key(|(n, _)| *n);
     ranks
@@ -165,7 +172,7 @@ pub(super) fn stall_and_bandwidth(saves: &[&Save], is_here: &dyn Fn(&Save) -> bo
     ]);
     let stall = |save: &Save| Some(save.stall().as_secs_f64());
     html.push_str(&bars("stall", "Training held up, per save", shown, &stall, &|value| {
-        seconds(Duration::from_secs_f64(value.max(0.0)))
+        seconds(of_seconds(value))
     }));
     html.push_str(&bars(
         "bandwidth",
@@ -244,4 +251,22 @@ fn saves_table(saves: &[&Save], is_here: &dyn Fn(&Save) -> bool) -> String {
             ]
         }),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::report::saves::Part;
+
+    #[test]
+    fn of_many_ranks_those_are_drawn_that_tell_something() {
+        let rank = |number: u32| {
+            let end = Duration::from_millis(u64::from(number) + 1);
+            let part = Part { kind: Kind::Write, begin: Duration::ZERO, end };
+            (number, Rank { end, failed: number == 7, parts: vec![part], ..Rank::default() })
+        };
+        let save = Save { ranks: (0..64).map(rank).collect(), ..Save::default() };
+        let numbers: Vec<u32> = drawn(&save).iter().map(|(number, _)| *number).collect();
+        assert_eq!(numbers, [0, 7].into_iter().chain(50..64).collect::<Vec<_>>());
+    }
 }

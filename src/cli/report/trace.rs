@@ -13,7 +13,9 @@ use crate::shown;
 /// Longer lines are no events.
 const LINE_BYTES_MAX: u64 = 64 << 10;
 /// So many events are read, of all traces together.
-pub(super) const EVENTS_MAX: usize = 1_000_000;
+const EVENTS_MAX: usize = 1_000_000;
+/// With so many bytes of names and paths.
+const TEXT_BYTES_MAX: usize = 256 << 20;
 
 /// Something that a rank did of a save.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +47,7 @@ pub(super) struct Traces {
     pub(super) unreadable: usize,
     /// Whether there were more events than are read.
     pub(super) is_cut: bool,
+    text_bytes: usize,
 }
 
 #[derive(Deserialize)]
@@ -97,7 +100,7 @@ impl Traces {
                 }
                 continue;
             }
-            if self.events.len() >= EVENTS_MAX {
+            if self.events.len() >= EVENTS_MAX || self.text_bytes > TEXT_BYTES_MAX {
                 self.is_cut = true;
                 return Ok(());
             }
@@ -116,6 +119,7 @@ impl Traces {
             return;
         };
         if line.ph == "X" && line.cat == "save" {
+            self.text_bytes += line.name.len() + line.args.path.len();
             self.events.push(Event {
                 name: line.name,
                 rank: line.pid,
@@ -158,6 +162,19 @@ mod tests {
         assert_eq!((traces.events.len(), traces.unreadable), (2, 1));
         let first = &traces.events[0];
         assert_eq!((first.rank, first.is_beside, first.end()), (3, true, Duration::from_micros(7)));
+    }
+
+    #[test]
+    fn names_and_paths_take_no_more_memory_than_there_is_for_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trace.json");
+        let event = r#"{"name":"save","cat":"save","ph":"X","pid":0,"args":{"path":"a"}},"#;
+        std::fs::write(&path, format!("[\n{event}\n{event}\n")).unwrap();
+        for (text_bytes, events) in [(0, 2), (TEXT_BYTES_MAX, 1), (TEXT_BYTES_MAX + 1, 0)] {
+            let mut traces = Traces { text_bytes, ..Traces::default() };
+            traces.read(&path).unwrap();
+            assert_eq!((traces.events.len(), traces.is_cut), (events, events < 2));
+        }
     }
 
     #[test]

@@ -109,7 +109,7 @@ fn draw_group(figure: &mut Figure, index: usize, component: &str, tiles: &[Tile]
     figure.rect("group", area, &title);
     let head = if area.height > 3.0 * HEAD && area.width > 40.0 { HEAD } else { 0.0 };
     if head > 0.0 {
-        let text = short(&format!("{component}, {size}"), chars_in(area.width));
+        let text = short(&format!("{component}, {size}"), chars_in(area.width, 8.4));
         figure.text("head start", (area.x + 4.0, area.y + 13.0), &text);
     }
     let inner = Area { y: area.y + head, height: area.height - head, ..area };
@@ -119,7 +119,7 @@ fn draw_group(figure: &mut Figure, index: usize, component: &str, tiles: &[Tile]
         let title = format!("{} {} {size}", escaped(&tile.name), escaped(&tile.what));
         figure.rect(&format!("tile t{}", index % 4), area, &title);
         if area.width > 46.0 && area.height > 17.0 {
-            let text = short(&tile.name, chars_in(area.width));
+            let text = short(&tile.name, chars_in(area.width, 7.6));
             figure.text("label start", (area.x + 4.0, area.y + 13.0), &text);
         }
         if area.width > 60.0 && area.height > 32.0 {
@@ -128,10 +128,10 @@ fn draw_group(figure: &mut Figure, index: usize, component: &str, tiles: &[Tile]
     }
 }
 
-/// Of the letters of a label.
+/// How many letters of this width fit; fonts differ.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a width")]
-fn chars_in(width: f64) -> usize {
-    ((width - 6.0) / 7.0).max(1.0) as usize
+fn chars_in(width: f64, letter: f64) -> usize {
+    ((width - 6.0) / letter).max(1.0) as usize
 }
 
 /// An area for each size, in their order; sizes come largest first.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::catalog::list_one;
+use crate::catalog::{is_lost_found, list_one};
 use crate::error::{ErrorKind, Result};
 use crate::layout::{self, CheckpointName, Debris, SaveId};
 use crate::manifest::{CheckpointInfo, HEAD_BYTES};
@@ -97,7 +97,7 @@ fn stamp_of(parent: &dyn Directory, entry: &str) -> Result<Option<Stamp>> {
         file.read_at(at + HEAD_BYTES as u64, &mut stamp)?;
         Ok(Some(stamp))
     };
-    read().or_else(|e| absent(&e).then_some(None).ok_or(e))
+    read().or_else(|e| (absent(&e) || is_lost_found(entry, &e)).then_some(None).ok_or(e))
 }
 
 /// Bytes of the files of an attempt; `None` if it is gone, or has its manifest: then it is about to

@@ -77,21 +77,28 @@ pub(super) fn run(out: &mut Output<'_>, arguments: &Watch) -> std::result::Resul
         let is_enough = arguments.count.is_some_and(|count| watcher.committed >= count);
         let took = clock::now().saturating_duration_since(looked);
         let next = looked.checked_add(arguments.interval.max(took * LOOKS_SHARE));
-        if is_enough || !nap_until(next.unwrap_or(looked), ends) {
+        if is_enough || !nap_until(next.unwrap_or(looked), ends, out)? {
             return Ok(0);
         }
     }
 }
 
-/// Whether to go on then.
-fn nap_until(next: Instant, ends: Option<Instant>) -> bool {
+/// Whether to go on then. Nothing may happen for long: a reader that has left is seen without it.
+fn nap_until(
+    next: Instant,
+    ends: Option<Instant>,
+    out: &Output<'_>,
+) -> std::result::Result<bool, Stop> {
     loop {
         let now = clock::now();
         if interrupt::is_noted() || ends.is_some_and(|end| now >= end) {
-            return false;
+            return Ok(false);
         }
         if now >= next {
-            return true;
+            return Ok(true);
+        }
+        if out.is_closed() {
+            return Err(Stop::ClosedPipe);
         }
         let until = ends.map_or(next, |end| next.min(end));
         clock::sleep(NAP.min(until.saturating_duration_since(now)));
@@ -111,7 +118,8 @@ struct Watcher<'a> {
     /// Gone at the last look: a listing may miss what is renamed meanwhile.
     gone: BTreeMap<SaveId, Attempt>,
     is_drawn: bool,
-    drawn: usize,
+    /// How long the lines are that are on the terminal.
+    drawn: Vec<usize>,
     last: Option<String>,
 }
 
@@ -126,15 +134,17 @@ impl<'a> Watcher<'a> {
             told: BTreeMap::new(),
             gone: BTreeMap::new(),
             is_drawn: !arguments.json && std::io::stdout().is_terminal(),
-            drawn: 0,
+            drawn: Vec::new(),
             last: None,
         }
     }
 
     /// What has happened since the last look; `None` at the first one.
     fn look(&mut self) -> Result<Option<Vec<Event>>> {
-        let now = match LocalStorage::new().open_dir(&self.arguments.dir) {
-            Ok(parent) => Some(self.seen.again(parent.as_ref())?),
+        // It may also go while it is looked at.
+        let parent = LocalStorage::new().open_dir(&self.arguments.dir);
+        let now = match parent.and_then(|parent| self.seen.again(parent.as_ref())) {
+            Ok(seen) => Some(seen),
             Err(e) if e.kind() == ErrorKind::NotFound && !self.arguments.dir.exists() => None,
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 return Err(Error::new(ErrorKind::InvalidInput, "this is no directory")
@@ -252,9 +262,10 @@ impl<'a> Watcher<'a> {
             is_late: self.is_late,
             last: self.last.as_deref(),
         };
-        let lines = table::lines(&self.seen, &around, grid::width());
-        out.redraw(self.drawn, &lines)?;
-        self.drawn = lines.len();
+        let width = grid::width();
+        let lines = table::lines(&self.seen, &around, width);
+        out.redraw(table::rows_of(&self.drawn, width), &lines)?;
+        self.drawn = lines.iter().map(|line| line.chars().count()).collect();
         Ok(())
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn lines(seen: &Seen, around: &Around<'_>, width: Option<usize>) -> V
     ]);
     for info in committed.iter().rev().take(CHECKPOINTS_MAX) {
         grid.row([
-            info.name.clone(),
+            line(&info.name),
             info.step.to_string(),
             info.epoch.to_string(),
             metrics(info).trim().to_owned(),
@@ -55,6 +55,12 @@ pub(super) fn lines(seen: &Seen, around: &Around<'_>, width: Option<usize>) -> V
     lines.extend(around.last.map(str::to_owned));
     lines.push(pace(committed.last().map(|info| since(info.created_unix_ms)), around));
     lines.iter().map(|line| cut(line, width)).collect()
+}
+
+/// How many rows lines of these lengths take: a terminal that was made narrower has wrapped them.
+pub(super) fn rows_of(lengths: &[usize], width: Option<usize>) -> usize {
+    let width = width.unwrap_or(usize::MAX).max(1);
+    lengths.iter().map(|length| length.div_ceil(width).max(1)).sum()
 }
 
 fn pace(since: Option<String>, around: &Around<'_>) -> String {

@@ -2,13 +2,13 @@ use std::time::Duration;
 
 use super::event::{Event, events_between, usual_interval};
 use super::look::Seen;
-use super::table::{Around, lines};
+use super::table::{Around, lines, rows_of};
 use crate::catalog::CheckpointPath;
 use crate::group::ProcessGroup;
 use crate::plan::OnExisting;
 use crate::save::{SaveOptions, save};
 use crate::state::StateDict;
-use crate::storage::{Directory, MemoryStorage, Storage};
+use crate::storage::{Directory, Fault, FaultyStorage, MemoryStorage, Storage};
 
 fn saved(storage: &MemoryStorage, name: &str, step: u64) {
     let path = CheckpointPath::parse(format!("run/{name}")).unwrap();
@@ -47,6 +47,30 @@ fn what_happens_between_looks_is_told() {
     });
     let third = second.again(dir.as_ref()).unwrap();
     assert_eq!(events_between(&second, &third), [Event::Removed("b".to_owned())]);
+}
+
+/// The directory may be the top of a file system, where that one is for the superuser alone.
+#[test]
+fn what_a_file_system_keeps_for_itself_ends_no_watch() {
+    let storage = MemoryStorage::new();
+    saved(&storage, "a", 1);
+    let kept = "run/lost+found";
+    storage.create_dir_all(kept.as_ref()).unwrap();
+    let faulty = FaultyStorage::new(std::sync::Arc::new(storage));
+    let look = || Seen::default().again(faulty.open_dir("run".as_ref())?.as_ref());
+    look().unwrap();
+    let opened = faulty.log().iter().position(|line| line == &format!("open_dir {kept}")).unwrap();
+    for (errno, is_fine) in [(13, true), (5, false)] {
+        faulty.reset();
+        faulty.fail_at(opened as u64 + 1, Fault::Error(errno), false);
+        assert_eq!(look().map(|seen| seen.committed().len()).ok(), is_fine.then_some(1));
+    }
+}
+
+#[test]
+fn a_terminal_that_was_made_narrower_has_wrapped_lines() {
+    assert_eq!(rows_of(&[0, 40, 80, 81], Some(40)), 1 + 1 + 2 + 3);
+    assert_eq!((rows_of(&[100, 5], None), rows_of(&[], Some(0))), (2, 0));
 }
 
 #[test]
