@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::catalog::{CheckpointPath, Found};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
-use crate::manifest::{ASIDE, AUTOMATIC, Form, LOST, Piece, TensorRecord};
+use crate::manifest::{ASIDE, Form, LOST, Piece, TensorRecord};
 use crate::reshard::{ReshardOptions, attach, is_attached, rewrite, state_of};
 use crate::save::Checkpoint;
 use crate::shard::{PieceAt, ShardReader};
@@ -218,8 +218,6 @@ pub fn salvage(
     if assessment.has_lost() {
         state.values.set(LOST, Value::json(&assessment.lost_names())?);
         state.values.set(ASIDE, true);
-        // No rule has saved it: none may count or remove it.
-        state.values.set(AUTOMATIC, false);
     }
     rewrite(group, storage, found, state, to, options)
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::layout::CODE_DIR;
 use crate::load::stored_state;
-use crate::manifest::{Form, Manifest, OtherFile, RESHARDED_FROM, TensorRecord};
+use crate::manifest::{AUTOMATIC, Form, Manifest, OtherFile, RESHARDED_FROM, TensorRecord};
 use crate::plan::OnExisting;
 use crate::rank::{Rank, WorldSize};
 use crate::save::{Checkpoint, SaveOptions, save_as_ranks};
@@ -117,6 +117,10 @@ pub(crate) fn rewrite(
     let is_first = manifest.values().find(RESHARDED_FROM).is_none();
     if from != into && is_first && from.ranks().any(has_own) {
         state.values.set(RESHARDED_FROM, i64::from(from.get()));
+    }
+    // Somebody has asked for it: no rule may count or remove it.
+    if state.values.find(AUTOMATIC).is_some() {
+        state.values.set(AUTOMATIC, false);
     }
     let own = |rank: Rank| manifest.rank_values(rank).cloned().unwrap_or_default();
     let rank_values: Vec<Values> = into.ranks().map(own).collect();
