@@ -11,7 +11,9 @@ fn verbs(folder: &Folder) -> Vec<Vec<String>> {
         made.floats("w", &[512], &[step as f32; 512]).save(folder);
     }
     let (a, b, dir) = (folder.at("step-0001"), folder.at("step-0002"), folder.path().to_owned());
-    let all: [&[&str]; 13] = [
+    let new = ["out.st", "out-2", "out.html", "again"].map(|name| folder.at(name));
+    let [st, two, html, again] = new.each_ref().map(String::as_str);
+    let all: [&[&str]; 25] = [
         &["ls", &dir],
         &["ls", "--json", &dir],
         &["inspect", &a],
@@ -25,6 +27,18 @@ fn verbs(folder: &Folder) -> Vec<Vec<String>> {
         &["prune", "--keep-last", "1", "--dry-run", &dir],
         &["prune", "--keep-last", "1", "--dry-run", "--json", &dir],
         &["completions", "bash"],
+        &["verify", "--json", &a],
+        &["verify", "--json", "--all", "--dir", &dir],
+        &["latest", "--json", "--dir", &dir],
+        &["repair", "--json", &a],
+        &["repair", "--json", &dir],
+        &["reshard", "--json", &a, "--world-size", "2", "-o", two],
+        &["export", "--json", &a, "--format", "safetensors", "-o", st],
+        &["import", "--json", st, "-o", again],
+        &["report", "--json", &dir, "-o", html],
+        &["watch", "--json", "--for", "1", &dir],
+        &["stress", "save", "--json", "--step", "7", "--bytes", "9", "--dir", &dir],
+        &["stress", "load", "--json", "--step", "7", "--dir", &dir],
     ];
     all.iter().map(|verb| verb.iter().map(|word| (*word).to_owned()).collect()).collect()
 }
@@ -55,6 +69,7 @@ fn a_pipe_gets_neither_colours_nor_progress_and_json_by_lines() {
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.stderr.is_empty() && !text.contains('\u{1b}'), "{words:?}: {text}");
         if words.contains(&"--json") {
+            assert!(!text.is_empty(), "{words:?}");
             for line in text.lines() {
                 let object: serde_json::Value = serde_json::from_str(line).unwrap();
                 assert!(object.is_object(), "{words:?}: {line}");

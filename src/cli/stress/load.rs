@@ -35,6 +35,9 @@ pub(in crate::cli) struct Load {
     step: Step,
     #[command(flatten)]
     ranks: Ranks,
+    /// One JSON object instead of a line.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +71,7 @@ pub(super) fn run(out: &mut Output<'_>, arguments: &Load) -> Result<u8, Stop> {
     let wanted = Wanted::new(&arguments.dir, which);
     arguments.ranks.play(out, &|group, out| {
         let (step, save_id) = compare(group, &LocalStorage::new(), &wanted)?;
-        out.map_or(Ok(()), |out| out.line(format!("LOADED {step} {save_id}")))
+        super::say(out, arguments.json, "loaded", step, save_id)
     })
 }
 

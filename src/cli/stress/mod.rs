@@ -8,9 +8,11 @@ pub(super) mod ranks;
 mod save;
 
 use clap::Subcommand;
+use serde_json::json;
 
 use super::directory::{self, Look};
 use super::{Output, Stop};
+use crate::layout::SaveId;
 
 #[derive(Subcommand)]
 pub(super) enum Stress {
@@ -32,6 +34,21 @@ pub(super) enum Stress {
         #[arg(long)]
         all: bool,
     },
+}
+
+/// What was done, `committed` or `loaded`, to whoever listens.
+fn say(
+    out: Option<&mut Output<'_>>,
+    as_json: bool,
+    done: &str,
+    step: u64,
+    save_id: SaveId,
+) -> Result<(), Stop> {
+    let Some(out) = out else { return Ok(()) };
+    match as_json {
+        true => out.json(&json!({ "event": done, "step": step, "save_id": save_id.to_string() })),
+        false => out.line(format!("{} {step} {save_id}", done.to_uppercase())),
+    }
 }
 
 pub(super) fn run(out: &mut Output<'_>, stress: &Stress) -> Result<u8, Stop> {

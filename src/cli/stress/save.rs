@@ -51,6 +51,9 @@ struct How {
     /// Keep the newest K of what was saved with this option, and move the link `latest`.
     #[arg(long, value_name = "K")]
     keep: Option<NonZeroU64>,
+    /// One JSON object for each save instead of a line.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn once(out: &mut Output<'_>, arguments: &Save) -> Result<u8, Stop> {
@@ -120,13 +123,17 @@ impl<'a> Saver<'a> {
         let options = SaveOptions { step, ..SaveOptions::default() };
         if !how.beside {
             let committed = save(group, storage.as_ref(), &path, &state, &options)?;
-            let said = say(out, step, &committed);
+            let said = self.say(out, &committed, step);
             self.after_commit()(&committed);
             return Ok(said);
         }
         let pending = save_async(group, storage, &path, &state, &options, self.after_commit())?;
         live.become_step(step.wrapping_add(1));
-        Ok(say(out, step, &pending.wait()?))
+        Ok(self.say(out, &pending.wait()?, step))
+    }
+
+    fn say(&self, out: Option<&mut Output<'_>>, committed: &Checkpoint, step: u64) -> Said {
+        super::say(out, self.how.json, "committed", step, committed.save_id)
     }
 
     fn after_commit(&self) -> AfterCommit {
@@ -143,10 +150,6 @@ impl<'a> Saver<'a> {
         };
         Box::new(move |committed| tidy.after(committed))
     }
-}
-
-fn say(out: Option<&mut Output<'_>>, step: u64, committed: &Checkpoint) -> Said {
-    out.map_or(Ok(()), |out| out.line(format!("COMMITTED {step} {}", committed.save_id)))
 }
 
 fn name_of(step: u64) -> String {
