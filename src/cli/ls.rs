@@ -10,9 +10,9 @@ use serde_json::json;
 use super::format::{age, bytes, finite, number};
 use super::grid::{Column, Grid, short_id};
 use super::sparkline::sparkline;
-use super::{DAMAGED, Output, Stop, progress, verdict};
+use super::{DAMAGED, Output, Stop, complain, progress, verdict};
 use crate::autosave::{KeepBest, Mode};
-use crate::catalog::{Survey, open_parent, survey_of};
+use crate::catalog::{Survey, open_parent, read_manifest, survey_of};
 use crate::clock;
 use crate::manifest::{CheckpointInfo, CheckpointState};
 use crate::shown::line;
@@ -42,6 +42,9 @@ pub(super) fn run(out: &mut Output<'_>, arguments: &Ls) -> Result<u8, Stop> {
     let count = progress::count("looking at", "entries");
     let survey = survey_of(parent.as_ref(), &mut || count.inc(1))?;
     count.finish_and_clear();
+    if survey.checkpoints.is_empty() && read_manifest(parent.as_ref()).is_ok() {
+        complain(&"note: this is a checkpoint itself; `tch-checkpoint inspect` shows it");
+    }
     let listing = Listing::new(survey, arguments);
     let said = if arguments.json { listing.json(out) } else { listing.text(out) };
     let is_damaged = listing.survey.of_state(CheckpointState::Damaged).next().is_some();

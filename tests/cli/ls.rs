@@ -28,6 +28,15 @@ fn ls_shows_a_run() {
 }
 
 #[test]
+fn who_lists_a_checkpoint_is_told_how_to_look_into_it() {
+    let folder = run_of(1);
+    let ran = verb("ls", &folder.at("step-0100"), &[]);
+    assert_code(&ran, 0);
+    assert!(ran.stderr.contains("inspect"), "{}", ran.stderr);
+    assert_eq!(verb("ls", folder.path(), &[]).stderr, "");
+}
+
+#[test]
 fn ls_shows_what_is_damaged_partial_or_foreign() {
     let folder = run_of(3);
     fs::write(shard(&folder.at("step-0200")), "short").unwrap();

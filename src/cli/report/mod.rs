@@ -113,7 +113,7 @@ impl Place {
 }
 
 fn taken(path: &Path) -> Error {
-    Error::new(ErrorKind::AlreadyExists, "already exists; nothing was changed")
+    Error::new(ErrorKind::AlreadyExists, "a file of that name is there; nothing was changed")
         .with_path(path)
         .with_help("choose another name, or replace it with --force")
 }
