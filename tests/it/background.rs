@@ -16,6 +16,7 @@ use tracing::Level;
 
 use crate::harness::*;
 use crate::hooked::Hooked;
+use crate::tier;
 
 /// A signal that comes in time, or fails the test.
 #[derive(Clone, Default)]
@@ -105,8 +106,9 @@ fn changing(group: &ProcessGroup, byte: u8) -> (StateDict, [Arc<Mutex<Vec<u8>>>;
 fn what_changes_right_after_the_call_is_not_saved() {
     let memory = MemoryStorage::new();
     let storage: Arc<dyn Storage> = Arc::new(memory.clone());
+    let rounds = tier::count(100, 1000);
     on_ranks(2, move |group| {
-        for round in 0..100u8 {
+        for round in (0..0xEEu8).cycle().take(rounds as usize) {
             let (mut state, bytes) = changing(&group, round);
             let options =
                 SaveOptions { on_existing: OnExisting::Replace, ..SaveOptions::default() };
@@ -123,6 +125,10 @@ fn what_changes_right_after_the_call_is_not_saved() {
             check_bytes(&group, storage.as_ref(), &tensors, round);
         }
     });
+    tier::figure(
+        "saves whose state was changed right after the call, and not what they wrote",
+        rounds,
+    );
 }
 
 /// The checkpoint holds nothing but `byte`.
