@@ -36,10 +36,12 @@ pub(super) fn taken(parent: &dyn Directory, name: &str) -> Result<Taken> {
 }
 
 fn of_directory(dir: &dyn Directory) -> Result<Taken> {
-    let entries = dir.list()?;
+    let mut entries = dir.list()?;
     if entries.is_empty() {
         return Ok(Taken::EmptyDirectory);
     }
+    // The same one is named each time.
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
     let (mut configs, mut has_tensors) = (BTreeSet::new(), false);
     let is_document = |name: &str| name == layout::HF_CONFIG || layout::is_hf_index(name);
     let (documents, others): (Vec<_>, Vec<_>) =

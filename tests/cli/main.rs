@@ -18,6 +18,7 @@ mod repair;
 mod report;
 mod reshard;
 mod room;
+mod shown;
 mod snapshot;
 mod stopped;
 mod stress;
