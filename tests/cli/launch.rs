@@ -168,7 +168,9 @@ fn variables_that_are_missing_or_empty_have_their_defaults() {
     let rank = "echo $OMP_NUM_THREADS ${#TCH_CHECKPOINT_TOKEN}";
     let mut command = command(&["launch", "-n", "1", "sh", "-c", rank]);
     let ended = Launch::of(command.env_remove("PATH"), &empty).end().with_code(0);
-    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("1 32\n", ""));
+    assert_eq!(ended.stdout, "1 32\n");
+    // Where the command is linked with libtorch, libgomp complains of an empty number of its own.
+    assert!(!ended.stderr.contains("launch"), "{}", ended.stderr);
 }
 
 #[test]
