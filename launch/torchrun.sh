@@ -142,11 +142,14 @@ forward() {
     elif ((interrupted)); then
         say "SIG$signal again: killing all ranks"
         deadline=$((SECONDS - 1))
+    elif ((ending)); then
+        # Ranks that were told to end because one has failed would take it as a second one.
+        say "SIG$signal: ranks are being ended already"
+        interrupted=$(now_ms)
     else
         say "SIG$signal: forwarded to all ranks; killing what is left after $grace_s s"
         interrupted=$(now_ms)
-        # Ranks that were told to end because one has failed would take it as a second one.
-        ((ending)) || signal_groups "$signal"
+        signal_groups "$signal"
         deadline=$((SECONDS + grace_s))
     fi
 }

@@ -239,6 +239,7 @@ fn a_signal_after_a_failure_is_not_passed_on() {
     std::fs::write(launch.dir.path().join("go"), "").unwrap();
     let ended = launch.end();
     assert_eq!(ended.code, Some(9), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("forwarded"), "{}", ended.stderr);
     for rank in ["signals0", "signals2"] {
         assert_eq!(read(ended.dir.path(), rank), "signal\n");
     }
