@@ -13,7 +13,7 @@ fn verbs(folder: &Folder) -> Vec<Vec<String>> {
     let (a, b, dir) = (folder.at("step-0001"), folder.at("step-0002"), folder.path().to_owned());
     let new = ["out.st", "out-2", "out.html", "again"].map(|name| folder.at(name));
     let [st, two, html, again] = new.each_ref().map(String::as_str);
-    let all: [&[&str]; 25] = [
+    let all: [&[&str]; 26] = [
         &["ls", &dir],
         &["ls", "--json", &dir],
         &["inspect", &a],
@@ -38,6 +38,7 @@ fn verbs(folder: &Folder) -> Vec<Vec<String>> {
         &["report", "--json", &dir, "-o", html],
         &["watch", "--json", "--for", "1", &dir],
         &["stress", "save", "--json", "--step", "7", "--bytes", "9", "--dir", &dir],
+        &["bench", "--json", "--bytes", "8192", "--rounds", "1", "--dir", &dir],
         &["stress", "load", "--json", "--step", "7", "--dir", &dir],
     ];
     all.iter().map(|verb| verb.iter().map(|word| (*word).to_owned()).collect()).collect()

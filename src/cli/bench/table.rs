@@ -44,6 +44,9 @@ pub(super) struct Table {
     /// How often, after a warm-up; the figures are medians.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
+    /// One JSON object per line instead of a table, as the verbs print it.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn run(out: &mut Output<'_>, arguments: &Table) -> Result<u8, Stop> {
@@ -58,19 +61,22 @@ pub(super) fn run(out: &mut Output<'_>, arguments: &Table) -> Result<u8, Stop> {
     let mut shown = table(&["state", "", "seconds", "GB/s", "raw seconds", "÷ raw"]);
     for (name, spec) in &states {
         let reports = measure(&folder, spec, arguments.rounds.into(), &bar)?;
-        let rows = rows(&reports);
-        for (index, row) in rows.into_iter().enumerate() {
+        if arguments.json {
+            reports.iter().try_for_each(|report| report.print(out, true))?;
+            continue;
+        }
+        for (index, row) in rows(&reports).into_iter().enumerate() {
             let name = if index == 0 { name.as_str() } else { "" };
             shown.add_row(std::iter::once(name.to_owned()).chain(row));
         }
     }
     drop(folder);
     bar.finish_and_clear();
-    out.line(format!(
-        "Checkpoints in {}, one rank, median of {}",
-        dir.display(),
-        arguments.rounds
-    ))?;
+    if arguments.json {
+        return Ok(0);
+    }
+    let rounds = arguments.rounds;
+    out.line(format!("Checkpoints in {}, one rank, median of {rounds}", dir.display()))?;
     out.table(&shown)?;
     out.line("")?;
     out.line("saves are durable (fsync of files and directories), loads are verified")?;
