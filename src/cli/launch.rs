@@ -18,6 +18,7 @@ use super::output::{Stop, complain};
 use crate::catalog::{Found, Wanted, find};
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::layout::SaveId;
 use crate::shown::{self, line};
 use crate::storage::LocalStorage;
 use ranks::Program;
@@ -110,7 +111,7 @@ fn job(arguments: &Launch) -> Result<u8> {
         arguments: rest.to_vec(),
         ranks: arguments.ranks,
         max_restarts: arguments.max_restarts,
-        token: token.map_or_else(random_token, Ok)?,
+        token: token.map_or_else(|| SaveId::random().map(|id| id.to_string()), Ok)?,
     };
     let mut signals = Signals::install()?;
     let grace = Duration::from_secs(arguments.grace);
@@ -163,12 +164,6 @@ fn executable(name: &Path) -> Option<PathBuf> {
     }
     let search = std::env::var_os("PATH").unwrap_or_else(|| PATH.into());
     std::env::split_paths(&search).map(|dir| dir.join(name)).find(can_run)
-}
-
-fn random_token() -> Result<String> {
-    let mut bytes = [0; 16];
-    random(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn random(bytes: &mut [u8]) -> Result<()> {
