@@ -91,15 +91,7 @@ pub fn assess(found: &Found, progress: &mut dyn FnMut(u64)) -> Result<Assessment
     }
     let aliases = manifest.aliases().iter().filter(|(_, of)| assessment.lost.contains_key(of));
     assessment.lost_aliases = aliases.cloned().collect();
-    let mut unused = crate::state::StateDict::new();
-    attach(found, &mut unused, &mut |name, error| {
-        if error.is_no_memory() {
-            return Err(error);
-        }
-        assessment.damage.push(error.clone());
-        assessment.lost_files.insert(name.to_owned(), error);
-        Ok(())
-    })?;
+    assessment.look_at_other_files(found)?;
     Ok(assessment)
 }
 
@@ -122,9 +114,17 @@ impl Assessment {
         for index in 0..found.manifest.sums_files().len() {
             self.note(strict.verify_sums_file(index))?;
         }
-        // An index is made anew; of attached files it is said which are lost.
-        for record in found.manifest.other_files().iter().filter(|other| !is_attached(other)) {
-            self.note(check_other(found, record))?;
+        Ok(())
+    }
+
+    /// An index is made anew; of attached files it is said which are lost.
+    fn look_at_other_files(&mut self, found: &Found) -> Result<()> {
+        for record in found.manifest.other_files() {
+            let looked = check_other(found, record);
+            if let (Err(error), true) = (&looked, is_attached(record)) {
+                self.lost_files.insert(record.name.clone(), error.clone());
+            }
+            self.note(looked)?;
         }
         Ok(())
     }

@@ -38,6 +38,16 @@ enum Said {
     Text(String),
 }
 
+/// What became of a directory.
+struct Outcome<'a> {
+    arguments: &'a Repair,
+    looked: &'a [Looked],
+    unreadable: &'a [&'a CheckpointInfo],
+    /// Newest first.
+    good: &'a [CheckpointInfo],
+    pointers: &'a Pointers,
+}
+
 /// What links say that do not lead to a good checkpoint.
 struct Pointers {
     broken: Vec<String>,
@@ -71,11 +81,14 @@ pub(super) fn run(
         pointers.mended = pointers.broken.clone();
         pointers.mended.retain(|one| !left.contains(one));
     }
-    let said = if arguments.json {
-        json(out, &looked, &unreadable, &good, &pointers, arguments)
-    } else {
-        text(out, &looked, &unreadable, &good, &pointers, arguments)
+    let outcome = Outcome {
+        arguments,
+        looked: &looked,
+        unreadable: &unreadable,
+        good: &good,
+        pointers: &pointers,
     };
+    let said = if arguments.json { outcome.json(out) } else { outcome.text(out) };
     let has_lost = !unreadable.is_empty() || looked.iter().any(|one| one.has_lost);
     verdict(if has_lost { DAMAGED } else { 0 }, said)
 }
@@ -207,63 +220,51 @@ fn mend(parent: &Arc<dyn Directory>, arguments: &Repair, good: &[CheckpointInfo]
     pointers::update(parent.as_ref(), of_runs().next(), best, &pace)
 }
 
-fn text(
-    out: &mut Output<'_>,
-    looked: &[Looked],
-    unreadable: &[&CheckpointInfo],
-    good: &[CheckpointInfo],
-    pointers: &Pointers,
-    arguments: &Repair,
-) -> Result<(), Stop> {
-    for one in looked {
-        if let Said::Text(text) = &one.said {
-            out.line(text)?;
+impl Outcome<'_> {
+    fn text(&self, out: &mut Output<'_>) -> Result<(), Stop> {
+        for one in self.looked {
+            if let Said::Text(text) = &one.said {
+                out.line(text)?;
+            }
         }
-    }
-    for info in unreadable {
-        let fault = info.fault.as_deref().unwrap_or_default();
-        out.line(format!("lost: {}: {fault}", line(&info.name)))?;
-    }
-    for pointer in &pointers.broken {
-        let state = if pointers.mended.contains(pointer) { "mended" } else { "broken" };
-        out.line(format!("{state}: {pointer}"))?;
-    }
-    match good.first() {
-        Some(info) => {
-            out.line(format!("good: {} is the newest that is whole", line(&info.name)))?
+        for info in self.unreadable {
+            let fault = info.fault.as_deref().unwrap_or_default();
+            out.line(format!("lost: {}: {fault}", line(&info.name)))?;
         }
-        None => out.line("good: none")?,
+        for pointer in &self.pointers.broken {
+            let state = if self.pointers.mended.contains(pointer) { "mended" } else { "broken" };
+            out.line(format!("{state}: {pointer}"))?;
+        }
+        match self.good.first() {
+            Some(info) => {
+                out.line(format!("good: {} is the newest that is whole", line(&info.name)))?
+            }
+            None => out.line("good: none")?,
+        }
+        if !self.pointers.broken.is_empty() && !self.arguments.pointers {
+            return out.line("nothing was changed; --pointers mends what leads nowhere");
+        }
+        Ok(())
     }
-    if !pointers.broken.is_empty() && !arguments.pointers {
-        return out.line("nothing was changed; --pointers mends what leads nowhere");
-    }
-    Ok(())
-}
 
-fn json(
-    out: &mut Output<'_>,
-    looked: &[Looked],
-    unreadable: &[&CheckpointInfo],
-    good: &[CheckpointInfo],
-    pointers: &Pointers,
-    arguments: &Repair,
-) -> Result<(), Stop> {
-    for one in looked {
-        if let Said::Json(object) = &one.said {
-            out.json(object)?;
+    fn json(&self, out: &mut Output<'_>) -> Result<(), Stop> {
+        for one in self.looked {
+            if let Said::Json(object) = &one.said {
+                out.json(object)?;
+            }
         }
-    }
-    for info in unreadable {
+        let dir = &self.arguments.path;
+        for info in self.unreadable {
+            out.json(&json!({
+                "path": dir.join(&info.name).display().to_string(), "manifest": false, "ok": false,
+                "fault": info.fault, "lost_everything": true,
+            }))?;
+        }
         out.json(&json!({
-            "path": arguments.path.join(&info.name).display().to_string(), "manifest": false, "ok": false,
-            "fault": info.fault, "lost_everything": true,
-        }))?;
+            "path": dir.display().to_string(), "good": self.good.first().map(|info| &info.name),
+            "broken_pointers": self.pointers.broken, "mended": self.pointers.mended,
+        }))
     }
-    out.json(&json!({
-        "path": arguments.path.display().to_string(),
-        "good": good.first().map(|info| &info.name), "broken_pointers": pointers.broken,
-        "mended": pointers.mended,
-    }))
 }
 
 #[cfg(test)]
