@@ -114,8 +114,7 @@ pub(crate) fn rewrite(
     let (from, into) = (manifest.world_size(), options.world_size);
     let has_own = |rank| manifest.rank_values(rank).is_some_and(|own| !own.is_empty());
     // Of several times the first: it is those ranks that have saved.
-    let is_first = manifest.values().find(RESHARDED_FROM).is_none();
-    if from != into && is_first && from.ranks().any(has_own) {
+    if from != into && !manifest.is_resharded() && from.ranks().any(has_own) {
         state.values.set(RESHARDED_FROM, i64::from(from.get()));
     }
     // Somebody has asked for it: no rule may count or remove it.

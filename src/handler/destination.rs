@@ -14,7 +14,7 @@ use crate::handler::{
     AutoSaver, HandlerBuilder, History, InEpoch, LoadOptions, Model, NNHandler, Parts, StepSettings,
 };
 use crate::load::Destination;
-use crate::manifest::{Manifest, RESHARDED_FROM};
+use crate::manifest::Manifest;
 use crate::state::{LoadTargets, Stateful, Values};
 use crate::torch::{self, Optimizer};
 
@@ -160,8 +160,7 @@ impl<M: Model> NNHandler<M> {
     /// Whether each rank finds what it has saved. A checkpoint that was written anew as one of as
     /// many ranks was saved by others.
     fn is_same_world(&self, manifest: &Manifest) -> bool {
-        let is_resharded = manifest.values().find(RESHARDED_FROM).is_some();
-        manifest.world_size() == self.group.world_size() && !is_resharded
+        manifest.world_size() == self.group.world_size() && !manifest.is_resharded()
     }
 
     /// Random state goes on only where each rank finds its own, and none is left over.

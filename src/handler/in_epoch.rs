@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::handler::{Feed, Model, NNHandler};
-use crate::manifest::{Manifest, RESHARDED_FROM};
+use crate::manifest::Manifest;
 use crate::rank::Rank;
 use crate::state::{StateDict, Value, Values};
 
@@ -137,7 +137,7 @@ impl InEpoch {
 }
 
 fn is_kept(manifest: &Manifest, own: &Values) -> bool {
-    !own.is_empty() || manifest.values().find(RESHARDED_FROM).is_none()
+    !own.is_empty() || !manifest.is_resharded()
 }
 
 fn parse(own: &Values) -> Result<(Sums, f64)> {

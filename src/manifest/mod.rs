@@ -310,6 +310,12 @@ impl Manifest {
         self.body.rank_values.get(rank.index())
     }
 
+    /// Whether it was written anew as by another number of ranks, so that what ranks have of their
+    /// own is not complete.
+    pub(crate) fn is_resharded(&self) -> bool {
+        self.values().find(RESHARDED_FROM).is_some()
+    }
+
     /// Version of this library that wrote it.
     #[must_use]
     pub fn library_version(&self) -> &str {
