@@ -2,24 +2,19 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "helpers of tests")]
 
+#[path = "jobs/launched.rs"]
+mod launched;
 #[path = "jobs/marked.rs"]
 mod marked;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
+use rustix::process::Signal;
 
-use marked::left_over;
+use launched::{Launch, read, within_deadline};
 
-const DEADLINE: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(20);
-/// Inherited by everything that a launch starts; its value is the launch's own directory.
-const MARKER: &str = "LAUNCH_TEST_DIR";
 /// Waits, inside a rank, until all three have left a file.
 const ALL_HERE: &str = "touch $LAUNCH_TEST_DIR/here$RANK; until [ -e here0 -a -e here1 -a -e here2 ]; do sleep 0.05; done;";
 
@@ -27,82 +22,21 @@ fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("launch").join(name)
 }
 
-/// A running launcher with a directory of its own.
-struct Launch {
-    child: Child,
-    dir: TempDir,
+fn start(
+    script_name: &str,
+    arguments: &[&str],
+    prepare: impl FnOnce(&mut Command, &Path),
+) -> Launch {
+    let mut command = Command::new(script(script_name));
+    Launch::prepared(command.args(arguments).stdin(Stdio::null()), prepare)
 }
 
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-    dir: TempDir,
-}
-
-impl Launch {
-    fn start(
-        script_name: &str,
-        arguments: &[&str],
-        prepare: impl FnOnce(&mut Command, &Path),
-    ) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut command = Command::new(script(script_name));
-        command.args(arguments).current_dir(dir.path()).env(MARKER, dir.path());
-        command.env_remove("OMP_NUM_THREADS").env_remove("TCH_CHECKPOINT_TOKEN");
-        let output = |name| Stdio::from(fs::File::create(dir.path().join(name)).unwrap());
-        command.stdin(Stdio::null()).stdout(output("stdout")).stderr(output("stderr"));
-        prepare(&mut command, dir.path());
-        Self { child: command.spawn().unwrap(), dir }
-    }
-
-    /// Three ranks of `sh -c rank` under `torchrun.sh`.
-    fn ranks(grace_s: &str, rank: &str) -> Self {
-        let rank = format!("{ALL_HERE} {rank}");
-        Self::start("torchrun.sh", &["-n", "3", "sh", "-c", &rank], |command, _| {
-            command.env("TCH_CHECKPOINT_GRACE", grace_s);
-        })
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    fn wait_for_files(&self, names: &[&str]) {
-        let all = || names.iter().all(|name| self.dir.path().join(name).exists());
-        assert!(within_deadline(all), "no {names:?}: {}", read(self.dir.path(), "stderr"));
-    }
-
-    fn end(mut self) -> Ended {
-        let mut status: Option<ExitStatus> = None;
-        let ended = within_deadline(|| {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        let (stdout, stderr) = (read(self.dir.path(), "stdout"), read(self.dir.path(), "stderr"));
-        let left = left_over(MARKER, self.dir.path());
-        for pid in &left {
-            let _ = kill_process(*pid, Signal::KILL);
-        }
-        assert!(ended, "the launcher did not end; stderr: {stderr}");
-        assert!(left.is_empty(), "left behind: {left:?}; stderr: {stderr}");
-        Ended { code: status.and_then(|s| s.code()), stdout, stderr, dir: self.dir }
-    }
-}
-
-fn within_deadline(mut done: impl FnMut() -> bool) -> bool {
-    let start = Instant::now();
-    while start.elapsed() < DEADLINE {
-        if done() {
-            return true;
-        }
-        sleep(PAUSE);
-    }
-    false
-}
-
-fn read(dir: &Path, name: &str) -> String {
-    fs::read_to_string(dir.join(name)).unwrap_or_default()
+/// Three ranks of `sh -c rank` under `torchrun.sh`.
+fn ranks(grace_s: &str, rank: &str) -> Launch {
+    let rank = format!("{ALL_HERE} {rank}");
+    start("torchrun.sh", &["-n", "3", "sh", "-c", &rank], |command, _| {
+        command.env("TCH_CHECKPOINT_GRACE", grace_s);
+    })
 }
 
 #[test]
@@ -111,7 +45,7 @@ fn every_rank_gets_its_variables_and_arguments() {
 $OMP_NUM_THREADS $1" > out$RANK; echo "$MASTER_PORT $TCH_CHECKPOINT_TOKEN" > job$RANK"#;
     let launch = || {
         let rank = ["-n", "3", "sh", "-c", rank, "name", "two words"];
-        let ended = Launch::start("torchrun.sh", &rank, |_, _| {}).end();
+        let ended = start("torchrun.sh", &rank, |_, _| {}).end();
         assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
         ended.dir
     };
@@ -132,7 +66,7 @@ $OMP_NUM_THREADS $1" > out$RANK; echo "$MASTER_PORT $TCH_CHECKPOINT_TOKEN" > job
 fn variables_and_the_port_given_are_kept() {
     let rank = "echo $MASTER_PORT $OMP_NUM_THREADS $TCH_CHECKPOINT_TOKEN";
     let arguments = ["-n", "1", "--master-port", "12345", "sh", "-c", rank];
-    let ended = Launch::start("torchrun.sh", &arguments, |command, _| {
+    let ended = start("torchrun.sh", &arguments, |command, _| {
         command.env("OMP_NUM_THREADS", "3").env("TCH_CHECKPOINT_TOKEN", "mine");
     })
     .end();
@@ -141,14 +75,14 @@ fn variables_and_the_port_given_are_kept() {
 
 #[test]
 fn the_code_of_a_failing_rank_is_returned_and_the_others_are_ended() {
-    let ended = Launch::ranks("30", "[ $RANK = 1 ] && exit 7; sleep 300").end();
+    let ended = ranks("30", "[ $RANK = 1 ] && exit 7; sleep 300").end();
     assert_eq!(ended.code, Some(7), "{}", ended.stderr);
     assert!(ended.stderr.contains("rank 1 ended with code 7"), "{}", ended.stderr);
 }
 
 #[test]
 fn a_rank_killed_by_a_signal_gives_128_and_the_signal() {
-    let ended = Launch::ranks("30", "[ $RANK = 2 ] && kill -KILL $$; sleep 300").end();
+    let ended = ranks("30", "[ $RANK = 2 ] && kill -KILL $$; sleep 300").end();
     assert_eq!(ended.code, Some(128 + 9), "{}", ended.stderr);
     assert!(ended.stderr.contains("rank 2 ended with code 137 (SIGKILL)"), "{}", ended.stderr);
 }
@@ -156,12 +90,12 @@ fn a_rank_killed_by_a_signal_gives_128_and_the_signal() {
 #[test]
 fn a_lost_peer_does_not_hide_its_cause() {
     let rank = "until [ -e go ]; do sleep 0.05; done; [ $RANK = 2 ] && exit 9; exit 5";
-    let launch = Launch::ranks("30", rank);
+    let launch = ranks("30", rank);
     launch.wait_for_files(&["here0", "here1", "here2"]);
     // Stopped, so that it finds all three ended at once.
     launch.signal(Signal::STOP);
     fs::write(launch.dir.path().join("go"), "").unwrap();
-    let ranks_ended = within_deadline(|| left_over(MARKER, launch.dir.path()).len() == 1);
+    let ranks_ended = within_deadline(|| launch.left_over().len() == 1);
     launch.signal(Signal::CONT);
     assert!(ranks_ended);
     assert_eq!(launch.end().code, Some(9));
@@ -170,12 +104,12 @@ fn a_lost_peer_does_not_hide_its_cause() {
 #[test]
 fn ranks_and_children_that_ignore_sigterm_are_killed_after_the_grace_period() {
     let rank = "[ $RANK = 0 ] && exit 3; trap '' TERM; sleep 300 & sleep 300; sleep 300";
-    assert_eq!(Launch::ranks("1", rank).end().code, Some(3));
+    assert_eq!(ranks("1", rank).end().code, Some(3));
 }
 
 #[test]
 fn children_left_by_ranks_that_succeeded_are_ended() {
-    let ended = Launch::ranks("30", "sleep 300 & exit 0").end();
+    let ended = ranks("30", "sleep 300 & exit 0").end();
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
 }
 
@@ -185,7 +119,7 @@ fn sigterm_reaches_every_rank_and_ends_what_does_not_listen() {
     let polite =
         "trap 'touch term$RANK; exit 143' TERM; touch ready$RANK; while :; do sleep 0.1; done";
     let rank = format!("if [ $RANK = 1 ]; then {deaf}; else {polite}; fi");
-    let launch = Launch::ranks("1", &rank);
+    let launch = ranks("1", &rank);
     launch.wait_for_files(&["ready0", "ready1", "ready2"]);
     launch.signal(Signal::TERM);
     let ended = launch.end();
@@ -198,14 +132,14 @@ fn sigterm_reaches_every_rank_and_ends_what_does_not_listen() {
 #[test]
 fn a_second_sigterm_does_not_wait_for_the_grace_period() {
     let rank = "trap 'touch term$RANK' TERM; touch ready$RANK; while :; do sleep 0.1; done";
-    let launch = Launch::ranks("3600", rank);
+    let launch = ranks("3600", rank);
     launch.wait_for_files(&["ready0", "ready1", "ready2"]);
     launch.signal(Signal::TERM);
     launch.wait_for_files(&["term0", "term1", "term2"]);
     // One that follows the first at once is the same one.
     let killed = || {
         launch.signal(Signal::TERM);
-        left_over(MARKER, launch.dir.path()).is_empty()
+        launch.left_over().is_empty()
     };
     assert!(within_deadline(killed), "{}", read(launch.dir.path(), "stderr"));
     assert_eq!(launch.end().code, Some(137));
@@ -215,7 +149,7 @@ fn a_second_sigterm_does_not_wait_for_the_grace_period() {
 #[test]
 fn signals_that_come_together_are_one() {
     let saving = "trap 'sleep 0.2; exit 75' TERM; touch ready$RANK; while :; do sleep 0.05; done";
-    let launch = Launch::ranks("3600", saving);
+    let launch = ranks("3600", saving);
     launch.wait_for_files(&["ready0", "ready1", "ready2"]);
     for signal in [Signal::STOP, Signal::HUP, Signal::TERM, Signal::CONT] {
         launch.signal(signal);
@@ -231,7 +165,7 @@ fn a_signal_after_a_failure_is_not_passed_on() {
     let saving = "[ $RANK = 1 ] && { until [ -e ready0 -a -e ready2 ]; do sleep 0.02; done; exit 9; }; \
         trap 'echo signal >> signals$RANK' TERM; touch ready$RANK; \
         until [ -e go -a -s signals$RANK ]; do sleep 0.02; done";
-    let launch = Launch::ranks("3600", saving);
+    let launch = ranks("3600", saving);
     launch.wait_for_files(&["signals0", "signals2"]);
     launch.signal(Signal::TERM);
     let heard = || read(launch.dir.path(), "stderr").contains("SIGTERM");
@@ -247,11 +181,11 @@ fn a_signal_after_a_failure_is_not_passed_on() {
 
 #[test]
 fn ranks_end_with_a_launcher_that_is_killed() {
-    let launch = Launch::ranks("30", "trap '' TERM; touch ready$RANK; exec sleep 300");
+    let launch = ranks("30", "trap '' TERM; touch ready$RANK; exec sleep 300");
     launch.wait_for_files(&["ready0", "ready1", "ready2"]);
     launch.signal(Signal::KILL);
-    let gone = within_deadline(|| left_over(MARKER, launch.dir.path()).is_empty());
-    assert!(gone, "{:?} go on", left_over(MARKER, launch.dir.path()));
+    let gone = within_deadline(|| launch.left_over().is_empty());
+    assert!(gone, "{:?} go on", launch.left_over());
     assert_eq!(launch.end().code, None);
 }
 
@@ -263,7 +197,7 @@ fn ranks_that_are_saving_get_one_signal_only() {
         let rank = format!(
             "n=0; trap '{save}; exit {code}' TERM INT USR1; touch ready$RANK; while :; do sleep 0.1; done"
         );
-        let launch = Launch::ranks("30", &rank);
+        let launch = ranks("30", &rank);
         launch.wait_for_files(&["ready0", "ready1", "ready2"]);
         launch.signal(signal);
         let ended = launch.end();
@@ -290,7 +224,7 @@ fn wrong_usage_is_told_and_has_code_2() {
         ("mpirun.sh", &["-n", "2"], "no program given"),
         ("slurm.sbatch", &[], "usage: sbatch"),
     ] {
-        let ended = Launch::start(script, arguments, |_, _| {}).end();
+        let ended = start(script, arguments, |_, _| {}).end();
         assert_eq!(ended.code, Some(2), "{script} {arguments:?}");
         assert!(ended.stderr.contains(told), "{script} {arguments:?}: {}", ended.stderr);
     }
@@ -311,7 +245,7 @@ fn stub(command: &mut Command, dir: &Path, name: &str, body: &str) {
 fn mpirun_gets_its_options_and_passes_variables_to_other_machines_only() {
     let run = |extra: &[&str]| {
         let arguments = [&["-n", "3"], extra, &["prog", "a b"]].concat();
-        let ended = Launch::start("mpirun.sh", &arguments, |command, dir| {
+        let ended = start("mpirun.sh", &arguments, |command, dir| {
             let body = "printf '%s|' \"$@\"; echo; env | grep ^OMP | sort";
             stub(command, dir, "mpirun", body);
             command.env("TCH_CHECKPOINT_IFADDR", "10.0.0.1").env("RUST_LOG", "info");
@@ -340,7 +274,7 @@ fn mpirun_gets_its_options_and_passes_variables_to_other_machines_only() {
 
 #[test]
 fn a_missing_mpirun_is_told_with_the_way_to_get_it() {
-    let ended = Launch::start("mpirun.sh", &["-n", "2", "true"], |command, dir| {
+    let ended = start("mpirun.sh", &["-n", "2", "true"], |command, dir| {
         // A search path on which there is bash and nothing else.
         let bash = ["/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash"];
         let bash = bash.into_iter().find(|path| Path::new(path).exists()).unwrap();
@@ -355,7 +289,7 @@ fn a_missing_mpirun_is_told_with_the_way_to_get_it() {
 
 /// `slurm.sbatch` with one task and stubs for Slurm's commands.
 fn slurm_job(program: &str) -> Launch {
-    Launch::start("slurm.sbatch", &["sh", "-c", program], |command, dir| {
+    start("slurm.sbatch", &["sh", "-c", program], |command, dir| {
         let srun = "until [ \"${1#--}\" = \"$1\" ]; do shift; done
 export SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_LOCALID=0; exec \"$@\"";
         stub(command, dir, "srun", srun);

@@ -2,127 +2,31 @@
 #![cfg(target_os = "linux")]
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
+use rustix::process::Signal;
 
+use crate::launched::{Launch, read, within_deadline};
 use crate::snapshot::{Made, assert_snapshot};
-use crate::{Folder, HANG, command, run};
+use crate::{Folder, command, run};
 
-const PAUSE: Duration = Duration::from_millis(10);
-/// Inherited by everything that a launch starts; its value is the launch's own directory.
-const MARKER: &str = "LAUNCH_VERB_TEST_DIR";
 /// Waits, inside a rank, until all three of this start have left a file.
 const ALL_HERE: &str = "k=$TORCHELASTIC_RESTART_COUNT; touch here$RANK.$k; \
     until [ -e here0.$k -a -e here1.$k -a -e here2.$k ]; do sleep 0.02; done;";
 
-/// A running launcher with a directory of its own.
-struct Launch {
-    child: Child,
-    dir: TempDir,
+fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Launch {
+    let mut command = command(&[&["launch"], arguments].concat());
+    Launch::prepared(&mut command, |command, _| {
+        command.envs(variables.iter().copied());
+    })
 }
 
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-    dir: TempDir,
-}
-
-impl Launch {
-    fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
-        Self::of(&mut command(&[&["launch"], arguments].concat()), variables)
-    }
-
-    fn of(command: &mut Command, variables: &[(&str, &str)]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["OMP_NUM_THREADS", "TCH_CHECKPOINT_TOKEN", "TCH_CHECKPOINT_GRACE"] {
-            command.env_remove(name);
-        }
-        command.current_dir(dir.path()).env(MARKER, dir.path()).envs(variables.iter().copied());
-        let output = |name| Stdio::from(fs::File::create(dir.path().join(name)).unwrap());
-        command.stdout(output("stdout")).stderr(output("stderr"));
-        Self { child: command.spawn().unwrap(), dir }
-    }
-
-    /// Three ranks of `sh -c rank`.
-    fn ranks(options: &[&str], rank: &str) -> Self {
-        let rank = format!("{ALL_HERE} {rank}");
-        Self::start(&[&["-n", "3"], options, &["sh", "-c", &rank]].concat(), &[])
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    fn wait_for_files(&self, names: &[&str]) {
-        let all = || names.iter().all(|name| self.dir.path().join(name).exists());
-        assert!(within_deadline(all), "no {names:?}: {}", read(self.dir.path(), "stderr"));
-    }
-
-    fn end(mut self) -> Ended {
-        let mut status: Option<ExitStatus> = None;
-        let ended = within_deadline(|| {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        let (stdout, stderr) = (read(self.dir.path(), "stdout"), read(self.dir.path(), "stderr"));
-        let left = left_over(self.dir.path());
-        for pid in &left {
-            let _ = kill_process(*pid, Signal::KILL);
-        }
-        assert!(ended, "the launcher did not end; stderr: {stderr}");
-        assert!(left.is_empty(), "left behind: {left:?}; stderr: {stderr}");
-        Ended { code: status.and_then(|s| s.code()), stdout, stderr, dir: self.dir }
-    }
-}
-
-impl Ended {
-    /// Of an exit code that must be this one.
-    #[track_caller]
-    fn with_code(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
-        self
-    }
-
-    fn read(&self, name: &str) -> String {
-        read(self.dir.path(), name)
-    }
-}
-
-fn within_deadline(mut done: impl FnMut() -> bool) -> bool {
-    let start = Instant::now();
-    while start.elapsed() < HANG {
-        if done() {
-            return true;
-        }
-        sleep(PAUSE);
-    }
-    false
-}
-
-fn read(dir: &Path, name: &str) -> String {
-    fs::read_to_string(dir.join(name)).unwrap_or_default()
-}
-
-/// Every live process of the launch in `dir`.
-fn left_over(dir: &Path) -> Vec<Pid> {
-    let marker = format!("{MARKER}={}", dir.display());
-    let is_ours = |pid: &str| {
-        let mut environment = Vec::new();
-        fs::File::open(format!("/proc/{pid}/environ"))
-            .and_then(|mut file| file.read_to_end(&mut environment))
-            .is_ok_and(|_| environment.split(|b| *b == 0).any(|v| v == marker.as_bytes()))
-    };
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    let names = processes.filter_map(|entry| entry.file_name().into_string().ok());
-    names.filter(|pid| is_ours(pid)).filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+/// Three ranks of `sh -c rank`.
+fn ranks(options: &[&str], rank: &str) -> Launch {
+    let rank = format!("{ALL_HERE} {rank}");
+    start(&[&["-n", "3"], options, &["sh", "-c", &rank]].concat(), &[])
 }
 
 #[test]
@@ -134,7 +38,7 @@ echo "$MASTER_PORT $TCH_CHECKPOINT_TOKEN" > job$RANK"#;
     let further_up = [("TORCHELASTIC_RUN_ID", "outer"), ("TORCHELASTIC_USE_AGENT_STORE", "True")];
     let launch = || {
         let arguments = ["-n", "3", "sh", "-c", rank, "name", "two words", "--json"];
-        let ended = Launch::start(&arguments, &further_up).end().with_code(0);
+        let ended = start(&arguments, &further_up).end().with_code(0);
         assert_eq!(ended.stderr, "");
         ended
     };
@@ -156,7 +60,7 @@ fn variables_and_the_port_given_are_kept_and_output_is_that_of_the_ranks() {
     let rank = "echo $MASTER_PORT $OMP_NUM_THREADS $TCH_CHECKPOINT_TOKEN; printf half >&2";
     let arguments = ["-n", "1", "--master-port", "12345", "sh", "-c", rank];
     let given = [("OMP_NUM_THREADS", "3"), ("TCH_CHECKPOINT_TOKEN", "mine")];
-    let ended = Launch::start(&arguments, &given).end().with_code(0);
+    let ended = start(&arguments, &given).end().with_code(0);
     assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("12345 3 mine\n", "half"));
 }
 
@@ -167,7 +71,10 @@ fn variables_that_are_missing_or_empty_have_their_defaults() {
         [("OMP_NUM_THREADS", ""), ("TCH_CHECKPOINT_TOKEN", ""), ("TCH_CHECKPOINT_GRACE", "")];
     let rank = "echo $OMP_NUM_THREADS ${#TCH_CHECKPOINT_TOKEN}";
     let mut command = command(&["launch", "-n", "1", "sh", "-c", rank]);
-    let ended = Launch::of(command.env_remove("PATH"), &empty).end().with_code(0);
+    let ended = Launch::prepared(command.env_remove("PATH"), |command, _| {
+        command.envs(empty);
+    });
+    let ended = ended.end().with_code(0);
     assert_eq!(ended.stdout, "1 32\n");
     // Where the command is linked with libtorch, libgomp complains of an empty number of its own.
     assert!(!ended.stderr.contains("launch"), "{}", ended.stderr);
@@ -175,9 +82,9 @@ fn variables_that_are_missing_or_empty_have_their_defaults() {
 
 #[test]
 fn without_restarts_the_code_of_a_failing_rank_is_returned_and_the_others_are_ended() {
-    let ended = Launch::ranks(&[], "[ $RANK = 1 ] && exit 7; sleep 300").end().with_code(7);
+    let ended = ranks(&[], "[ $RANK = 1 ] && exit 7; sleep 300").end().with_code(7);
     assert!(ended.stderr.contains("launch: rank 1 ended with code 7\n"), "{}", ended.stderr);
-    let killed = Launch::ranks(&[], "[ $RANK = 2 ] && kill -KILL $$; sleep 300").end();
+    let killed = ranks(&[], "[ $RANK = 2 ] && kill -KILL $$; sleep 300").end();
     let killed = killed.with_code(137);
     assert!(killed.stderr.contains("rank 2 ended with code 137 (SIGKILL)"), "{}", killed.stderr);
 }
@@ -191,7 +98,7 @@ fn a_killed_rank_starts_all_again_up_to_the_limit() {
         [ $RANK = 1 ] && { until [ -s token0.$k -a -s token2.$k ]; do sleep 0.02; done; \
         kill -KILL $$; }; trap 'exit 0' TERM; while :; do sleep 0.05; done";
     let options = ["--max-restarts", "2", "--dir", folder.path()];
-    let ended = Launch::ranks(&options, rank).end().with_code(137);
+    let ended = ranks(&options, rank).end().with_code(137);
     for restart in 0..3 {
         assert_ne!(ended.read(&format!("port0.{restart}")), "", "start {restart}");
         assert_eq!(ended.read(&format!("token2.{restart}")), ended.read("token0.0"));
@@ -205,7 +112,7 @@ fn a_killed_rank_starts_all_again_up_to_the_limit() {
 #[test]
 fn a_job_that_succeeds_after_a_restart_has_code_0() {
     let rank = "[ $RANK.$k = 2.0 ] && exit 9; [ $k = 1 ] && exit 0; sleep 300";
-    let ended = Launch::ranks(&["--max-restarts", "5"], rank).end().with_code(0);
+    let ended = ranks(&["--max-restarts", "5"], rank).end().with_code(0);
     assert!(ended.stderr.contains("restart 1 of 5"), "{}", ended.stderr);
     assert!(!ended.stderr.contains("restart 2"), "{}", ended.stderr);
 }
@@ -213,7 +120,7 @@ fn a_job_that_succeeds_after_a_restart_has_code_0() {
 #[test]
 fn a_job_that_wants_a_requeue_is_not_started_again() {
     let rank = "[ $RANK = 0 ] && exit 75; sleep 0.3; touch saved$RANK; exit 75";
-    let ended = Launch::ranks(&["--max-restarts", "5"], rank).end().with_code(75);
+    let ended = ranks(&["--max-restarts", "5"], rank).end().with_code(75);
     assert!(ended.stderr.contains("rank 0 ended with code 75 (saved, wants a requeue)"));
     // The others were not sent a signal while they saved.
     assert!(ended.dir.path().join("saved1").exists() && ended.dir.path().join("saved2").exists());
@@ -228,7 +135,7 @@ fn signals_reach_every_rank_once_and_end_the_job_for_good() {
         let rank = format!(
             "n=0; trap '{save}; exit {code}' TERM INT USR1; touch ready$RANK; while :; do sleep 0.05; done"
         );
-        let launch = Launch::ranks(&["--max-restarts", "3"], &rank);
+        let launch = ranks(&["--max-restarts", "3"], &rank);
         launch.wait_for_files(&["ready0", "ready1", "ready2"]);
         launch.signal(signal);
         let ended = launch.end().with_code(code);
@@ -245,7 +152,7 @@ fn what_was_ignored_from_the_beginning_stays_so() {
     let rank = "echo > ready; until [ -e go ]; do sleep 0.02; done";
     let program = env!("CARGO_BIN_EXE_tch-checkpoint");
     let start = format!("trap '' HUP; exec {program} launch -n 1 sh -c '{rank}'");
-    let launch = Launch::of(Command::new("sh").args(["-c", &start]), &[]);
+    let launch = Launch::prepared(Command::new("sh").args(["-c", &start]), |_, _| {});
     launch.wait_for_files(&["ready"]);
     launch.signal(Signal::HUP);
     launch.signal(Signal::INT);
@@ -256,19 +163,19 @@ fn what_was_ignored_from_the_beginning_stays_so() {
 #[test]
 fn what_does_not_listen_is_killed_after_the_grace_period_or_by_a_second_signal() {
     let deaf = "trap '' TERM; touch ready$RANK; sleep 300 & while :; do sleep 0.05; done";
-    let launch = Launch::ranks(&["--grace", "0"], deaf);
+    let launch = ranks(&["--grace", "0"], deaf);
     launch.wait_for_files(&["ready0", "ready1", "ready2"]);
     launch.signal(Signal::TERM);
     launch.end().with_code(137);
     let noting = "trap 'touch term$RANK' TERM; touch ready$RANK; while :; do sleep 0.05; done";
-    let launch = Launch::ranks(&["--grace", "3600"], noting);
+    let launch = ranks(&["--grace", "3600"], noting);
     launch.wait_for_files(&["ready0", "ready1", "ready2"]);
     launch.signal(Signal::TERM);
     launch.wait_for_files(&["term0", "term1", "term2"]);
     // One that follows the first at once is the same one.
     let killed = || {
         launch.signal(Signal::TERM);
-        left_over(launch.dir.path()).is_empty()
+        launch.left_over().is_empty()
     };
     assert!(within_deadline(killed), "{}", read(launch.dir.path(), "stderr"));
     launch.end().with_code(137);
@@ -278,7 +185,7 @@ fn what_does_not_listen_is_killed_after_the_grace_period_or_by_a_second_signal()
 #[test]
 fn signals_that_come_together_are_one() {
     let saving = "trap 'sleep 0.2; exit 75' TERM; touch ready$RANK; while :; do sleep 0.05; done";
-    let launch = Launch::ranks(&["--grace", "3600"], saving);
+    let launch = ranks(&["--grace", "3600"], saving);
     launch.wait_for_files(&["ready0", "ready1", "ready2"]);
     launch.signal(Signal::STOP);
     launch.signal(Signal::HUP);
@@ -300,7 +207,8 @@ fn a_reader_who_does_not_read_holds_up_no_signal() {
     let start = "exec \"$0\" launch -n 1 sh -c \"$1\" 2>&0";
     let program = env!("CARGO_BIN_EXE_tch-checkpoint");
     let mut command = Command::new("sh");
-    let launch = Launch::of(command.args(["-c", start, program, rank]).stdin(writer), &[]);
+    let launch =
+        Launch::prepared(command.args(["-c", start, program, rank]).stdin(writer), |_, _| {});
     launch.wait_for_files(&["ready"]);
     launch.signal(Signal::TERM);
     launch.end().with_code(7);
@@ -313,7 +221,7 @@ fn a_signal_after_a_failure_stops_restarts_and_is_not_passed_on() {
     let saving = "[ $RANK = 1 ] && { until [ -e ready0 -a -e ready2 ]; do sleep 0.02; done; exit 9; }; \
         trap 'echo signal >> signals$RANK' TERM; touch ready$RANK; \
         until [ -e go -a -s signals$RANK ]; do sleep 0.02; done";
-    let launch = Launch::ranks(&["--max-restarts", "5", "--grace", "3600"], saving);
+    let launch = ranks(&["--max-restarts", "5", "--grace", "3600"], saving);
     launch.wait_for_files(&["signals0", "signals2"]);
     launch.signal(Signal::TERM);
     let heard = || read(launch.dir.path(), "stderr").contains("SIGTERM");
@@ -328,19 +236,19 @@ fn a_signal_after_a_failure_stops_restarts_and_is_not_passed_on() {
 
 #[test]
 fn children_left_by_ranks_are_ended() {
-    let ended = Launch::ranks(&[], "sleep 300 & exit 0").end().with_code(0);
+    let ended = ranks(&[], "sleep 300 & exit 0").end().with_code(0);
     assert_eq!(ended.stderr, "");
 }
 
 #[test]
 fn a_lost_peer_does_not_hide_its_cause() {
     let rank = "until [ -e go ]; do sleep 0.02; done; [ $RANK = 2 ] && exit 9; exit 5";
-    let launch = Launch::ranks(&[], rank);
+    let launch = ranks(&[], rank);
     launch.wait_for_files(&["here0.0", "here1.0", "here2.0"]);
     // Stopped, so that it finds all three ended at once.
     launch.signal(Signal::STOP);
     fs::write(launch.dir.path().join("go"), "").unwrap();
-    let ranks_ended = within_deadline(|| left_over(launch.dir.path()).len() == 1);
+    let ranks_ended = within_deadline(|| launch.left_over().len() == 1);
     launch.signal(Signal::CONT);
     assert!(ranks_ended);
     launch.end().with_code(9);
@@ -349,11 +257,11 @@ fn a_lost_peer_does_not_hide_its_cause() {
 #[test]
 fn ranks_end_with_a_launcher_that_is_killed() {
     let rank = "trap '' TERM; touch ready$RANK; exec sleep 300";
-    let launch = Launch::ranks(&["--max-restarts", "9"], rank);
+    let launch = ranks(&["--max-restarts", "9"], rank);
     launch.wait_for_files(&["ready0", "ready1", "ready2"]);
     launch.signal(Signal::KILL);
-    let gone = within_deadline(|| left_over(launch.dir.path()).is_empty());
-    assert!(gone, "{:?} go on", left_over(launch.dir.path()));
+    let gone = within_deadline(|| launch.left_over().is_empty());
+    assert!(gone, "{:?} go on", launch.left_over());
     assert_eq!(launch.end().code, None);
 }
 

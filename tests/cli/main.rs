@@ -10,8 +10,14 @@ mod export;
 mod inspect;
 mod latest;
 mod launch;
+#[path = "../jobs/launched.rs"]
+#[allow(unreachable_pub, reason = "helpers of tests")]
+mod launched;
 mod ls;
 mod manual;
+#[path = "../jobs/marked.rs"]
+#[allow(unreachable_pub, reason = "helpers of tests")]
+mod marked;
 mod odd;
 mod piped;
 mod repair;
