@@ -50,6 +50,7 @@ mod location;
 mod look;
 mod metrics;
 mod one_line;
+mod partial;
 mod parts;
 mod resume;
 mod save;

@@ -5,11 +5,12 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::agree::agree;
+use crate::agree::{agree, unlike};
 use crate::catalog::{CheckpointPath, Wanted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::handler::{LoadOptions, Model, NNHandler};
+use crate::select::{Rename, Selection, SelectionRules};
 use crate::state::Value;
 
 /// Options of a load by name, as text.
@@ -89,21 +90,32 @@ pub(super) fn agree_on_config(
     group: &ProcessGroup,
     path: &Path,
     config: Option<&impl Serialize>,
-) -> Result<Wanted> {
-    let mut wanted = None;
+    rename: &[Rename],
+) -> Result<AskedWeights> {
+    let mut asked = None;
     let own = || {
-        wanted = Some(Wanted::parse(path)?);
-        config.map(Value::json).transpose()
+        let rules = SelectionRules { rename: rename.to_vec(), ..SelectionRules::default() };
+        let names = Selection::new(rules)?;
+        asked = Some(AskedWeights { wanted: Wanted::parse(path)?, names });
+        Ok((config.map(Value::json).transpose()?, rename.to_vec()))
     };
-    group.phase_all(Channel::Save, "config", own, |all: Vec<Option<Value>>| {
-        let difference = |ours: &Option<Value>, theirs: &Option<Value>| {
-            let differs = match (theirs, ours) {
-                (Some(theirs), Some(ours)) => !theirs.same(ours),
-                (theirs, ours) => theirs.is_some() != ours.is_some(),
+    group.phase_all(Channel::Save, "config", own, |all: Vec<(Option<Value>, Vec<Rename>)>| {
+        let difference = |ours: &(Option<Value>, Vec<Rename>), theirs: &(_, Vec<Rename>)| {
+            let differs = match (&theirs.0, &ours.0) {
+                (Some(theirs), Some(ours)) => !Value::same(theirs, ours),
+                (theirs, ours) => Option::is_some(theirs) != ours.is_some(),
             };
-            differs.then(|| "ranks build the model with different configurations".to_owned())
+            let config = || "ranks build the model with different configurations".to_owned();
+            differs.then(config).or_else(|| unlike("`rename`", &ours.1, &theirs.1))
         };
-        agree(&all, difference, "give every rank the same configuration").map(drop)
+        let help = "give every rank the same configuration and the same rules";
+        agree(&all, difference, help).map(drop)
     })?;
-    wanted.ok_or_else(|| Error::new(ErrorKind::Disagreement, "phase config passed without a path"))
+    asked.ok_or_else(|| Error::new(ErrorKind::Disagreement, "phase config passed without a path"))
+}
+
+/// Whose weights all ranks ask for, and under which names.
+pub(super) struct AskedWeights {
+    pub(super) wanted: Wanted,
+    pub(super) names: Selection,
 }

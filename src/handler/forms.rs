@@ -19,6 +19,7 @@ use crate::manifest::Form;
 use crate::plan::OnExisting;
 use crate::plan::load::LoadRules;
 use crate::save::{Checkpoint, SaveOptions};
+use crate::select::Rename;
 use crate::shown;
 use crate::single;
 use crate::storage::Storage;
@@ -36,11 +37,14 @@ pub struct InitOptions {
     /// Refuse names that only one side has. Default: yes. Shapes and dtypes must match in any
     /// case.
     pub strict: bool,
+    /// Where stored names are not those of the model: `old.*` → `new.*`. Default: none. With rules,
+    /// prefixes of wrappers are not looked through: `module.*` → `*` does it.
+    pub rename: Vec<Rename>,
 }
 
 impl Default for InitOptions {
     fn default() -> Self {
-        Self { group: None, device: None, storage: None, strict: true }
+        Self { group: None, device: None, storage: None, strict: true, rename: Vec::new() }
     }
 }
 
@@ -119,7 +123,7 @@ impl<M: Model> NNHandler<M> {
     /// # Errors
     /// As [`load`](fn@crate::load::load): [`ErrorKind::Mismatch`] lists every name, shape and dtype
     /// that does not fit; [`ErrorKind::InvalidInput`] if there is no configuration anywhere;
-    /// [`ErrorKind::Disagreement`] if ranks give different ones.
+    /// [`ErrorKind::Disagreement`] if ranks give different ones, or other rename rules.
     pub fn initialize_from_checkpoint(
         path: impl AsRef<Path>,
         config: Option<M::Config>,
@@ -130,8 +134,9 @@ impl<M: Model> NNHandler<M> {
             None => ProcessGroup::from_env()?,
         };
         let storage = options.storage.clone().unwrap_or_else(default_storage);
-        let wanted = agree_on_config(&group, path.as_ref(), config.as_ref())?.or_unverified();
-        let mut new = NewWeights::<M>::new(&group, &options, config);
+        let asked = agree_on_config(&group, path.as_ref(), config.as_ref(), &options.rename)?;
+        let (wanted, names) = (asked.wanted.or_unverified(), asked.names);
+        let mut new = NewWeights::<M>::new(&group, &options, names, config);
         let rules = rules(options.strict);
         let loaded = load(&group, &*storage, &wanted, &mut new, &rules, Atomicity::InPlace)?;
         let handler = new.into_handler().ok_or_else(|| {

@@ -9,6 +9,7 @@ use crate::group::ProcessGroup;
 use crate::handler::{HandlerBuilder, InitOptions, Model, NNHandler};
 use crate::load::Destination;
 use crate::manifest::Manifest;
+use crate::select::Selection;
 use crate::state::{LoadTargets, Values};
 use crate::tensor::Component;
 use crate::torch;
@@ -21,13 +22,18 @@ const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
 struct Names(BTreeMap<String, String>);
 
 impl Names {
-    fn find(manifest: &Manifest, store: &VarStore) -> Result<Self> {
+    fn find(manifest: &Manifest, store: &VarStore, names: &Selection) -> Result<Self> {
         let own = torch::variable_names(store)?;
-        let prefix = wrapper(manifest, &own);
+        let has_rules = !names.rules().rename.is_empty();
+        let prefix = if has_rules { String::new() } else { wrapper(manifest, &own) };
+        let stored = |name: &str| names.stored_name(name).map(|name| format!("{prefix}{name}"));
         // Other tools may have kept another one of several tied names.
-        let is_there = |name: &str| manifest.tensor(&format!("{prefix}{name}")).is_some();
+        let is_there =
+            |name: &str| stored(name).is_some_and(|name| manifest.tensor(&name).is_some());
         let chosen = torch::names_there(&own, is_there).into_iter();
-        Ok(Self(chosen.map(|(first, name)| (first, format!("{prefix}{name}"))).collect()))
+        // What has moved away by a rule is looked for under a name that no tensor has.
+        let found = |name: String| stored(&name).unwrap_or_else(|| format!("{name} (renamed)"));
+        Ok(Self(chosen.map(|(first, name)| (first, found(name))).collect()))
     }
 
     fn targets(&self, store: &VarStore) -> Result<LoadTargets<'static>> {
@@ -74,6 +80,7 @@ fn unwrapped_once(names: &[&str], prefix: &str) -> Option<String> {
 pub(super) struct NewWeights<'o, M: Model> {
     group: ProcessGroup,
     options: &'o InitOptions,
+    names: Selection,
     config: Option<M::Config>,
     built: Option<(NNHandler<M>, Names)>,
 }
@@ -82,9 +89,10 @@ impl<'o, M: Model> NewWeights<'o, M> {
     pub(super) fn new(
         group: &ProcessGroup,
         options: &'o InitOptions,
+        names: Selection,
         config: Option<M::Config>,
     ) -> Self {
-        Self { group: group.clone(), options, config, built: None }
+        Self { group: group.clone(), options, names, config, built: None }
     }
 
     pub(super) fn into_handler(self) -> Option<NNHandler<M>> {
@@ -117,7 +125,7 @@ impl<M: Model> Destination for NewWeights<'_, M> {
             builder = builder.storage(storage.clone());
         }
         let handler = builder.build_local()?;
-        let names = Names::find(manifest, handler.vars())?;
+        let names = Names::find(manifest, handler.vars(), &self.names)?;
         self.built = Some((handler, names));
         Ok(())
     }
@@ -152,7 +160,7 @@ impl<'h> LiveWeights<'h> {
 impl Destination for LiveWeights<'_> {
     fn prepare(&mut self, manifest: &Manifest) -> Result<()> {
         self.is_planned = false;
-        self.names = Names::find(manifest, self.store)?;
+        self.names = Names::find(manifest, self.store, &Selection::default())?;
         Ok(())
     }
 

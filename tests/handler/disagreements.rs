@@ -220,16 +220,17 @@ fn every_option_of_a_load_that_one_rank_gives_otherwise() {
 
 #[test]
 fn options_of_a_beginning_with_weights_alone() {
-    let InitOptions { group, device, storage, strict } = InitOptions::default();
+    let InitOptions { group, device, storage, strict, rename } = InitOptions::default();
     assert!(group.is_none() && device.is_none() && storage.is_none(), "of one rank alone");
+    assert!(rename.is_empty(), "ranks with other rules: `renamed`");
     let memory = some_checkpoint();
     for odd in 0..RANKS {
         let inner = memory.clone();
         let results = on_ranks(RANKS, move |group| {
             let storage: Arc<dyn Storage> = Arc::new(inner.clone());
             let strict = if group.rank().get() == odd { !strict } else { strict };
-            let options =
-                InitOptions { group: Some(group), storage: Some(storage), strict, device: None };
+            let (group, storage) = (Some(group), Some(storage));
+            let options = InitOptions { group, storage, strict, ..InitOptions::default() };
             Handler::initialize_from_checkpoint("runs/a", None, options).map(drop)
         });
         assert_names(&results, "`strict`", odd);

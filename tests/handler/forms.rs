@@ -55,7 +55,7 @@ fn saved_in_every_form(ranks: u32) -> (MemoryStorage, String, Vec<f32>) {
 const FORMS: [&str; 4] =
     ["runs/directory", "new/deep/one.safetensors", "runs/many", "runs/many_model.safetensors"];
 
-fn init(group: &ProcessGroup, storage: &Arc<dyn Storage>) -> InitOptions {
+pub fn init(group: &ProcessGroup, storage: &Arc<dyn Storage>) -> InitOptions {
     let (group, storage) = (Some(group.clone()), Some(storage.clone()));
     InitOptions { group, storage, ..InitOptions::default() }
 }
@@ -180,7 +180,7 @@ fn a_live_handler_takes_weights_and_begins_anew() {
 }
 
 /// The weights of a [`Net`] as another tool would keep them, under names made by `rename`.
-fn plain_file(memory: &MemoryStorage, at: &str, rename: impl Fn(&str) -> String) {
+pub fn plain_file(memory: &MemoryStorage, at: &str, rename: impl Fn(&str) -> String) {
     let shapes: [(&str, Vec<usize>); 4] = [
         ("input.weight", vec![4, 6]),
         ("input.bias", vec![6]),
@@ -201,7 +201,7 @@ fn plain_file(memory: &MemoryStorage, at: &str, rename: impl Fn(&str) -> String)
     memory.write(Path::new(at), &file).unwrap();
 }
 
-fn config() -> Option<NetConfig> {
+pub fn config() -> Option<NetConfig> {
     Some(NetConfig { hidden: 6, dropout: 0.0 })
 }
 

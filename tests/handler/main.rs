@@ -28,6 +28,7 @@ mod names;
 mod parts;
 mod policies;
 mod ranks;
+mod renamed;
 mod resharded;
 mod restore;
 mod restore_faults;

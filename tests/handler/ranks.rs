@@ -266,7 +266,7 @@ fn a_configuration_without_order_is_the_same_on_every_rank() {
             group: Some(group),
             device: Some(tch::Device::Cpu),
             storage: Some(storage),
-            strict: true,
+            ..InitOptions::default()
         };
         let at = "runs/a";
         NNHandler::<Unordered>::initialize_from_checkpoint(at, Some(config), options).map(drop)

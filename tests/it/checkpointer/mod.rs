@@ -11,6 +11,7 @@ mod histories;
 mod keeping;
 mod lines;
 mod links;
+mod partial;
 mod parts;
 mod resuming;
 mod saving;
