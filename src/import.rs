@@ -8,11 +8,13 @@ use serde::{Deserialize, Serialize};
 use crate::agree::{agree, unlike};
 use crate::catalog::{self, CheckpointPath};
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::{self, Parts};
+use crate::files::{self, ExtentDirectory, Foreign, Parts};
 use crate::group::{Channel, ProcessGroup};
 use crate::load::stored_state;
 use crate::manifest::Manifest;
 use crate::plan::OnExisting;
+pub use crate::pytorch::Algorithm;
+use crate::pytorch::NameRules;
 use crate::save::{Checkpoint, SaveOptions, save};
 use crate::shard::ShardReader;
 use crate::state::StateDict;
@@ -29,6 +31,27 @@ pub struct ImportOptions {
     pub epoch: Option<u64>,
     /// Whether a checkpoint of this name is replaced. Default: no.
     pub overwrite: bool,
+    /// What is expected. Default: whatever is there.
+    pub format: Option<ImportFormat>,
+    /// Which algorithm an optimizer of PyTorch is, where its settings do not tell Adam and AdamW
+    /// apart.
+    pub algorithm: Option<Algorithm>,
+    /// Whether an optimizer of PyTorch that is not understood is left out, with a log line.
+    /// Default: no, it is an error.
+    pub lenient: bool,
+}
+
+/// What other tools write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ImportFormat {
+    /// A directory as Hugging Face tools write it, or one safetensors file.
+    HuggingFace,
+    /// A file of `torch.save`.
+    Pt,
+    /// A directory of `torch.distributed.checkpoint`.
+    Dcp,
 }
 
 /// Makes a checkpoint of a safetensors file of another tool, or of a directory as Hugging Face tools
@@ -66,32 +89,37 @@ pub fn import(
 ) -> Result<Checkpoint> {
     let mut found = None;
     let look = || {
-        found = Some(Foreign::open(storage, from.as_ref(), options)?);
+        found = Some(Source::open(storage, from.as_ref(), options)?);
         Ok(from.as_ref().to_string_lossy().into_owned())
     };
     let decide = |from: Vec<String>| {
-        let difference = |ours: &String, theirs: &String| unlike(FROM, ours, theirs);
+        let difference =
+            |ours: &String, theirs: &String| unlike("what is to be imported", ours, theirs);
         agree(&from, difference, "nothing was imported; every rank must import alike").map(drop)
     };
     group.phase_all(Channel::Save, "import", look, decide)?;
-    let Some(Foreign { state, options }) = found else {
+    let Some(Source { state, options, summed }) = found else {
         return Err(Error::new(ErrorKind::Disagreement, "nothing was found, and nobody said so"));
     };
+    let check = || match &summed {
+        Some(summed) => summed.check_members(group.rank().index(), group.world_size().len()),
+        None => Ok(()),
+    };
+    group.phase_all(Channel::Save, "sums", check, |_: Vec<()>| Ok(()))?;
     save(group, storage, to, &state, &options)
 }
 
-/// The argument that no later phase compares.
-const FROM: &str = "what is to be imported";
-
 /// What is to be imported, and as what.
-struct Foreign {
+struct Source {
     state: StateDict,
     options: SaveOptions,
+    /// Files whose sums are checked before anything is saved.
+    summed: Option<Arc<ExtentDirectory>>,
 }
 
-impl Foreign {
+impl Source {
     fn open(storage: &dyn Storage, from: &Path, options: &ImportOptions) -> Result<Self> {
-        let (dir, manifest) = open(storage, from)?;
+        let Foreign { dir, manifest, summed } = open(storage, from, options)?;
         let reader = ShardReader::of(dir.clone(), &manifest);
         reader.check_lengths()?;
         let mut state = stored_state(&Arc::new(reader), &manifest, &mut |_| true)?;
@@ -106,41 +134,66 @@ impl Foreign {
             on_existing,
             ..SaveOptions::default()
         };
-        Ok(Self { state, options })
+        Ok(Self { state, options, summed })
     }
 }
 
-fn open(storage: &dyn Storage, from: &Path) -> Result<(Arc<dyn Directory>, Manifest)> {
+fn open(storage: &dyn Storage, from: &Path, options: &ImportOptions) -> Result<Foreign> {
     let at = |e: Error| if e.path().is_some() { e } else { e.with_path(from) };
+    let found = of_pytorch(storage, from, options).map_err(at)?;
+    let expected = options.format.is_none_or(|format| match format {
+        ImportFormat::HuggingFace => found.is_none(),
+        ImportFormat::Pt | ImportFormat::Dcp => found.is_some(),
+    });
+    if !expected {
+        let message = "it is there, but of another format than the one that is asked for";
+        return Err(Error::new(ErrorKind::Incompatible, message).with_path(from));
+    }
+    if let Some(found) = found {
+        return Ok(found);
+    }
     match storage.open_dir(from) {
         Ok(dir) => {
             refuse_checkpoint(dir.as_ref())?;
             let opened = files::open_directory(dir.as_ref(), Parts::All).map_err(at)?;
             let manifest = opened.ok_or_else(|| nothing(from))?;
-            Ok((dir, manifest))
+            Ok(Foreign { dir, manifest, summed: None })
         }
         Err(e) if e.kind() == ErrorKind::NotFound => open_file(storage, from).map_err(at),
         Err(e) => Err(e),
     }
 }
 
-fn open_file(storage: &dyn Storage, from: &Path) -> Result<(Arc<dyn Directory>, Manifest)> {
+fn of_pytorch(
+    storage: &dyn Storage,
+    from: &Path,
+    options: &ImportOptions,
+) -> Result<Option<Foreign>> {
+    let path = CheckpointPath::parse(from)?;
+    let parent = match storage.open_dir(path.directory()) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    let rules = NameRules { algorithm: options.algorithm, is_lenient: options.lenient };
+    files::open_pytorch(&parent, path.name().as_str(), rules)
+}
+
+fn open_file(storage: &dyn Storage, from: &Path) -> Result<Foreign> {
     let path = CheckpointPath::parse(from)?;
     let dir = storage.open_dir(path.directory()).map_err(|e| match e.kind() {
         ErrorKind::NotFound => nothing(from),
         _ => e,
     })?;
     let manifest = files::open_plain(dir.as_ref(), path.name())?.ok_or_else(|| nothing(from))?;
-    Ok((dir, manifest))
+    Ok(Foreign { dir, manifest, summed: None })
 }
 
 fn nothing(from: &Path) -> Error {
-    Error::new(ErrorKind::NotFound, "no safetensors file, and no directory of a model")
-        .with_path(from)
-        .with_help(
-            "a directory holds `model.safetensors`, or `model.safetensors.index.json` and the \
-             files that it names",
-        )
+    Error::new(ErrorKind::NotFound, "nothing that can be imported").with_path(from).with_help(
+        "known are safetensors files, files of `torch.save`, directories of \
+             `torch.distributed.checkpoint` (`.metadata`), and those of Hugging Face \
+             (`model.safetensors`, or `model.safetensors.index.json` and the files that it names)",
+    )
 }
 
 fn refuse_checkpoint(dir: &dyn Directory) -> Result<()> {

@@ -370,7 +370,7 @@ fn open_reader(
 ) -> Result<ShardReader> {
     let dir = match manifest.form() {
         Form::Directory => open_entry(storage, resolved)?,
-        _ => files::place_of(storage, &resolved.directory, &resolved.entry)?,
+        _ => files::place_of(storage, &resolved.directory, &resolved.entry, manifest)?,
     };
     let reader = ShardReader::of(dir, manifest).on_read(move |bytes| progress.add(bytes));
     reader.check_lengths()?;

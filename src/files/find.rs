@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::files::foreign::{self, Parts, PlainFile};
 use crate::layout::{self, CheckpointName};
 use crate::manifest::{Form, Manifest};
+use crate::pytorch::NameRules;
 use crate::shard::{HeaderTensor, SingleFile, read_single};
 use crate::storage::{Directory, ReadFile, Storage};
 use crate::tensor::Component;
@@ -50,6 +51,10 @@ pub(crate) fn find(
     if !unverified {
         return Ok(None);
     }
+    let rules = NameRules { is_lenient: true, ..NameRules::default() };
+    if let Some(foreign) = foreign::open_pytorch(parent, name.as_str(), rules)? {
+        return found(name, &foreign.dir, foreign.manifest);
+    }
     match parent.open_dir(name.as_str()) {
         Ok(dir) => match foreign::open_directory(dir.as_ref(), Parts::Model)? {
             Some(manifest) => found(name, &dir, manifest),
@@ -60,13 +65,30 @@ pub(crate) fn find(
     }
 }
 
-/// The directory in which the files of a checkpoint of this form lie.
+/// The directory in which the files of a checkpoint that is no directory of ours lie: those that
+/// `manifest` speaks of, which another rank may have found.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] if files of another tool are not what they were when they were found.
 pub(crate) fn place_of(
     storage: &dyn Storage,
     directory: &Path,
     entry: &str,
+    manifest: &Manifest,
 ) -> Result<Arc<dyn Directory>> {
     let parent = storage.open_dir(directory)?;
+    if *manifest.form() == Form::Plain {
+        let rules = NameRules { is_lenient: true, ..NameRules::default() };
+        if let Some(foreign) = foreign::open_pytorch(&parent, entry, rules)? {
+            if foreign.manifest != *manifest {
+                let message = "it is not what it was when it was found";
+                return Err(Error::new(ErrorKind::Corrupt, message)
+                    .with_path(parent.path().join(entry))
+                    .with_help("nothing was changed; load it again once nobody writes it"));
+            }
+            return Ok(foreign.dir);
+        }
+    }
     match parent.open_dir(entry) {
         // A directory of another tool.
         Ok(dir) => Ok(dir),

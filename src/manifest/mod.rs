@@ -24,7 +24,7 @@ pub(crate) use self::info::{count_of, floats_of, save_metrics};
 pub use self::parse::MANIFEST_BYTES_MAX;
 pub(crate) use self::parse::{HEAD_BYTES, check_head};
 pub use self::seal::SealInfo;
-pub(crate) use self::single::{FileParts, PlainParts, SingleParts, place_in};
+pub(crate) use self::single::{FileParts, PlainParts, PlainTensor, SingleParts, place_in};
 use crate::error::Result;
 use crate::layout::SaveId;
 use crate::rank::{Rank, WorldSize};

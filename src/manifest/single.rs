@@ -42,12 +42,19 @@ pub(crate) struct SingleParts<'a> {
 pub(crate) struct PlainParts {
     /// Their names, and what each of them holds.
     pub(crate) files: Vec<(String, Component, FileParts)>,
-    /// For each tensor the number of its file, and its first byte there.
-    pub(crate) tensors: BTreeMap<TensorName, (u32, TensorSpec, u64)>,
+    pub(crate) tensors: BTreeMap<TensorName, PlainTensor>,
     pub(crate) aliases: BTreeMap<TensorName, TensorName>,
     pub(crate) values: Values,
     pub(crate) step: u64,
     pub(crate) epoch: u64,
+}
+
+/// A tensor in such files.
+pub(crate) struct PlainTensor {
+    pub(crate) spec: TensorSpec,
+    pub(crate) component: Component,
+    /// For each of its boxes the number of the file, and the first byte there.
+    pub(crate) boxes: Vec<(Slice, u32, u64)>,
 }
 
 /// What the manifest says of the file that holds it.
@@ -103,16 +110,12 @@ impl Manifest {
             component: component.clone(),
             ..data_file(name, save_id, parts)
         });
-        let record = |(name, (file, spec, begin)): (TensorName, (u32, TensorSpec, u64))| {
-            let component = files.get(file as usize).map(|(_, component, _)| component.clone());
-            let slice = Slice::full(spec.shape());
-            let pieces = vec![Piece { file, begin, slice, first_sum: 0 }];
-            TensorRecord {
-                name,
-                component: component.unwrap_or_else(Component::model),
-                spec,
-                pieces,
-            }
+        let record = |(name, tensor): (TensorName, PlainTensor)| {
+            let PlainTensor { spec, component, boxes } = tensor;
+            let piece = |(slice, file, begin)| Piece { file, begin, slice, first_sum: 0 };
+            let mut pieces: Vec<_> = boxes.into_iter().map(piece).collect();
+            pieces.sort_by(|a, b| a.slice.cmp(&b.slice));
+            TensorRecord { name, component, spec, pieces }
         };
         let tensors = tensors.into_iter().map(record).collect();
         let empty = empty_body(save_id, data_files.collect());
@@ -162,7 +165,7 @@ impl Manifest {
             corrupt("tensor names are not unique and in order")
         })?;
         for tensor in &body.tensors {
-            let checked = check_tensor(tensor, &body.data_files);
+            let checked = check_tensor(tensor, &body.data_files, &form);
             checked.map_err(|e| e.with_tensor(tensor.name.as_str()))?;
         }
         check_aliases(&body)?;
@@ -222,7 +225,10 @@ fn check_files(body: &Body, form: &Form) -> Result<u64> {
         require(file.save_id == body.save_id, || fault("a file of another save"))?;
         require(file.sums_file == 0 && file.sums_begin == 0, || fault("sums in another file"))?;
         let start = file.data_start;
-        let fits = start > 0 && start <= HEADER_BYTES_MAX + 8 && start <= file.len;
+        // Of what other programs wrote it is not known, or not shown.
+        let fits = (start > 0 || *form == Form::Plain)
+            && start <= HEADER_BYTES_MAX + 8
+            && start <= file.len;
         require(fits && start.is_multiple_of(alignment), || {
             fault(&format!("its data cannot begin at {start}"))
         })?;
@@ -232,8 +238,9 @@ fn check_files(body: &Body, form: &Form) -> Result<u64> {
     Ok(total)
 }
 
-/// A tensor is whole in one file: its pieces are contiguous in it, and lie where they belong.
-fn check_tensor(tensor: &TensorRecord, files: &[DataFile]) -> Result<()> {
+/// Of ours a tensor is whole in one file: its pieces are contiguous in it, and lie where they
+/// belong. Others may have put boxes anywhere.
+fn check_tensor(tensor: &TensorRecord, files: &[DataFile], form: &Form) -> Result<()> {
     let shape = tensor.spec.shape();
     for piece in &tensor.pieces {
         require(piece.slice.fits(shape), || {
@@ -245,15 +252,22 @@ fn check_tensor(tensor: &TensorRecord, files: &[DataFile]) -> Result<()> {
     })?;
     let slices: SmallVec<[_; 4]> = tensor.pieces.iter().map(|p| &p.slice).collect();
     check_cover(shape, &slices).map_err(corrupt)?;
-    let Some(first) = tensor.pieces.first() else { return Err(corrupt("it has no piece")) };
-    let file = files.get(first.file as usize);
-    let file = file.ok_or_else(|| corrupt("it is in a file that is not listed"))?;
-    let end = first.begin.checked_add(tensor.spec.size_bytes());
-    require(first.begin >= file.data_start && end.is_some_and(|end| end <= file.len), || {
-        corrupt("it leaves its file").with_path(&file.name).with_offset(first.begin)
-    })?;
     for piece in &tensor.pieces {
-        let place = place_in(&tensor.spec, &piece.slice).map(|place| first.begin + place);
+        let file = files.get(piece.file as usize);
+        let file = file.ok_or_else(|| corrupt("it is in a file that is not listed"))?;
+        let end = piece.begin.checked_add(tensor.piece_bytes(piece));
+        require(piece.begin >= file.data_start && end.is_some_and(|end| end <= file.len), || {
+            corrupt("it leaves its file").with_path(&file.name).with_offset(piece.begin)
+        })?;
+    }
+    if *form == Form::Plain { Ok(()) } else { check_places(tensor) }
+}
+
+fn check_places(tensor: &TensorRecord) -> Result<()> {
+    let Some(first) = tensor.pieces.first() else { return Err(corrupt("it has no piece")) };
+    for piece in &tensor.pieces {
+        let place = place_in(&tensor.spec, &piece.slice);
+        let place = place.and_then(|place| first.begin.checked_add(place));
         require(piece.file == first.file && place == Some(piece.begin), || {
             corrupt("a piece does not lie where it belongs").with_offset(piece.begin)
         })?;

@@ -92,6 +92,11 @@ impl Pickle {
         View::new(self, self.root)
     }
 
+    /// How many things it holds.
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
     fn node(&self, id: Id) -> &Node {
         usize::try_from(id).ok().and_then(|index| self.nodes.get(index)).unwrap_or(&Node::None)
     }

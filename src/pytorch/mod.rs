@@ -3,6 +3,17 @@
 //!
 //! Both are nested dictionaries of tensors and plain values ([`Tree`]).
 
+mod archive;
+mod described;
+mod names;
+mod source;
 mod tree;
 
+pub(crate) use archive::{Archive, Member};
+pub(crate) use described::{
+    Described, counts, described, dtype, dtype_name, is_known, storage_name,
+};
+pub use names::Algorithm;
+pub(crate) use names::{Found, NameRules, Named, OURS, VALUES, named};
+pub(crate) use source::Source;
 pub(crate) use tree::{Key, Plain, Tree};

@@ -49,4 +49,5 @@ mod traces;
 mod unknown_formats;
 mod verdicts;
 
+mod pytorch;
 mod regressions;

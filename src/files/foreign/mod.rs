@@ -2,20 +2,64 @@
 //! be.
 
 mod index;
+mod pytorch;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::extents::ExtentDirectory;
 use crate::json::check_object;
 use crate::layout::{self, EXPORT_COMPONENT, EXPORT_EPOCH, EXPORT_MARKS, EXPORT_STEP};
-use crate::manifest::{FileParts, Manifest, PlainParts};
+use crate::manifest::{FileParts, Manifest, PlainParts, PlainTensor};
+use crate::pytorch::NameRules;
 use crate::shard::{SingleFile, read_single};
 use crate::shown::short;
+use crate::slice::Slice;
 use crate::state::{Value, Values};
 use crate::storage::Directory;
 use crate::tensor::{Component, TensorName};
 
 pub(crate) use index::{Index, read_index, read_small};
+
+/// Files of other tools as they are read: the directory in which their data is found, and what
+/// there is.
+pub(crate) struct Foreign {
+    pub(crate) dir: Arc<dyn Directory>,
+    pub(crate) manifest: Manifest,
+    /// The same directory, if its files have sums.
+    pub(crate) summed: Option<Arc<ExtentDirectory>>,
+}
+
+impl Foreign {
+    fn summed((dir, manifest): (Arc<ExtentDirectory>, Manifest)) -> Self {
+        Self { dir: dir.clone(), manifest, summed: Some(dir) }
+    }
+}
+
+/// What PyTorch wrote under this name, if it did.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`], [`ErrorKind::Incompatible`], [`ErrorKind::Unsupported`] for what cannot
+/// be read of it; [`ErrorKind::Storage`].
+pub(crate) fn open_pytorch(
+    parent: &Arc<dyn Directory>,
+    name: &str,
+    rules: NameRules,
+) -> Result<Option<Foreign>> {
+    match parent.open_file(name) {
+        Ok(file)
+            if pytorch::is_archive(&*file)
+                .map_err(|e| e.with_path(parent.path().join(name)))? =>
+        {
+            pytorch::open_archive(parent, name, rules).map(|opened| Some(Foreign::summed(opened)))
+        }
+        // What is no file, and no directory either, is told by who looks for one.
+        Ok(_) => Ok(None),
+        Err(e) if [ErrorKind::NotFound, ErrorKind::Corrupt].contains(&e.kind()) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
 
 /// Longest description of a model that is read.
 pub(crate) const CONFIG_BYTES_MAX: u64 = 16 << 20;
@@ -148,8 +192,10 @@ fn manifest_of(files: Vec<PlainFile>, values: Values) -> Result<Manifest> {
     for (PlainFile { name, component, single, len }, index) in files.into_iter().zip(0u32..) {
         let data_start = single.header.data_start;
         for tensor in single.header.tensors {
-            let place = (index, tensor.spec, data_start + tensor.begin);
-            if tensors.insert(tensor.name.clone(), place).is_some() {
+            let whole = Slice::full(tensor.spec.shape());
+            let boxes = vec![(whole, index, data_start + tensor.begin)];
+            let placed = PlainTensor { spec: tensor.spec, component: component.clone(), boxes };
+            if tensors.insert(tensor.name.clone(), placed).is_some() {
                 let message = format!("it is in `{name}` and in another file");
                 let error = Error::new(ErrorKind::Corrupt, message);
                 return Err(error.with_tensor(tensor.name.as_str()));

@@ -53,7 +53,7 @@ fn shards_of_another_tool_become_a_checkpoint() {
     put(&memory, "consolidated.safetensors", &file("{}", 0));
     put(&memory, "training_args.bin", b"\x80\x02}q\x00.");
     let storage = memory.clone();
-    let options = ImportOptions { step: Some(9), epoch: Some(1), overwrite: false };
+    let options = ImportOptions { step: Some(9), epoch: Some(1), ..ImportOptions::default() };
     on_ranks(2, move |group| {
         import(&group, &storage, DIR, &path("runs/b"), &options).unwrap();
     });
