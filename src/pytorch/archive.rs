@@ -18,6 +18,8 @@ const DIRECTORY_BYTES_MAX: u64 = 64 << 20;
 const END: u64 = 22;
 const LOCATOR: u64 = 20;
 const END64: u64 = 56;
+/// How much is read at the end at once.
+const TAIL: u64 = 1 << 10;
 /// Bytes of what describes a member in the table, and before its data, without name and extras.
 const ENTRY: usize = 46;
 const LOCAL: u64 = 30;
@@ -153,7 +155,8 @@ struct Place {
 /// Goes by the records at the very end; what does not fit them exactly is refused, so that all
 /// readers see the same members.
 fn directory(source: &mut Source<'_>, begin: u64, bytes: u64) -> Result<Place> {
-    let tail_bytes = bytes.min(END + LOCATOR + END64);
+    // The table of a small archive comes along.
+    let tail_bytes = bytes.min(TAIL);
     let tail_at = bytes - tail_bytes;
     let end = tail_bytes.checked_sub(END).ok_or_else(|| corrupt("it is too short"))?;
     let tail = Fields(source.read(begin + tail_at, tail_bytes)?);

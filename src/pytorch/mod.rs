@@ -4,6 +4,7 @@
 //! Both are nested dictionaries of tensors and plain values ([`Tree`]).
 
 mod archive;
+pub(crate) mod dcp;
 mod described;
 mod names;
 mod source;

@@ -305,12 +305,20 @@ fn has_tensors<T>(tree: &Tree<T>) -> bool {
 /// As `torch.optim` has it, or with one entry for each of its leaves.
 fn is_optimizer<T>(tree: &Tree<T>) -> bool {
     let Tree::Dict(entries) = tree else { return false };
-    let has = |name: &str| entries.iter().any(|(key, _)| text_of(key) == name);
+    // A state that is empty is not written by all.
+    let is_group = |tree: &Tree<T>| match tree {
+        Tree::Dict(group) => group.iter().any(|(key, _)| text_of(key) == "params"),
+        _ => false,
+    };
+    let has_groups_of_params = entries.iter().any(|(key, tree)| match tree {
+        Tree::List(groups) => text_of(key) == "param_groups" && groups.iter().all(is_group),
+        _ => false,
+    });
     let begins = |key: &Key, prefix: &str| text_of(key).starts_with(prefix);
     let is_flat = |key: &Key| begins(key, "state.") || begins(key, "param_groups.");
     let is_flat = entries.iter().all(|(key, _)| is_flat(key));
     let has_groups = entries.iter().any(|(key, _)| begins(key, "param_groups."));
-    (has("state") && has("param_groups")) || (is_flat && has_groups)
+    has_groups_of_params || (is_flat && has_groups)
 }
 
 fn component_of(name: &str) -> Component {

@@ -86,7 +86,8 @@ impl ShardReader {
     #[must_use]
     pub fn of(dir: Arc<dyn Directory>, manifest: &Manifest) -> Self {
         let form = manifest.form().clone();
-        let block = manifest.block_bytes();
+        // What has no sums can be read byte by byte.
+        let block = if form == Form::Plain { 1 } else { manifest.block_bytes() };
         Self { form, block, ..Self::new(dir, manifest.data_files(), manifest.sums_files()) }
     }
 

@@ -1,6 +1,7 @@
 //! Files of the real PyTorch: what comes of them here, bit for bit, and what is refused.
 
 mod archives;
+mod distributed;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

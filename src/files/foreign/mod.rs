@@ -1,6 +1,7 @@
 //! Safetensors files of other tools: whatever their headers claim is checked, their bytes cannot
 //! be.
 
+mod distributed;
 mod index;
 mod pytorch;
 
@@ -54,9 +55,14 @@ pub(crate) fn open_pytorch(
         {
             pytorch::open_archive(parent, name, rules).map(|opened| Some(Foreign::summed(opened)))
         }
-        // What is no file, and no directory either, is told by who looks for one.
         Ok(_) => Ok(None),
-        Err(e) if [ErrorKind::NotFound, ErrorKind::Corrupt].contains(&e.kind()) => Ok(None),
+        // What is no file may be a directory; what is neither is told by who looks for one.
+        Err(e) if [ErrorKind::NotFound, ErrorKind::Corrupt].contains(&e.kind()) => {
+            match parent.open_dir(name) {
+                Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+                dir => Ok(distributed::open_distributed(&dir?, rules)?.map(Foreign::summed)),
+            }
+        }
         Err(e) => Err(e),
     }
 }

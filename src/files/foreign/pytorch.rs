@@ -100,7 +100,7 @@ fn spec_of_found(found: &Found<Described>) -> Result<TensorSpec> {
     }
 }
 
-fn made(bytes: &[u8]) -> Stretch {
+pub(super) fn made(bytes: &[u8]) -> Stretch {
     Stretch { bytes: bytes.len() as u64, data: Data::Made(bytes.to_vec()) }
 }
 

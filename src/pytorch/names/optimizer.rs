@@ -42,11 +42,12 @@ fn mismatch(message: impl Into<String>) -> Error {
 impl<T: Clone + Eq + Hash> Naming<'_, T> {
     pub(super) fn optimizer(&mut self, prefix: &str, tree: Tree<T>) -> Result<()> {
         let Tree::Dict(entries) = tree else { return Ok(()) };
-        let Optimizer { mut state, groups } = if entries.iter().any(|(key, _)| is(key, "state")) {
-            nested(entries)?
-        } else {
-            flat(entries)?
-        };
+        let Optimizer { mut state, groups } =
+            if entries.iter().any(|(key, _)| is(key, "param_groups")) {
+                nested(entries)?
+            } else {
+                flat(entries)?
+            };
         let names = self.names(&state, &groups)?;
         self.settings(prefix, &groups, &names)?;
         for (group, names) in groups.iter().zip(&names) {
@@ -296,6 +297,13 @@ fn nested<T>(entries: Entries<T>) -> Result<Optimizer<T>> {
                 for (id, slots) in states {
                     let Tree::Dict(slots) = slots else { return Err(malformed()) };
                     optimizer.state.insert(text_of(&id), slots);
+                }
+            }
+            // Numbers from zero on look like a list.
+            ("state", Tree::List(states)) => {
+                for (id, slots) in states.into_iter().enumerate() {
+                    let Tree::Dict(slots) = slots else { return Err(malformed()) };
+                    optimizer.state.insert(id.to_string(), slots);
                 }
             }
             ("param_groups", Tree::List(groups)) => {

@@ -1,0 +1,158 @@
+//! What `torch.distributed.checkpoint` writes.
+
+use tch_checkpoint::ErrorKind;
+use tch_checkpoint::import::ImportOptions;
+use tch_checkpoint::load::{Atomicity, load};
+use tch_checkpoint::plan::load::LoadRules;
+use tch_checkpoint::slice::Slice;
+use tch_checkpoint::state::LoadTargets;
+use tch_checkpoint::tensor::{Dtype, TensorSpec};
+
+use super::*;
+
+/// A storage with a directory of the fixtures, under its own name in `/from`.
+fn memory_with_directory(name: &str) -> MemoryStorage {
+    let memory = MemoryStorage::new();
+    let to = Path::new("/from").join(name);
+    memory.create_dir_all(&to).unwrap();
+    for entry in std::fs::read_dir(fixture("dcp").join(name)).unwrap() {
+        let entry = entry.unwrap();
+        memory.write(&to.join(entry.file_name()), &std::fs::read(entry.path()).unwrap()).unwrap();
+    }
+    memory
+}
+
+#[test]
+fn distributed_checkpoints_of_torch_come_in_bit_for_bit() {
+    for name in ["nested", "flat", "numbered", "kinds", "sharded"] {
+        let memory = memory_with_directory(name);
+        imported(&memory, name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_same(&tensors_of(&memory, "/runs/a"), &expected("dcp", name), name);
+    }
+}
+
+#[test]
+fn values_and_settings_of_a_distributed_checkpoint_come_in() {
+    for name in ["nested", "flat"] {
+        let memory = memory_with_directory(name);
+        imported(&memory, name).unwrap();
+        let manifest = manifest(&memory);
+        assert_eq!((manifest.step(), manifest.epoch()), (7, 2));
+        let values = manifest.values();
+        assert_eq!(values.float("loss").unwrap(), 0.5);
+        assert_eq!(values.text("config.name").unwrap(), "é");
+        let config: serde_json::Value = values.json("optimizer.config").unwrap();
+        assert_eq!(config["algorithm"], "adam_w");
+        assert_eq!(values.floats("optimizer.lr").unwrap(), [1e-3]);
+    }
+}
+
+/// Saved by four ranks of torch, imported by others, with boxes that are columns and uneven rows.
+#[test]
+fn what_four_ranks_saved_is_imported_by_any_number() {
+    for ranks in [2, 3, 4] {
+        let memory = memory_with_directory("sharded");
+        let inner = memory.clone();
+        let done = on_ranks(ranks, move |group| {
+            let from = Path::new("/from/sharded");
+            import(&group, &inner, from, &path("/runs/a"), &ImportOptions::default()).map(drop)
+        });
+        done.into_iter().for_each(|imported| imported.unwrap());
+        assert_same(&tensors_of(&memory, "/runs/a"), &expected("dcp", "sharded"), "sharded");
+    }
+}
+
+/// Each rank takes rows of its own straight from the directory, and reads little else.
+#[test]
+fn ranks_load_their_rows_where_they_are() {
+    let memory = memory_with_directory("sharded");
+    let whole = expected("dcp", "sharded")["large"].2.clone();
+    let parts = on_ranks(2, move |group| {
+        let spec = TensorSpec::new(Dtype::F32, [64, 40]).unwrap();
+        let first = u64::from(group.rank().get()) * 24;
+        let slice = Slice::new(vec![first, 0], vec![24, 40]).unwrap();
+        let mut rows = vec![0u8; 24 * 40 * 4];
+        let mut targets = LoadTargets::new();
+        targets.add_slice(name("large"), spec, slice, Box::new(&mut rows[..])).unwrap();
+        let rules = LoadRules { strict: false, ..LoadRules::default() };
+        let wanted = wanted("/from/sharded").or_unverified();
+        let loaded = load(&group, &memory, &wanted, &mut targets, &rules, Atomicity::Atomic);
+        let read = loaded.unwrap().bytes_read;
+        drop(targets);
+        (rows, read)
+    });
+    for (rank, (rows, read)) in parts.into_iter().enumerate() {
+        let begin = rank * 24 * 40 * 4;
+        assert_eq!(rows, whole[begin..begin + rows.len()]);
+        assert_eq!(read, rows.len() as u64, "data that nobody asked for");
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_a_distributed_checkpoint_is_found_wherever_it_is() {
+    for file in [".metadata", "__0_0.distcp"] {
+        let whole = expected("dcp", "kinds");
+        let bytes = std::fs::read(fixture("dcp").join("kinds").join(file)).unwrap();
+        let mut found = 0;
+        for at in (0..bytes.len()).step_by(if file == ".metadata" { 3 } else { 11 }) {
+            let memory = memory_with_directory("kinds");
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1 << (at % 8);
+            memory.write(&Path::new("/from/kinds").join(file), &flipped).unwrap();
+            match imported(&memory, "kinds") {
+                Err(_) => found += 1,
+                Ok(_) => {
+                    // Names have no sums: another name is not told from the right one.
+                    let seen: Vec<_> = tensors_of(&memory, "/runs/a").into_values().collect();
+                    let known = |tensor: &Seen| whole.values().any(|other| other == tensor);
+                    assert!(seen.len() == whole.len() && seen.iter().all(known), "{file} {at}");
+                }
+            }
+        }
+        assert!(found > 20, "{file}: {found}");
+    }
+}
+
+#[test]
+fn lost_and_torn_shards_and_saves_that_did_not_end_are_refused() {
+    let damage: [(&str, fn(&MemoryStorage), &str); 5] = [
+        ("a lost shard", |m| remove(m, "__2_0.distcp"), "__2_0.distcp"),
+        ("a truncated shard", |m| cut(m, "__1_0.distcp"), "__1_0.distcp"),
+        ("an empty shard", |m| write(m, "__3_0.distcp", &[]), "__3_0.distcp"),
+        ("no metadata", |m| remove(m, ".metadata"), "was not committed"),
+        ("shards of two saves", swap, "malformed archive"),
+    ];
+    for (what, damage, said) in damage {
+        let memory = memory_with_directory("sharded");
+        damage(&memory);
+        let error = imported(&memory, "sharded").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
+        assert!(error.to_string().contains(said), "{what}: {error}");
+        assert!(memory.open_dir(Path::new("/runs")).is_err(), "{what}: something was written");
+    }
+}
+
+fn at(name: &str) -> PathBuf {
+    Path::new("/from/sharded").join(name)
+}
+
+fn remove(memory: &MemoryStorage, name: &str) {
+    memory.open_dir(Path::new("/from/sharded")).unwrap().remove_file(name).unwrap();
+}
+
+fn write(memory: &MemoryStorage, name: &str, bytes: &[u8]) {
+    memory.write(&at(name), bytes).unwrap();
+}
+
+fn cut(memory: &MemoryStorage, name: &str) {
+    let bytes = memory.read(&at(name)).unwrap();
+    write(memory, name, &bytes[..bytes.len() - 10]);
+}
+
+/// As if another save had put it there.
+fn swap(memory: &MemoryStorage) {
+    let other = memory.read(&at("__1_0.distcp")).unwrap();
+    let mut longer = vec![0; 64];
+    longer.extend(other);
+    write(memory, "__1_0.distcp", &longer);
+}
