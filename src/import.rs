@@ -11,7 +11,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::files::{self, ExtentDirectory, Foreign, Parts};
 use crate::group::{Channel, ProcessGroup};
 use crate::load::stored_state;
-use crate::manifest::Manifest;
 use crate::plan::OnExisting;
 pub use crate::pytorch::Algorithm;
 use crate::pytorch::NameRules;
@@ -90,12 +89,10 @@ pub fn import(
     let mut found = None;
     let look = || {
         found = Some(Source::open(storage, from.as_ref(), options)?);
-        Ok(from.as_ref().to_string_lossy().into_owned())
+        Ok((from.as_ref().to_string_lossy().into_owned(), options.clone()))
     };
-    let decide = |from: Vec<String>| {
-        let difference =
-            |ours: &String, theirs: &String| unlike("what is to be imported", ours, theirs);
-        agree(&from, difference, "nothing was imported; every rank must import alike").map(drop)
+    let decide = |asked: Vec<(String, ImportOptions)>| {
+        agree(&asked, difference, "nothing was imported; every rank must import alike").map(drop)
     };
     group.phase_all(Channel::Save, "import", look, decide)?;
     let Some(Source { state, options, summed }) = found else {
@@ -107,6 +104,16 @@ pub fn import(
     };
     group.phase_all(Channel::Save, "sums", check, |_: Vec<()>| Ok(()))?;
     save(group, storage, to, &state, &options)
+}
+
+/// The first thing that another rank asks for otherwise, and that no later phase compares.
+fn difference(ours: &(String, ImportOptions), theirs: &(String, ImportOptions)) -> Option<String> {
+    let (from, ImportOptions { format, algorithm, lenient, .. }) = ours;
+    let other = &theirs.1;
+    unlike("what is to be imported", from, &theirs.0)
+        .or_else(|| unlike("`format`", format, &other.format))
+        .or_else(|| unlike("`algorithm`", algorithm, &other.algorithm))
+        .or_else(|| unlike("`lenient`", lenient, &other.lenient))
 }
 
 /// What is to be imported, and as what.

@@ -10,7 +10,9 @@ use super::format::bytes;
 use super::{Output, Stop, progress};
 use crate::catalog::{Found, Wanted, find};
 use crate::error::{Error, ErrorKind, Result};
-use crate::export::{ExportOptions, Exported, HuggingFace, export, parse_bytes};
+use crate::export::{
+    ExportOptions, Exported, HuggingFace, PyTorch, PyTorchForm, export, parse_bytes,
+};
 use crate::group::ProcessGroup;
 use crate::shown::{line, path};
 use crate::storage::LocalStorage;
@@ -26,7 +28,7 @@ pub(super) struct Export {
     /// What is written.
     #[arg(long, value_enum, default_value_t = Format::Hf)]
     format: Format,
-    /// The directory (hf) or file (safetensors) that is written.
+    /// The directory (hf, dcp) or file (safetensors, pt) that is written.
     #[arg(short, long = "out", value_name = "OUT", visible_alias = "output")]
     out: PathBuf,
     /// Only this component, such as `model`; can be given several times. Default: all.
@@ -38,6 +40,11 @@ pub(super) struct Export {
     /// Cast floating tensors: f64, f32, f16 or bf16. Others stay as they are.
     #[arg(long, value_parser = dtype)]
     dtype: Option<Dtype>,
+    /// Names of the model's parameters in the order of `model.parameters()`, one in a line: the
+    /// optimizer of a pt file or dcp directory is numbered by them, as torch.optim does it. Without,
+    /// it goes by names.
+    #[arg(long, value_name = "FILE")]
+    parameters: Option<PathBuf>,
     /// The config.json of a hf directory; by default what the checkpoint holds.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -67,6 +74,21 @@ enum Format {
     Hf,
     /// One safetensors file.
     Safetensors,
+    /// A file that torch.load opens, also with weights_only=True.
+    Pt,
+    /// A directory that torch.distributed.checkpoint.load opens.
+    Dcp,
+}
+
+impl Format {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Hf => "hf",
+            Self::Safetensors => "safetensors",
+            Self::Pt => "pt",
+            Self::Dcp => "dcp",
+        }
+    }
 }
 
 pub(super) fn run(out: &mut Output<'_>, arguments: &Export) -> Result<u8, Stop> {
@@ -92,7 +114,19 @@ impl Export {
         if !is_hf && self.config.is_some() {
             return Err(Error::new(ErrorKind::InvalidInput, "--config is for --format hf"));
         }
-        let config = self.config.as_deref().map(read_config).transpose()?;
+        let pytorch = match self.format {
+            Format::Pt => Some(PyTorchForm::Pt),
+            Format::Dcp => Some(PyTorchForm::Dcp),
+            Format::Hf | Format::Safetensors => None,
+        };
+        if pytorch.is_none() && self.parameters.is_some() {
+            let message = "--parameters is for --format pt and dcp";
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        }
+        let names = self.parameters.as_deref().map(read_text).transpose()?;
+        let lines = |text: String| text.lines().map(str::trim).map(str::to_owned).collect();
+        let parameters: Option<Vec<String>> = names.map(lines);
+        let config = self.config.as_deref().map(read_text).transpose()?;
         let form = HuggingFace { max_shard_bytes: self.max_shard_size, config };
         Ok(ExportOptions {
             include: self.include.clone(),
@@ -100,6 +134,7 @@ impl Export {
             components: Some(self.components.clone()).filter(|list| !list.is_empty()),
             strip_prefix: self.strip_prefix.clone(),
             hugging_face: is_hf.then_some(form),
+            pytorch: pytorch.map(|form| PyTorch { form, parameters }),
             repeat_tied: self.repeat_tied,
             cast: self.dtype,
             overwrite: self.force,
@@ -115,7 +150,7 @@ impl Export {
     }
 }
 
-fn read_config(file: &Path) -> Result<String> {
+fn read_text(file: &Path) -> Result<String> {
     let failed = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::NotFound => {
             Error::new(ErrorKind::NotFound, "no such file").with_path(file)
@@ -124,7 +159,7 @@ fn read_config(file: &Path) -> Result<String> {
     };
     let len = fs::metadata(file).map_err(failed)?.len();
     if len > CONFIG_BYTES_MAX {
-        let message = format!("a description of {len} bytes, at most {CONFIG_BYTES_MAX}");
+        let message = format!("a text of {len} bytes, at most {CONFIG_BYTES_MAX}");
         return Err(Error::new(ErrorKind::InvalidInput, message).with_path(file));
     }
     let bytes = fs::read(file).map_err(failed)?;
@@ -191,7 +226,7 @@ fn as_json(exported: &Exported, format: Format) -> serde_json::Value {
     let documents = exported.documents.iter().map(|document| document.display().to_string());
     json!({
         "path": exported.path.display().to_string(),
-        "format": if format == Format::Hf { "hf" } else { "safetensors" },
+        "format": format.name(),
         "source": exported.source.display().to_string(),
         "save_id": exported.save_id.to_string(), "step": exported.step,
         "bytes": exported.files.iter().map(|file| file.bytes).sum::<u64>(),

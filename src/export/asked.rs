@@ -39,6 +39,7 @@ impl Asked {
             repeat_tied,
             cast,
             hugging_face,
+            pytorch,
             overwrite,
         } = options;
         let other = &theirs.options;
@@ -56,6 +57,7 @@ impl Asked {
             .or_else(|| unlike("`repeat_tied`", repeat_tied, &other.repeat_tied))
             .or_else(|| unlike("`cast`", cast, &other.cast))
             .or_else(|| unlike("`hugging_face`", hugging_face, &other.hugging_face))
+            .or_else(|| unlike("`pytorch`", pytorch, &other.pytorch))
             .or_else(|| unlike("`overwrite`", overwrite, &other.overwrite))
     }
 }

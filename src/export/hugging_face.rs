@@ -84,7 +84,7 @@ pub(super) fn plan(
         own.insert(name.clone(), *source);
     }
     let config = form.config(manifest).filter(|_| components.contains_key(&Component::model()));
-    let mut plan = Plan { files: Vec::new(), documents: Vec::new() };
+    let mut plan = Plan { files: Vec::new(), documents: Vec::new(), pytorch: None };
     for (component, names) in &components {
         let mut texts = BTreeMap::from([(EXPORT_COMPONENT.to_owned(), component.to_string())]);
         texts.extend(config.map(|text| (EXPORT_CONFIG.to_owned(), hash_text(text.as_bytes()))));

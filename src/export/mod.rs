@@ -17,6 +17,7 @@ mod draft;
 mod hugging_face;
 mod options;
 mod plan;
+mod pytorch;
 mod taken;
 mod write;
 
@@ -39,6 +40,7 @@ use draft::Draft;
 pub use hugging_face::{HuggingFace, parse_bytes};
 pub use options::ExportOptions;
 use plan::FilePlan;
+pub use pytorch::{PyTorch, PyTorchForm};
 use write::Writer;
 
 /// What an export wrote.
@@ -167,14 +169,18 @@ fn export_alone(
     let rules = options.check()?;
     let path = CheckpointPath::parse(out)?;
     let found = catalog::find_counting(storage, wanted, &mut || pace.progress.add(1))?;
-    let plan = plan::plan(&found.manifest, &rules)
-        .map_err(|e| if e.path().is_some() { e } else { e.with_path(found.path()) })?;
-    let is_directory = !options.submodules.is_empty() || options.hugging_face.is_some();
-    let mut draft = Draft::begin(storage, &path, is_directory, options.overwrite, pace)?;
+    let at = |e: Error| if e.path().is_some() { e } else { e.with_path(found.path()) };
+    let plan = plan::plan(&found.manifest, &rules).map_err(at)?;
+    let mut draft = Draft::begin(storage, &path, options.is_directory(), options.overwrite, pace)?;
     draft.check_space(plan.lengths())?;
-    let files = write_files(&found, &mut draft, &plan.files, pace)
-        .map_err(|e| explain(storage, wanted, &found, e))?;
-    let documents = write_documents(&mut draft, &plan.documents)?;
+    let explained = |e: Error| explain(storage, wanted, &found, e);
+    let (files, documents) = match &plan.pytorch {
+        Some(plan) => plan.write(&found, &mut draft, pace).map_err(explained)?,
+        None => {
+            let files = write_files(&found, &mut draft, &plan.files, pace).map_err(explained)?;
+            (files, write_documents(&mut draft, &plan.documents)?)
+        }
+    };
     draft.publish()?;
     let exported = Exported {
         path: path.full(),

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cast::is_castable;
 use crate::error::{Error, ErrorKind, Result};
-use crate::export::HuggingFace;
+use crate::export::{HuggingFace, PyTorch, PyTorchForm};
 use crate::globs::Globs;
 use crate::layout;
 use crate::tensor::{Component, Dtype};
@@ -31,6 +31,9 @@ pub struct ExportOptions {
     /// A directory as Hugging Face tools write it, whose files are of limited size. Not together
     /// with `submodules`. Default: no.
     pub hugging_face: Option<HuggingFace>,
+    /// What PyTorch opens, with model, optimizer and values as one state dict. Not together with
+    /// `submodules` or `hugging_face`. Default: no.
+    pub pytorch: Option<PyTorch>,
     /// Whether names keep the name of their part (`encoder.weight` and not `weight` in
     /// `encoder.safetensors`). Default: no.
     pub keep_submodule_prefix: bool,
@@ -52,6 +55,7 @@ impl Default for ExportOptions {
             strip_prefix: None,
             submodules: Vec::new(),
             hugging_face: None,
+            pytorch: None,
             keep_submodule_prefix: false,
             repeat_tied: false,
             cast: None,
@@ -68,6 +72,13 @@ pub(super) struct Rules<'o> {
 }
 
 impl ExportOptions {
+    /// Whether a directory is written, and not a file.
+    pub(super) fn is_directory(&self) -> bool {
+        let is_dcp = |asked: &PyTorch| asked.form == PyTorchForm::Dcp;
+        let is_dcp = self.pytorch.as_ref().is_some_and(is_dcp);
+        is_dcp || !self.submodules.is_empty() || self.hugging_face.is_some()
+    }
+
     /// Everything that can be said without a checkpoint.
     pub(super) fn check(&self) -> Result<Rules<'_>> {
         let bad = |message: String| Err(Error::new(ErrorKind::InvalidInput, message));
@@ -88,6 +99,9 @@ impl ExportOptions {
                 return bad("`submodules` and `hugging_face` exclude each other".to_owned());
             }
             form.check()?;
+        }
+        if self.pytorch.is_some() && (self.hugging_face.is_some() || !self.submodules.is_empty()) {
+            return bad("`pytorch` excludes `submodules` and `hugging_face`".to_owned());
         }
         for (index, part) in self.submodules.iter().enumerate() {
             if self.submodules.iter().take(index).any(|before| before == part) {

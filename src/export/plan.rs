@@ -7,6 +7,7 @@ use crate::cast::is_castable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::hugging_face;
 use crate::export::options::{Rules, file_of};
+use crate::export::pytorch::{self, PyTorchPlan};
 use crate::layout::{EXPORT_EPOCH, EXPORT_SAVE_ID, EXPORT_STEP};
 use crate::manifest::{Manifest, TensorRecord};
 use crate::plan::load::list;
@@ -14,18 +15,20 @@ use crate::shard::{HeaderTensor, plain_header};
 use crate::tensor::{Component, Dtype, TensorName, TensorSpec};
 
 /// What is to be written.
-#[derive(Debug)]
 pub(super) struct Plan {
     pub(super) files: Vec<FilePlan>,
     /// Small files beside those of tensors, each with its name.
     pub(super) documents: Vec<(String, Vec<u8>)>,
+    /// Instead of both.
+    pub(super) pytorch: Option<PyTorchPlan>,
 }
 
 impl Plan {
     /// Of all files.
     pub(super) fn lengths(&self) -> impl Iterator<Item = u64> {
         let documents = self.documents.iter().map(|(_, bytes)| bytes.len() as u64);
-        self.files.iter().map(FilePlan::len).chain(documents)
+        let pytorch = self.pytorch.iter().map(PyTorchPlan::bytes);
+        self.files.iter().map(FilePlan::len).chain(documents).chain(pytorch)
     }
 }
 
@@ -76,11 +79,15 @@ pub(super) fn plan(manifest: &Manifest, rules: &Rules<'_>) -> Result<Plan> {
     if let Some(form) = &rules.options.hugging_face {
         return hugging_face::plan(manifest, rules, form, &names);
     }
+    if let Some(asked) = &rules.options.pytorch {
+        let plan = pytorch::plan(manifest, rules, asked, &names)?;
+        return Ok(Plan { files: Vec::new(), documents: Vec::new(), pytorch: Some(plan) });
+    }
     let files = match rules.options.submodules.is_empty() {
         true => vec![file(manifest, rules, None, &names, BTreeMap::new())?],
         false => parts(manifest, rules, &names)?,
     };
-    Ok(Plan { files, documents: Vec::new() })
+    Ok(Plan { files, documents: Vec::new(), pytorch: None })
 }
 
 /// A file for each part of the model.

@@ -6,6 +6,9 @@ use crate::error::{ErrorKind, Result};
 use crate::files::{CONFIG_BYTES_MAX, read_index, read_small};
 use crate::layout::{self, EXPORT_CONFIG, EXPORT_SAVE_ID};
 use crate::manifest::hash16;
+use crate::pickle::PICKLE_BYTES_MAX;
+use crate::pytorch::dcp::{DISTCP, METADATA, is_ours};
+use crate::pytorch::{Archive, Source};
 use crate::shard::read_header;
 use crate::storage::{Directory, EntryKind};
 
@@ -30,6 +33,7 @@ pub(super) fn taken(parent: &dyn Directory, name: &str) -> Result<Taken> {
     };
     match entry.kind {
         EntryKind::File if marks(parent, name)?.is_some() => Ok(Taken::ExportedFile),
+        EntryKind::File if is_our_archive(parent, name)? => Ok(Taken::ExportedFile),
         EntryKind::Directory => of_directory(parent.open_dir(name)?.as_ref()),
         _ => Ok(Taken::Other),
     }
@@ -42,6 +46,11 @@ fn of_directory(dir: &dyn Directory) -> Result<Taken> {
     }
     // The same one is named each time.
     entries.sort_by(|a, b| a.name.cmp(&b.name));
+    if is_our_metadata(dir)? {
+        let is_part = |name: &str| name == METADATA || name.ends_with(DISTCP);
+        let other = entries.into_iter().find(|e| e.kind != EntryKind::File || !is_part(&e.name));
+        return Ok(other.map_or(Taken::ExportedDirectory, |entry| Taken::Beside(entry.name)));
+    }
     let (mut configs, mut has_tensors) = (BTreeSet::new(), false);
     let is_document = |name: &str| name == layout::HF_CONFIG || layout::is_hf_index(name);
     let (documents, others): (Vec<_>, Vec<_>) =
@@ -66,6 +75,24 @@ fn of_directory(dir: &dyn Directory) -> Result<Taken> {
         }
     }
     Ok(if has_tensors { Taken::ExportedDirectory } else { Taken::Other })
+}
+
+/// Whether an export wrote this archive of PyTorch, as a member of it says.
+fn is_our_archive(dir: &dyn Directory, name: &str) -> Result<bool> {
+    let look = || {
+        let file = dir.open_file(name)?;
+        let mut source = Source::new(file.as_ref());
+        let archive = Archive::open(&mut source, 0, file.len())?;
+        archive.member(&mut source, &format!(".data/{EXPORT_SAVE_ID}")).map(drop)
+    };
+    Ok(unless_broken(look())?.is_some())
+}
+
+/// Whether an export wrote the metadata of this distributed checkpoint.
+fn is_our_metadata(dir: &dyn Directory) -> Result<bool> {
+    let what = "the metadata of a distributed checkpoint";
+    let read = read_small(dir, METADATA, PICKLE_BYTES_MAX, what);
+    Ok(unless_broken(read)?.flatten().is_some_and(|bytes| is_ours(&bytes)))
 }
 
 /// If an export wrote this file, as its header says: the hash of the description beside it, if

@@ -85,10 +85,6 @@ impl Extent {
         Ok(Self { name: name.to_owned(), file_bytes, stretches, starts, bytes })
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Its length as it is shown.
     pub(crate) fn len(&self) -> u64 {
         self.bytes

@@ -37,6 +37,7 @@ impl<'p> View<'p> {
     }
 
     /// The same for the same thing, which may be in several places.
+    #[cfg(test)]
     pub(crate) fn identity(self) -> u32 {
         self.id
     }

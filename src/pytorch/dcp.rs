@@ -4,6 +4,7 @@
 //! the metadata, PyTorch 2.x).
 
 mod tree;
+mod write;
 
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use crate::slice::Slice;
 use crate::tensor::TensorSpec;
 
 pub(crate) use tree::nested;
+pub(crate) use write::metadata;
 
 /// The file that commits such a directory.
 pub(crate) const METADATA: &str = ".metadata";
@@ -39,7 +41,7 @@ pub(crate) struct Entry {
     pub(crate) content: Content,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Content {
     /// Boxes that cover it exactly, each with where it is.
     Tensor(TensorSpec, Vec<(Slice, Place)>),
@@ -48,7 +50,7 @@ pub(crate) enum Content {
 }
 
 /// Where an item is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Place {
     /// A file of the directory.
     pub(crate) file: String,
@@ -108,6 +110,16 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<Entry>> {
         entries.push(Entry { name: name.to_owned(), path, content });
     }
     Ok(entries)
+}
+
+/// Whether an export from here wrote this `.metadata`.
+pub(crate) fn is_ours(bytes: &[u8]) -> bool {
+    let Ok((pickle, _)) = Pickle::read(bytes, &is_expected) else { return false };
+    let root = state_of(pickle.root(), "Metadata").ok();
+    let stored = root.and_then(|root| root.get("storage_meta"));
+    let stored = stored.and_then(|stored| state_of(stored, "StorageMeta").ok());
+    let id = stored.and_then(|stored| stored.get("save_id")).and_then(View::text);
+    id.is_some_and(write::is_ours)
 }
 
 /// What an object of this class of the metadata was filled with.

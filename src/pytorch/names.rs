@@ -4,11 +4,14 @@
 //! documentation, of `torch.distributed.checkpoint.state_dict` and of PyTorch Lightning, and what
 //! an export from here writes.
 
+mod back;
 mod optimizer;
 mod values;
 
 #[cfg(test)]
 mod tests;
+
+pub(crate) use back::{Named as NamedTensor, tree_of};
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -85,6 +88,7 @@ pub(crate) fn named<T: Clone + Eq + Hash>(
         return Err(Error::new(ErrorKind::Incompatible, "no dictionary: no state dict"));
     };
     let mut naming = Naming {
+        noted: Noted::read(&entries),
         spec_of,
         algorithm: rules.algorithm,
         same: HashMap::new(),
@@ -100,7 +104,8 @@ pub(crate) fn named<T: Clone + Eq + Hash>(
     let optimizers = naming.parts(entries)?;
     let several = optimizers.len() > 1;
     for (name, optimizer) in optimizers {
-        let prefix = if several { format!("optimizers.{name}") } else { "optimizer".to_owned() };
+        let usual = || if several { format!("optimizers.{name}") } else { "optimizer".to_owned() };
+        let prefix = naming.noted.of("optimizers", &name).unwrap_or_else(usual);
         match naming.optimizer(&prefix, optimizer) {
             Err(error) if rules.is_lenient => {
                 tracing::warn!(%error, optimizer = %short(&name), "an optimizer is left out");
@@ -135,7 +140,35 @@ fn with_name(error: Error, name: &str) -> Error {
     }
 }
 
+/// What an export from here has noted of itself: by topic, texts by name.
+#[derive(Default)]
+struct Noted(HashMap<(String, String), String>);
+
+impl Noted {
+    fn read<T>(entries: &[(Key, Tree<T>)]) -> Self {
+        let mut noted = HashMap::new();
+        let ours = entries.iter().find(|(key, _)| text_of(key) == OURS).map(|(_, tree)| tree);
+        let Some(Tree::Dict(topics)) = ours else { return Self::default() };
+        for (topic, tree) in topics {
+            let Tree::Dict(entries) = tree else { continue };
+            for (key, tree) in entries {
+                let text = match tree {
+                    Tree::Plain(Plain::Text(text)) => text.clone(),
+                    _ => String::new(),
+                };
+                noted.insert((text_of(topic), text_of(key)), text);
+            }
+        }
+        Self(noted)
+    }
+
+    fn of(&self, topic: &str, name: &str) -> Option<String> {
+        self.0.get(&(topic.to_owned(), name.to_owned())).cloned()
+    }
+}
+
 struct Naming<'s, T> {
+    noted: Noted,
     spec_of: &'s dyn Fn(&T) -> Result<TensorSpec>,
     algorithm: Option<Algorithm>,
     /// The name of each tensor of each component.
@@ -189,9 +222,15 @@ impl<T: Clone + Eq + Hash> Naming<'_, T> {
                 *counter = Some(count);
                 Ok(())
             }
-            Tree::Dict(entries) if name == OURS => self.noted(entries),
+            Tree::Dict(_) if name == OURS => Ok(()),
             Tree::Dict(entries) if name == VALUES => {
                 entries.into_iter().try_for_each(|(key, tree)| self.value(&text_of(&key), tree))
+            }
+            tree if self.noted.of("components", name).is_some() => {
+                let component = self.noted.of("components", name).unwrap_or_default();
+                let component =
+                    Component::new(component).map_err(|e| e.with_kind(ErrorKind::Corrupt))?;
+                self.tensors(&component, "", tree, false)
             }
             tree if has_tensors(&tree) => {
                 let component =
@@ -201,25 +240,6 @@ impl<T: Clone + Eq + Hash> Naming<'_, T> {
             }
             tree => self.value(name, tree),
         }
-    }
-
-    /// What an export has noted of itself.
-    fn noted(&mut self, entries: Entries<T>) -> Result<()> {
-        for (key, tree) in entries {
-            match (text_of(&key).as_str(), tree) {
-                ("aliases", Tree::Dict(aliases)) => {
-                    for (alias, kept) in aliases {
-                        let Tree::Plain(Plain::Text(kept)) = kept else { continue };
-                        let (alias, kept) =
-                            (TensorName::new(text_of(&alias))?, TensorName::new(kept)?);
-                        self.named.aliases.insert(alias, kept);
-                    }
-                }
-                ("json", Tree::List(names)) => self.as_json(names),
-                _ => {}
-            }
-        }
-        Ok(())
     }
 
     /// All tensors below `tree`, by their path; what is none becomes a value.

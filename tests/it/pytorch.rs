@@ -2,6 +2,7 @@
 
 mod archives;
 mod distributed;
+mod round_trips;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

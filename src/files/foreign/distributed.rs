@@ -1,6 +1,6 @@
 //! Directories of `torch.distributed.checkpoint`: each item of a data file is an archive of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::index::read_small;
@@ -118,9 +118,14 @@ impl Items {
     ) -> Result<()> {
         self.lengths.insert(name.to_owned(), file.len());
         let mut source = Source::new(file);
-        let mut end = 0;
+        let (mut end, mut before) = (0, None);
         for (place, entry, owner) in places {
             let located = |e: Error| e.with_tensor(short(entry));
+            // Another name of the same tensor.
+            if before == Some(*place) && matches!(owner, Owner::Box(..)) {
+                continue;
+            }
+            before = matches!(owner, Owner::Box(..)).then_some(*place);
             if place.begin < end {
                 let error = Error::new(ErrorKind::Corrupt, "its bytes are those of another item");
                 return Err(located(error.with_offset(place.begin)));
@@ -172,16 +177,19 @@ impl Items {
         entries: &[Entry],
         rules: NameRules,
     ) -> Result<(Arc<ExtentDirectory>, Manifest)> {
-        let value =
-            |number: usize, entry: &Entry, values: &mut BTreeMap<usize, Tree<usize>>| match &entry
-                .content
-            {
-                Content::Tensor(..) => Tree::Tensor(number),
-                Content::Bytes(_) => values.remove(&number).unwrap_or(Tree::Dict(Vec::new())),
+        // Equal tensors in equal places are one, under several names.
+        let mut first: HashMap<&Content, usize> = HashMap::new();
+        let mut leaves = Vec::with_capacity(entries.len());
+        for (number, Entry { path, content, .. }) in entries.iter().enumerate() {
+            let leaf = match content {
+                Content::Tensor(..) => Tree::Tensor(*first.entry(content).or_insert(number)),
+                Content::Bytes(_) => {
+                    self.values.remove(&number).unwrap_or_else(|| Tree::Dict(Vec::new()))
+                }
             };
-        let values = &mut self.values;
-        let leaves = entries.iter().enumerate();
-        let tree = nested(leaves.map(|(n, entry)| (entry.path.clone(), value(n, entry, values))))?;
+            leaves.push((path.clone(), leaf));
+        }
+        let tree = nested(leaves.into_iter())?;
         let spec_of = |number: &usize| match entries.get(*number).map(|entry| &entry.content) {
             Some(Content::Tensor(spec, _)) => Ok(spec.clone()),
             _ => Err(Error::new(ErrorKind::Corrupt, "no tensor")),

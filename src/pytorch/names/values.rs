@@ -13,6 +13,11 @@ impl<T: Clone + Eq + Hash> Naming<'_, T> {
     /// A value under this name, or what it consists of under names below it.
     pub(super) fn value(&mut self, name: &str, tree: Tree<T>) -> Result<()> {
         if let Some(value) = value_of(&tree) {
+            let value = match value {
+                Value::Text(text) if self.noted.of("json", name).is_some() => Value::Json(text),
+                Value::Json(_) if self.noted.of("floats", name).is_some() => Value::Floats(vec![]),
+                value => value,
+            };
             if self.named.values.find(name).is_some() {
                 let message = format!("two values would have the name `{}`", short(name));
                 return Err(Error::new(ErrorKind::Mismatch, message));
@@ -28,16 +33,6 @@ impl<T: Clone + Eq + Hash> Naming<'_, T> {
                 self.value(&joined(name, &number.to_string()), tree)
             }),
             _ => Ok(()),
-        }
-    }
-
-    /// Texts of these names are JSON.
-    pub(super) fn as_json(&mut self, names: Vec<Tree<T>>) {
-        for name in names {
-            let Tree::Plain(Plain::Text(name)) = name else { continue };
-            if let Some(Value::Text(text)) = self.named.values.find(&name).cloned() {
-                self.named.values.set(name, Value::Json(text));
-            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Exports that one rank asks for otherwise.
 
-use tch_checkpoint::export::{ExportOptions, HuggingFace, export};
+use tch_checkpoint::export::{ExportOptions, HuggingFace, PyTorch, PyTorchForm, export};
 use tch_checkpoint::storage::MemoryStorage;
 use tch_checkpoint::tensor::Dtype;
 use tch_checkpoint::{Error, ErrorKind};
@@ -34,11 +34,12 @@ fn options() -> Vec<Case> {
         repeat_tied,
         cast,
         hugging_face,
+        pytorch,
         overwrite,
     } = ExportOptions::default();
     assert!(include.is_empty() && exclude.is_empty() && submodules.is_empty());
     assert!(components.is_some() && strip_prefix.is_none());
-    assert!(cast.is_none() && hugging_face.is_none());
+    assert!(cast.is_none() && hugging_face.is_none() && pytorch.is_none());
     let text = || "w".to_owned();
     vec![
         case("`include`", move |asked| asked.options.include = vec![text()]),
@@ -52,6 +53,9 @@ fn options() -> Vec<Case> {
         case("`repeat_tied`", move |asked| asked.options.repeat_tied = !repeat_tied),
         case("`cast`", |asked| asked.options.cast = Some(Dtype::F16)),
         case("`hugging_face`", |asked| asked.options.hugging_face = Some(HuggingFace::default())),
+        case("`pytorch`", |asked| {
+            asked.options.pytorch = Some(PyTorch { form: PyTorchForm::Pt, parameters: None });
+        }),
         case("`overwrite`", move |asked| asked.options.overwrite = !overwrite),
     ]
 }
