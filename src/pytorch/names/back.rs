@@ -14,6 +14,10 @@ use crate::tensor::Component;
 /// Values of an optimizer that its dictionary says.
 const SAID: [&str; 4] = ["config", "lr", "weight_decay", "groups"];
 
+/// Those of which a dictionary of PyTorch says less: the first learning rate, and by which patterns
+/// parameters came into a group.
+const NOTED: [&str; 2] = ["config", "groups"];
+
 /// A tensor that goes into a state dict.
 pub(crate) struct Named<'n> {
     pub(crate) name: &'n str,
@@ -89,6 +93,11 @@ pub(crate) fn tree_of(
         let optimizer = optimizer(prefix, values, tensors, parameters)?;
         dict.put(key, optimizer);
         noted.below("optimizers").push((Key::Text(key.clone()), text(prefix)));
+        for topic in NOTED {
+            if let Some(Value::Json(json)) = values.find(&format!("{prefix}.{topic}")) {
+                noted.below(topic).push((Key::Text(prefix.clone()), text(json)));
+            }
+        }
     }
     for (name, count) in [(STEPS[0], manifest.step()), (EPOCH, manifest.epoch())] {
         let count = i64::try_from(count)

@@ -10,7 +10,7 @@ use std::hash::Hash;
 use serde_json::{Map, Value as Json, json};
 
 use super::values::json_of;
-use super::{Algorithm, Entries, Found, Key, Naming, Plain, Tree, joined, text_of};
+use super::{Algorithm, Entries, Found, Key, Naming, Noted, Plain, Tree, joined, text_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::shown::short;
 use crate::state::Value;
@@ -183,7 +183,14 @@ impl<T: Clone + Eq + Hash> Naming<'_, T> {
             self.others(prefix, index, group, &config, first)?;
         }
         let values = &mut self.named.values;
-        values.set(joined(prefix, "config"), Value::Json(Json::Object(config).to_string()));
+        let like = |noted: &Json| {
+            let of_group = |name: &str| ["lr", "weight_decay"].contains(&name);
+            let mut own = config.iter().filter(|(name, _)| !of_group(name));
+            own.all(|(name, value)| noted.get(name) == Some(value))
+        };
+        let noted = noted_json(&self.noted, "config", prefix, &like);
+        let config = noted.unwrap_or_else(|| Json::Object(config.clone()).to_string());
+        values.set(joined(prefix, "config"), Value::Json(config));
         values.set(joined(prefix, "lr"), lr);
         values.set(joined(prefix, "weight_decay"), weight_decay);
         if groups.len() > 1 {
@@ -192,7 +199,15 @@ impl<T: Clone + Eq + Hash> Naming<'_, T> {
                 json!({ "names": asked, "parameters": names })
             };
             let groups: Vec<Json> = names.iter().enumerate().map(group).collect();
-            values.set(joined(prefix, "groups"), Value::Json(Json::Array(groups).to_string()));
+            let groups = Json::Array(groups);
+            let of = |groups: &Json| -> Vec<Option<Json>> {
+                let all = groups.as_array().into_iter().flatten();
+                all.map(|group| group.get("parameters").cloned()).collect()
+            };
+            let noted =
+                noted_json(&self.noted, "groups", prefix, &|noted| of(noted) == of(&groups));
+            let groups = noted.unwrap_or_else(|| groups.to_string());
+            values.set(joined(prefix, "groups"), Value::Json(groups));
         }
         Ok(())
     }
@@ -228,6 +243,18 @@ impl<T: Clone + Eq + Hash> Naming<'_, T> {
         }
         Ok(())
     }
+}
+
+/// What an export has noted, if it is still about the same thing: somebody may have trained on.
+fn noted_json(
+    noted: &Noted,
+    topic: &str,
+    prefix: &str,
+    is_same: &dyn Fn(&Json) -> bool,
+) -> Option<String> {
+    let text = noted.of(topic, prefix)?;
+    let json: Json = serde_json::from_str(&text).ok()?;
+    is_same(&json).then_some(text)
 }
 
 fn cannot_tell(what: &str) -> Error {
