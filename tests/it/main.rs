@@ -30,6 +30,7 @@ mod multi;
 mod overlap;
 mod partial;
 mod power_cuts;
+mod python_reader;
 mod replaced;
 mod reports;
 mod reshard;
