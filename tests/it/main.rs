@@ -31,6 +31,8 @@ mod overlap;
 mod partial;
 mod power_cuts;
 mod python_reader;
+mod pytorch;
+mod pytorch_reads;
 mod replaced;
 mod reports;
 mod reshard;
@@ -50,5 +52,4 @@ mod traces;
 mod unknown_formats;
 mod verdicts;
 
-mod pytorch;
 mod regressions;
