@@ -59,6 +59,7 @@ mod space;
 mod stage;
 pub mod storage;
 pub mod sweep;
+mod tensorboard;
 mod trace;
 pub mod usage;
 // The two paths

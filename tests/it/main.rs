@@ -45,6 +45,7 @@ mod single;
 mod single_races;
 mod space;
 mod stock;
+mod tensorboard;
 #[allow(clippy::print_stderr, reason = "figures of tests")]
 #[path = "../tier/mod.rs"]
 mod tier;
