@@ -88,9 +88,9 @@ impl Message {
     /// Seven bits a byte, the lowest first; the highest bit says that more follow.
     fn number(&mut self, mut value: u64) {
         while value > 0x7F {
-            self.0.push((value & 0x7F) as u8 | 0x80);
+            self.0.push(value.to_le_bytes()[0] | 0x80);
             value >>= 7;
         }
-        self.0.push(value as u8);
+        self.0.push(value.to_le_bytes()[0]);
     }
 }

@@ -22,22 +22,25 @@ pub(super) fn masked(crc: u32) -> u32 {
 
 /// A byte at a time: records have a few hundred bytes.
 pub(super) fn crc32c(data: &[u8]) -> u32 {
-    let step = |crc: u32, byte: &u8| TABLE[usize::from(crc as u8 ^ byte)] ^ (crc >> 8);
+    let step = |crc: u32, byte: &u8| TABLE[usize::from(crc.to_le_bytes()[0] ^ byte)] ^ (crc >> 8);
     !data.iter().fold(!0, step)
 }
 
 const fn table() -> [u32; 256] {
     let mut table = [0; 256];
-    let mut byte = 0;
-    while byte < table.len() {
+    let mut byte: u8 = 0;
+    loop {
+        // No conversion but this one is const.
         let mut crc = byte as u32;
         let mut bit = 0;
         while bit < 8 {
             crc = if crc & 1 == 1 { crc >> 1 ^ POLYNOMIAL } else { crc >> 1 };
             bit += 1;
         }
-        table[byte] = crc;
+        table[byte as usize] = crc;
+        if byte == u8::MAX {
+            return table;
+        }
         byte += 1;
     }
-    table
 }

@@ -44,7 +44,7 @@ impl<'a> Bytes<'a> {
                 0 => self.varint().to_le_bytes().to_vec(),
                 1 => self.take(8).to_vec(),
                 2 => {
-                    let len = self.varint() as usize;
+                    let len = usize::try_from(self.varint()).unwrap();
                     self.take(len).to_vec()
                 }
                 5 => self.take(4).to_vec(),
@@ -63,7 +63,8 @@ fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
         let len = rest.take(8);
         let sum = |bytes: &[u8]| masked(crc32c(bytes)).to_le_bytes();
         assert_eq!(rest.take(4), sum(len));
-        let data = rest.take(u64::from_le_bytes(len.try_into().unwrap()) as usize);
+        let len = u64::from_le_bytes(len.try_into().unwrap());
+        let data = rest.take(usize::try_from(len).unwrap());
         assert_eq!(rest.take(4), sum(data));
         all.push(data.to_vec());
         bytes = rest.0;
