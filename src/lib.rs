@@ -59,6 +59,7 @@ mod space;
 mod stage;
 pub mod storage;
 pub mod sweep;
+mod tensorboard;
 mod trace;
 pub mod usage;
 // The two paths
@@ -95,6 +96,9 @@ mod checkpointer_guide {}
 #[cfg(all(doctest, feature = "torch"))]
 #[doc = include_str!("../docs/preemption.md")]
 mod preemption_guide {}
+#[cfg(all(doctest, feature = "torch"))]
+#[doc = include_str!("../docs/tensorboard.md")]
+mod tensorboard_guide {}
 #[cfg(doctest)]
 #[doc = include_str!("../docs/configuration.md")]
 mod configuration_guide {}

@@ -53,6 +53,7 @@ impl AfterCommit {
             protected: self.protected.clone(),
             line: 0,
             pointed: self.pointed.clone(),
+            events: None,
         };
         tidy.after(committed);
     }

@@ -17,6 +17,7 @@ use crate::save::Checkpoint;
 use crate::shown;
 use crate::storage::{Directory, Storage};
 use crate::sweep::{Pace, log_failure};
+use crate::tensorboard::EventLog;
 use crate::{pointers, retain};
 
 /// Everything that tidying up needs; owned, since it may happen beside training.
@@ -30,6 +31,8 @@ pub(crate) struct Tidy {
     pub(crate) protected: Vec<SaveId>,
     pub(crate) line: u64,
     pub(crate) pointed: Pointed,
+    /// Where the coordinator tells what the save took, and of which step it is.
+    pub(crate) events: Option<(Arc<EventLog>, u64)>,
 }
 
 /// The line for which this run has moved the links by all checkpoints of the directory, if it has
@@ -42,6 +45,9 @@ impl Tidy {
     pub(crate) fn after(&self, committed: &Checkpoint) {
         if self.group.is_coordinator() {
             tracing::info!(path = %shown::path(&committed.path), "saved {}", committed.report);
+            if let Some((events, step)) = &self.events {
+                events.saved(*step, &committed.report);
+            }
             log_failure("tidying up after a save", || self.pass(committed));
         }
     }

@@ -110,6 +110,17 @@ impl Checkpointer {
         self.has_warned = true;
     }
 
+    /// Into the event log: the metrics of this save, and the newest of all others.
+    pub(super) fn tell_measured(&self, agreed: &Agreed, at: &At) {
+        let Some(events) = &self.events else { return };
+        let Counters { step, epoch } = at.counters();
+        let mut all = agreed.state.metrics.clone();
+        all.extend(agreed.metrics.clone());
+        #[expect(clippy::cast_precision_loss, reason = "a number to be drawn")]
+        all.insert("epoch".to_owned(), epoch as f64);
+        events.scalars(step, all.iter().map(|(name, value)| (name.as_str(), *value)));
+    }
+
     /// Phase "state", coordinator.
     fn decide(&self, at: &At, proposals: &[Proposal]) -> Result<Agreed> {
         check_alike(proposals)?;

@@ -192,4 +192,10 @@ impl CheckpointerConfig {
     pub fn audit(self, audit: bool) -> Self {
         Self { audit, ..self }
     }
+
+    /// Event files for TensorBoard in this directory, one folder for each experiment.
+    #[must_use]
+    pub fn tensorboard(self, directory: impl Into<PathBuf>) -> Self {
+        Self { tensorboard: Some(directory.into()), ..self }
+    }
 }

@@ -84,6 +84,7 @@ use crate::layout::SaveId;
 use crate::lineage::Lineage;
 use crate::preempt::{Poll, Preempted, Watch};
 use crate::storage::Storage;
+use crate::tensorboard::EventLog;
 use crate::tidy::Pointed;
 
 /// Asked where training is, says whether to save.
@@ -127,6 +128,8 @@ pub struct Checkpointer {
     lineage: Lineage,
     pointed: Pointed,
     pending: Option<Beside>,
+    /// The coordinator's, if the configuration asks for one.
+    events: Option<Arc<EventLog>>,
     stop: Option<Preempted>,
 }
 
@@ -164,6 +167,16 @@ impl Checkpointer {
         let losses = [("train_loss", train_loss), ("val_loss", val_loss)];
         all.extend(losses.into_iter().filter_map(|(n, v)| Some((n.to_owned(), v?))));
         self.state.measure(&all, set_up::monitor(&self.config), self.before.step);
+    }
+
+    /// Writes numbers of a step into the event file for TensorBoard: losses, learning rates,
+    /// whatever a loop measures. Those of the coordinator are written, each at once; without
+    /// [`tensorboard`](CheckpointerConfig::tensorboard) in the configuration nothing is. A name's
+    /// first part, up to `/`, groups it. Any rank; needs no other.
+    pub fn log_scalars(&self, step: u64, scalars: &[(&str, f64)]) {
+        if let Some(events) = &self.events {
+            events.scalars(step, scalars.iter().copied());
+        }
     }
 
     /// Saves at each call of [`Checkpointer::step_callback`] for which `predicate` is true, beside

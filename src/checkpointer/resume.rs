@@ -194,6 +194,10 @@ impl Checkpointer {
         let experiment = self.config.experiment.clone();
         self.state = TrainerState { experiment, ..state.clone() };
         self.before = self.state.counters();
+        if let Some(events) = &self.events {
+            events.go_on_with(state.step.saturating_add(1));
+            events.loaded(state.step, &loaded.report.times);
+        }
         (self.saved_step, self.resumed) = match is_own {
             true => (Some(state.step), Some(loaded.save_id)),
             false => (None, None),

@@ -267,6 +267,7 @@ impl Checkpointer {
         }
         let (agreed, state) = self.agree(at, parts, Under::Template)?;
         self.warn_unmonitored(&agreed);
+        self.tell_measured(&agreed, at);
         match mode {
             AsyncMode::Disabled => {
                 let on_existing = self.config.on_existing;
@@ -299,7 +300,7 @@ impl Checkpointer {
         let options = self.options(at.counters(), on_existing);
         let committed = save(&self.group, self.storage.as_ref(), &path, state, &options)?;
         self.state = agreed.state.clone();
-        self.tidy().after(&committed);
+        self.tidy(at.counters().step).after(&committed);
         self.took(at, began.elapsed());
         Ok(committed)
     }
@@ -321,7 +322,8 @@ impl Checkpointer {
     ) -> Result<CheckpointName> {
         let path = CheckpointPath::new(&self.directory, agreed.name.clone());
         let options = self.options(at.counters(), self.config.on_existing);
-        let (tidy, began, longest) = (self.tidy(), Instant::now(), self.save_takes.clone());
+        let tidy = self.tidy(at.counters().step);
+        let (began, longest) = (Instant::now(), self.save_takes.clone());
         let after = Box::new(move |committed: &Checkpoint| {
             longest.note(began.elapsed());
             tidy.after(committed);

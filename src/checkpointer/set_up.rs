@@ -17,6 +17,7 @@ use crate::preempt::{Poll, Watch};
 use crate::rank::Rank;
 use crate::storage::{LocalStorage, Storage};
 use crate::sweep::{Pace, When, sweep};
+use crate::tensorboard::EventLog;
 use crate::tidy::{Pointed, Tidy};
 use crate::{catalog, space};
 
@@ -111,6 +112,7 @@ impl Checkpointer {
             lineage,
             pointed: Pointed::default(),
             pending: None,
+            events: events_of(group, &config),
             stop: None,
             config,
         })
@@ -120,8 +122,8 @@ impl Checkpointer {
         monitor(&self.config)
     }
 
-    /// What happens after a commit.
-    pub(super) fn tidy(&self) -> Tidy {
+    /// What happens after the commit of a save of that step.
+    pub(super) fn tidy(&self, step: u64) -> Tidy {
         Tidy {
             group: self.group.clone(),
             storage: self.storage.clone(),
@@ -131,6 +133,7 @@ impl Checkpointer {
             protected: self.resumed.iter().chain(&self.passed_over).copied().collect(),
             line: self.lineage.line,
             pointed: self.pointed.clone(),
+            events: self.events.clone().map(|events| (events, step)),
         }
     }
 }
@@ -138,6 +141,12 @@ impl Checkpointer {
 /// The metric that tells the best, and which way it is to go.
 pub(super) fn monitor(config: &CheckpointerConfig) -> Option<(&str, Mode)> {
     config.monitor.as_deref().map(|name| (name, config.mode))
+}
+
+/// Coordinator: the event log of the experiment.
+fn events_of(group: &ProcessGroup, config: &CheckpointerConfig) -> Option<Arc<EventLog>> {
+    let directory = config.tensorboard.as_ref()?.join(&config.experiment);
+    (config.enabled && group.is_coordinator()).then(|| Arc::new(EventLog::new(&directory)))
 }
 
 fn begin_to_watch(config: &CheckpointerConfig) -> Result<Watch> {

@@ -46,7 +46,7 @@ pub use builder::HandlerBuilder;
 use callbacks::Callbacks;
 pub use callbacks::{
     Callback, CallbackContext, CallbackReport, CallbackState, EarlyStopping, HistoryLogger,
-    LearningRateLogger, Mode, ModelCheckpoint, Origin, SaveRequest,
+    LearningRateLogger, Mode, ModelCheckpoint, Origin, SaveRequest, TensorBoardLogger,
 };
 pub use checkpoint::LoadOptions;
 pub use data::{Dataset, Loader, TensorDataset, epoch_order, shard};

@@ -34,4 +34,8 @@ mod restore;
 mod restore_faults;
 mod resume;
 mod sharded;
+mod tensorboard;
+#[path = "../tier/mod.rs"]
+#[allow(clippy::print_stderr, reason = "shared with other test binaries")]
+mod tier;
 mod training;

@@ -30,6 +30,9 @@ mod multi;
 mod overlap;
 mod partial;
 mod power_cuts;
+mod python_reader;
+mod pytorch;
+mod pytorch_reads;
 mod replaced;
 mod reports;
 mod reshard;
@@ -42,6 +45,7 @@ mod single;
 mod single_races;
 mod space;
 mod stock;
+mod tensorboard;
 #[allow(clippy::print_stderr, reason = "figures of tests")]
 #[path = "../tier/mod.rs"]
 mod tier;
@@ -49,5 +53,4 @@ mod traces;
 mod unknown_formats;
 mod verdicts;
 
-mod pytorch;
 mod regressions;

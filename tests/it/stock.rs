@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use safetensors::SafeTensors;
 use tch_checkpoint::catalog;
@@ -11,6 +10,7 @@ use tch_checkpoint::storage::LocalStorage;
 use tch_checkpoint::tensor::Dtype;
 
 use crate::harness::*;
+use crate::tier;
 
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -167,18 +167,13 @@ for name, file in sorted(weight_map.items()):
 /// has read the same files.
 #[test]
 fn python_reads_them() {
-    let has = Command::new("python3").args(["-c", "import numpy, safetensors.numpy"]).output();
-    if !has.is_ok_and(|ran| ran.status.success()) {
-        eprintln!("python3 with numpy and safetensors is not here: skipped");
-        return;
-    }
+    let Some(mut python) = tier::python("numpy, safetensors.numpy") else { return };
     let tensors = vec![
         TestTensor::new("a", Dtype::F32, &[3, 5], None),
         TestTensor::new("b", Dtype::I64, &[], None),
         TestTensor::new("c", Dtype::U8, &[2, 0], None),
     ];
     let disk = on_disk(1, &tensors);
-    let mut python = Command::new("python3");
     let ran = python.arg("-c").arg(READ_WITH_PYTHON).arg(&disk.path).output().unwrap();
     assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
     let hex = |bytes: Vec<u8>| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();

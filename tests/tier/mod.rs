@@ -14,6 +14,7 @@ const OPT_OUT: &str = "TCH_CHECKPOINT_TEST_WITHOUT";
 const CHROMIUM: [&str; 4] =
     ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"];
 const TIER: &str = "TCH_CHECKPOINT_TEST_TIER";
+const PYTHON: &str = "TCH_CHECKPOINT_PYTHON";
 
 /// `short` as a rule, `full` in the long tier.
 pub fn count(short: u64, full: u64) -> u64 {
@@ -96,6 +97,26 @@ pub fn has(needs: &[Need]) -> bool {
 /// A measured figure, for `tests/full.sh` to collect.
 pub fn figure(what: &str, figure: impl std::fmt::Display) {
     say(&format!("figure: {what}: {figure}"));
+}
+
+/// A Python that has these modules: the one that `TCH_CHECKPOINT_PYTHON` names, else `python3`.
+/// `None`, which is said, if the latter has them not.
+///
+/// # Panics
+/// If a Python was named and has them not.
+pub fn python(modules: &str) -> Option<Command> {
+    let named = std::env::var_os(PYTHON);
+    let program = named.clone().unwrap_or_else(|| "python3".into());
+    let mut asked = Command::new(&program);
+    asked.args(["-c", &format!("import {modules}")]).stdin(Stdio::null());
+    if asked.output().is_ok_and(|ran| ran.status.success()) {
+        let mut command = Command::new(program);
+        command.env("PYTHONDONTWRITEBYTECODE", "1").stdin(Stdio::null());
+        return Some(command);
+    }
+    assert!(named.is_none(), "{PYTHON} names {program:?}, which has not {modules}");
+    say(&format!("SKIPPED: python3 has not {modules}, and {PYTHON} names no other"));
+    None
 }
 
 fn say(text: &str) {

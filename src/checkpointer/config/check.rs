@@ -40,6 +40,9 @@ impl CheckpointerConfig {
         if self.location == Location::Path(Path::new("").to_owned()) {
             faults.push("`location`: an empty path; use `local` for `./checkpoints`".to_owned());
         }
+        if self.tensorboard.as_deref() == Some(Path::new("")) {
+            faults.push("`tensorboard`: an empty path; leave it out for no event files".to_owned());
+        }
         if let Location::ColabDriveAt(drive) = &self.location
             && let Err(error) = drive.checked_path()
         {

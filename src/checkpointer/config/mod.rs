@@ -104,6 +104,9 @@ pub struct CheckpointerConfig {
     /// Whether replicas are compared before each save, see
     /// [`SaveOptions::audit`](crate::SaveOptions::audit). Default: no.
     pub audit: bool,
+    /// The directory that `tensorboard --logdir` is given: what is measured and what saves take is
+    /// written into event files in `<directory>/<experiment>`. Default: none.
+    pub tensorboard: Option<PathBuf>,
 }
 
 impl Default for CheckpointerConfig {
@@ -140,6 +143,7 @@ impl Default for CheckpointerConfig {
             resume_strict: true,
             resume_data: true,
             audit: false,
+            tensorboard: None,
         }
     }
 }

@@ -147,6 +147,7 @@ impl<'a> Saver<'a> {
             protected: Vec::new(),
             line: 0,
             pointed: self.pointed.clone(),
+            events: None,
         };
         Box::new(move |committed| tidy.after(committed))
     }

@@ -48,6 +48,7 @@ impl<M: Model> NNHandler<M> {
             protected: self.line.resumed(&state.directory).into_iter().collect(),
             line: self.line.of(&state.directory).unwrap_or_default().line,
             pointed: self.line.pointed(),
+            events: self.callbacks.event_log().map(|events| (events, self.step)),
         };
         let replaced = if state.overwrite { state.previous.clone() } else { Vec::new() };
         After { tidy, replaced, began: Instant::now(), took: self.beside.took() }

@@ -20,6 +20,7 @@ mod request;
 mod run;
 mod set;
 mod state;
+mod tensorboard_logger;
 mod vote;
 mod weights;
 
@@ -34,6 +35,7 @@ pub use set::CallbackReport;
 pub(super) use set::Callbacks;
 pub(super) use state::{COMPONENT, agree_on_values, replace_values, values_of_callbacks};
 pub use state::{CallbackState, Origin};
+pub use tensorboard_logger::TensorBoardLogger;
 
 /// Something that looks on while a handler trains, and may ask it to stop or to save.
 ///

@@ -75,6 +75,7 @@ const CONTRADICTIONS: &[(Change, &str)] = &[
         |c| c.save_mode(AsyncMode::Disabled, InFlight::Error),
         "`in_flight`: with `save_mode` `disabled`",
     ),
+    (|c| c.tensorboard(""), "`tensorboard`: an empty path"),
     (|c| c.space_warning(u64::MAX), "`space_warning_mib`: 18446744073709551615 MiB is more"),
     (|c| c.resume(Resume::Best), "`resume`: the best by what? set `monitor`"),
     (|c| c.resume(Resume::Path("".into())), "`resume`: an empty path"),
