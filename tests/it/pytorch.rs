@@ -2,6 +2,7 @@
 
 mod archives;
 mod distributed;
+mod opened;
 mod round_trips;
 
 use std::collections::BTreeMap;
