@@ -2,6 +2,8 @@
 
 mod archives;
 mod distributed;
+mod forge;
+mod hostile;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
