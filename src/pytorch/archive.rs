@@ -16,8 +16,8 @@ use crate::shown::short;
 const DIRECTORY_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of the records at the end: end, locator, and the end of large archives.
 const END: u64 = 22;
-const LOCATOR: u64 = 20;
-const END64: u64 = 56;
+const LOCATOR: usize = 20;
+const END64: usize = 56;
 /// How much is read at the end at once.
 const TAIL: u64 = 1 << 10;
 /// Bytes of what describes a member in the table, and before its data, without name and extras.
@@ -25,6 +25,8 @@ const ENTRY: usize = 46;
 const LOCAL: u64 = 30;
 /// Of members that say more than which bytes to take: encrypted, patched, hidden names.
 const FLAGS_REFUSED: u16 = 1 | 1 << 5 | 1 << 6 | 1 << 13;
+/// Sum and lengths of a member stand behind its data.
+const FLAG_SUM_FOLLOWS: u16 = 1 << 3;
 
 /// The bytes of a member, from the begin of the file that holds the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +56,19 @@ struct Entry {
     end: u64,
     bytes: u64,
     crc: u32,
+}
+
+impl Entry {
+    /// Whether what stands before the data says the same, where it says anything: sums and lengths
+    /// may follow the data instead, and long lengths stand elsewhere.
+    fn agrees(&self, local: Fields<'_>) -> bool {
+        let follows = local.u16(6).is_some_and(|flags| flags & FLAG_SUM_FOLLOWS != 0);
+        let is_length = |at| {
+            let length = local.u32(at);
+            length == Some(u32::MAX) || length.map(u64::from) == Some(self.bytes)
+        };
+        follows || (local.u32(14) == Some(self.crc) && is_length(18) && is_length(22))
+    }
 }
 
 fn corrupt(what: &str) -> Error {
@@ -98,6 +113,7 @@ impl Archive {
         let is_it = fields.u32(0) == Some(0x0403_4b50)
             && fields.u16(8) == Some(0)
             && fields.u16(6).is_some_and(|flags| flags & FLAGS_REFUSED == 0)
+            && entry.agrees(fields)
             && fields.u16(26).map(usize::from) == Some(full.len())
             && local.get(30..) == Some(full.as_bytes());
         let extra = fields.u16(28).filter(|_| is_it).ok_or_else(fault)?;
@@ -165,26 +181,33 @@ fn directory(source: &mut Source<'_>, begin: u64, bytes: u64) -> Result<Place> {
     if !is_end || tail.u32(end + 4) != Some(0) {
         return Err(corrupt("it does not end as one; it may be truncated"));
     }
-    let field = |offset| tail.u32(end + offset).map(u64::from);
-    let mut place = Place {
-        at: field(16).unwrap_or_default(),
-        bytes: field(12).unwrap_or_default(),
-        count: tail.u16(end + 10).map(u64::from).unwrap_or_default(),
-    };
+    let field = |offset| tail.u32(end + offset).map(u64::from).unwrap_or_default();
+    let [here, count] = [8, 10].map(|offset| tail.u16(end + offset).map(u64::from));
+    let mut place = Place { at: field(16), bytes: field(12), count: count.unwrap_or_default() };
+    let mut is_one = here == count;
     let mut until = tail_at + end as u64;
-    let locator = end.checked_sub(LOCATOR as usize);
+    let locator = end.checked_sub(LOCATOR);
     if let Some(locator) = locator.filter(|at| tail.u32(*at) == Some(0x0706_4b50)) {
-        let start = locator.checked_sub(END64 as usize);
+        let start = locator.checked_sub(END64);
         let start = start.ok_or_else(|| corrupt("its end is cut off"))?;
         until = tail_at + start as u64;
         let is_there = tail.u64(locator + 8) == Some(until)
             && tail.u32(start) == Some(0x0606_4b50)
-            && tail.u64(start + 4) == Some(END64 - 12);
+            && tail.u64(start + 4) == Some(END64 as u64 - 12);
         let fields = [40, 48, 32].map(|offset| tail.u64(start + offset));
         let [Some(size), Some(at), Some(count)] = fields.map(|f| f.filter(|_| is_there)) else {
             return Err(corrupt("its end is not where it says"));
         };
+        let says = |short: u64, long: u64, beyond: u64| short == long || short == beyond;
+        let most = u64::from(u32::MAX);
+        is_one &= tail.u64(start + 24) == Some(count)
+            && says(place.count, count, u64::from(u16::MAX))
+            && says(place.bytes, size, most)
+            && says(place.at, at, most);
         place = Place { at, bytes: size, count };
+    }
+    if !is_one {
+        return Err(corrupt("its end says one thing and another"));
     }
     if place.at.checked_add(place.bytes) != Some(until) {
         return Err(corrupt("its table of members does not end where its end begins"));
@@ -232,7 +255,10 @@ fn entry(table: &[u8]) -> Result<(String, Entry, usize)> {
     if method != 0 || flags & FLAGS_REFUSED != 0 {
         let message = format!("member `{}` is compressed or encrypted", short(&name));
         return Err(Error::new(ErrorKind::Incompatible, message)
-            .with_help("PyTorch writes no such archives: unpack and pack it without (`zip -0`)"));
+            .with_help(
+                "`torch.save` writes no such archives: of a program that `torch.jit.save` wrote, save the \
+                 state dict; others can be packed again without (`zip -0`)",
+            ));
     }
     let mut numbers = [20, 24, 42].map(|offset| fields.u32(offset).map(u64::from));
     large(extra, &mut numbers)?;
@@ -254,6 +280,9 @@ fn large(extra: &[u8], numbers: &mut [Option<u64>; 3]) -> Result<()> {
         let len = fields.u16(2).map(usize::from).unwrap_or_default();
         let own = rest.get(4..4 + len).ok_or_else(|| corrupt("the extras of a member"))?;
         if fields.u16(0) == Some(1) {
+            if !values.0.is_empty() {
+                return Err(corrupt("long lengths of a member, twice"));
+            }
             values = Fields(own);
         }
         rest = rest.get(4 + len..).unwrap_or_default();

@@ -257,6 +257,7 @@ fn latin1(made: Made<'_>) -> Option<Vec<u8>> {
 }
 
 fn tensor(made: Made<'_>) -> Result<Described> {
+    refuse_lazy(made)?;
     let storage = made.argument(0).and_then(View::persistent);
     let storage = storage.ok_or_else(|| corrupt("a tensor without a storage"))?;
     let parts: Vec<View<'_>> = storage.items().into_iter().flatten().collect();
@@ -287,6 +288,21 @@ fn tensor(made: Made<'_>) -> Result<Described> {
         }
         _ => Err(corrupt("a tensor whose shape or strides cannot be")),
     }
+}
+
+/// What would be done to the elements when they are used: they are not what is stored.
+fn refuse_lazy(made: Made<'_>) -> Result<()> {
+    let metadata = made.argument(if made.name == "_rebuild_tensor_v3" { 7 } else { 6 });
+    let mut marks = metadata.and_then(View::entries).into_iter().flatten();
+    let Some((mark, _)) = marks.find(|(_, value)| value.bool() != Some(false)) else {
+        return Ok(());
+    };
+    let message = format!(
+        "a tensor that is stored without its `{}`",
+        mark.text().map_or_else(|| mark.what(), short)
+    );
+    Err(Error::new(ErrorKind::Unsupported, message)
+        .with_help("save what it stands for: `.resolve_conj().resolve_neg()`"))
 }
 
 /// Numbers that are not negative: a tuple or a `torch.Size`.

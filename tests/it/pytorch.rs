@@ -2,6 +2,8 @@
 
 mod archives;
 mod distributed;
+mod forge;
+mod hostile;
 mod opened;
 mod round_trips;
 

@@ -21,18 +21,33 @@ const AHEAD: u64 = 4 << 10;
 /// Whether a file begins as one of `torch.save` does.
 ///
 /// # Errors
-/// [`ErrorKind::Incompatible`] if it begins as one of old versions did, which wrote no archives.
+/// [`ErrorKind::Incompatible`] if it begins as those of old versions did, which wrote no archives,
+/// or as any other pickle.
 pub(crate) fn is_archive(file: &dyn ReadFile) -> Result<bool> {
-    const OLD: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
-    let mut begin = [0; OLD.len()];
-    let begin = begin.get_mut(..usize::try_from(file.len()).unwrap_or(usize::MAX).min(OLD.len()));
-    let begin = begin.unwrap_or_default();
+    /// Where an archive of `tar` says that it is one.
+    const TAR: usize = 257;
+    const OLD: [u8; 13] = *b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
+    let mut begin = [0; TAR + 5];
+    let len = usize::try_from(file.len()).unwrap_or(usize::MAX).min(begin.len());
+    let begin = begin.get_mut(..len).unwrap_or_default();
     file.read_at(0, begin)?;
-    if begin == OLD {
-        return Err(Error::new(ErrorKind::Incompatible, "`torch.save` of PyTorch before 1.6")
-            .with_help("load it and save it again with a newer version of PyTorch"));
+    // A safetensors file begins with the length of its header, whatever that is, and a brace.
+    if begin.get(8) == Some(&b'{') {
+        return Ok(false);
     }
-    Ok(begin.starts_with(b"PK\x03\x04"))
+    let is_pickle = matches!(begin, [0x80, 2..=5, ..]);
+    let what = if is_pickle && begin.get(2..15) == Some(&OLD[..]) {
+        "`torch.save` of PyTorch before 1.6"
+    } else if begin.get(TAR..) == Some(b"ustar") {
+        "an archive of `tar`, as `torch.save` wrote before PyTorch 0.2"
+    } else if is_pickle {
+        "a pickle without an archive around it"
+    } else {
+        return Ok(begin.starts_with(b"PK\x03\x04"));
+    };
+    Err(Error::new(ErrorKind::Incompatible, what).with_help(
+        "load it and save it again with `torch.save` of PyTorch 1.6 or newer, as a state dict",
+    ))
 }
 
 /// What `torch.save` wrote: the directory in which its tensors are found, and what there is.

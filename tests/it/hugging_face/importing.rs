@@ -199,7 +199,7 @@ fn what_is_none_is_said() {
         ("w/empty", ErrorKind::NotFound),
         ("w/absent", ErrorKind::NotFound),
         ("absent/absent", ErrorKind::NotFound),
-        ("w/pickle.bin", ErrorKind::NotFound),
+        ("w/pickle.bin", ErrorKind::Incompatible),
         ("runs/a", ErrorKind::InvalidInput),
     ] {
         let error = imported(&memory, from).unwrap_err();
