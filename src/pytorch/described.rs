@@ -3,6 +3,9 @@
 //! Sources: `torch/_utils.py`, `torch/serialization.py` and `torch/_weights_only_unpickler.py` of
 //! PyTorch, which say how tensors are taken apart.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashSet;
 
 use super::{Key, Plain, Tree};
