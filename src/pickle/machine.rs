@@ -24,7 +24,7 @@ pub(super) fn run(bytes: &[u8], may: &dyn Fn(&str, &str) -> bool) -> Result<(Pic
         let code = machine.byte().map_err(located)?;
         if code == op::STOP {
             let root = machine.pop().map_err(located)?;
-            return Ok((Pickle { nodes: machine.nodes, root }, machine.at));
+            return Ok((Pickle { nodes: machine.nodes, root, bytes: machine.at }, machine.at));
         }
         machine.step(code).map_err(located)?;
     }

@@ -69,6 +69,7 @@ struct Call {
 pub(crate) struct Pickle {
     nodes: Vec<Node>,
     root: Id,
+    bytes: usize,
 }
 
 impl Pickle {
@@ -92,9 +93,9 @@ impl Pickle {
         View::new(self, self.root)
     }
 
-    /// How many things it holds.
+    /// How many bytes it had.
     pub(crate) fn len(&self) -> usize {
-        self.nodes.len()
+        self.bytes
     }
 
     fn node(&self, id: Id) -> &Node {

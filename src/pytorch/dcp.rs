@@ -19,7 +19,7 @@ use crate::pickle::{Pickle, View};
 use crate::plan::cover::check_cover;
 use crate::shown::short;
 use crate::slice::Slice;
-use crate::tensor::TensorSpec;
+use crate::tensor::{NAME_BYTES_MAX, TensorSpec};
 
 pub(crate) use tree::nested;
 pub(crate) use write::metadata;
@@ -30,6 +30,13 @@ pub(crate) const METADATA: &str = ".metadata";
 pub(crate) const DISTCP: &str = ".distcp";
 /// Longest path from the top of a state dict to a value.
 const PATH_MAX: usize = 64;
+/// Most fields of an object of the metadata; they have up to five.
+const FIELDS_MAX: usize = 16;
+/// How much may come of each byte of the metadata: parts that are shared come up again wherever they
+/// are held, and nobody's pickle shares so much.
+const SHARED_MAX: usize = 16;
+/// What a part of a tensor costs of that.
+const PART_COST: usize = 64;
 
 /// One entry of the state dict.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,6 +80,10 @@ fn is_expected(module: &str, name: &str) -> bool {
     match module {
         "torch.distributed.checkpoint.metadata" => CLASSES.contains(&name),
         "torch.distributed.checkpoint.filesystem" => name == "_StorageInfo",
+        // Before PyTorch 2.3.
+        "torch.distributed._shard.sharded_tensor.metadata" => {
+            ["TensorProperties", "MEM_FORMAT_ENCODING"].contains(&name)
+        }
         "torch.serialization" => name == "_get_layout",
         "pathlib" | "pathlib._local" => {
             ["PosixPath", "PurePosixPath", "WindowsPath"].contains(&name)
@@ -92,20 +103,22 @@ fn corrupt(what: impl Into<String>) -> Error {
 /// are nowhere; [`ErrorKind::Incompatible`] for a dtype that checkpoints do not hold;
 /// [`ErrorKind::Unsupported`] for items that were transformed.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<Entry>> {
-    let (pickle, _) = Pickle::read(bytes, &is_expected)?;
+    let (pickle, len) = Pickle::read(bytes, &is_expected)?;
+    let mut budget = Budget(len.saturating_mul(SHARED_MAX));
     let root = state_of(pickle.root(), "Metadata")?;
     let places = places(root)?;
-    let paths = paths(root)?;
+    let paths = paths(root, &mut budget)?;
     let stored = root.get("state_dict_metadata").and_then(View::entries);
     let stored = stored.ok_or_else(|| corrupt("no state dict in its metadata"))?;
     let mut entries = Vec::with_capacity(stored.len());
     let mut seen = std::collections::HashSet::new();
     for (key, value) in stored {
-        let name = key.text().ok_or_else(|| corrupt("an entry without a name"))?;
+        let name = name_of(Some(key))?;
         if !seen.insert(name) {
             return Err(corrupt("it is there twice").with_tensor(short(name)));
         }
-        let content = content(name, value, &places).map_err(|e| e.with_tensor(short(name)))?;
+        let content = content(name, value, &places, &mut budget);
+        let content = content.map_err(|e| e.with_tensor(short(name)))?;
         let path = paths.get(name).cloned().unwrap_or_else(|| vec![Key::Text(name.to_owned())]);
         entries.push(Entry { name: name.to_owned(), path, content });
     }
@@ -126,7 +139,34 @@ pub(crate) fn is_ours(bytes: &[u8]) -> bool {
 fn state_of<'p>(view: View<'p>, class: &str) -> Result<View<'p>> {
     let made = view.made().filter(|made| made.name == class);
     let state = made.and_then(|made| made.state);
-    state.ok_or_else(|| corrupt(format!("{} instead of `{class}`", view.what())))
+    let is_small = |state: &View<'_>| match (state.entries(), state.items()) {
+        (Some(fields), _) => fields.len() <= FIELDS_MAX,
+        (_, Some(fields)) => fields.len() <= FIELDS_MAX,
+        _ => true,
+    };
+    state.filter(is_small).ok_or_else(|| corrupt(format!("{} instead of `{class}`", view.what())))
+}
+
+/// How much may still be looked at.
+struct Budget(usize);
+
+impl Budget {
+    fn spend(&mut self, cost: usize) -> Result<()> {
+        self.0 = self.0.checked_sub(cost).ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, "the same things over and over again")
+        })?;
+        Ok(())
+    }
+}
+
+/// A name in the flattened state dict.
+fn name_of(view: Option<View<'_>>) -> Result<&str> {
+    let name = view.and_then(View::text).ok_or_else(|| corrupt("an entry without a name"))?;
+    if name.len() > NAME_BYTES_MAX {
+        let message = format!("a name of {} bytes, at most {NAME_BYTES_MAX}", name.len());
+        return Err(Error::new(ErrorKind::Unsupported, message).with_tensor(short(name)));
+    }
+    Ok(name)
 }
 
 type Places<'p> = HashMap<(&'p str, Option<Vec<u64>>), Place>;
@@ -137,8 +177,7 @@ fn places(root: View<'_>) -> Result<Places<'_>> {
     let mut places = HashMap::with_capacity(stored.len());
     for (index, info) in stored {
         let index = state_of(index, "MetadataIndex")?;
-        let name = index.get("fqn").and_then(View::text);
-        let name = name.ok_or_else(|| corrupt("a place without a name"))?;
+        let name = name_of(index.get("fqn"))?;
         let place = place(info).map_err(|e| e.with_tensor(short(name)))?;
         let offset = match index.get("offset") {
             Some(offset) if !offset.is_none() => {
@@ -176,31 +215,42 @@ fn place(info: View<'_>) -> Result<Place> {
     if !is_plain {
         return Err(corrupt(format!("it is in `{}`, which is no file beside it", short(file))));
     }
-    begin.checked_add(bytes).ok_or_else(|| corrupt("a place beyond any file"))?;
+    let end = begin.checked_add(bytes).filter(|end| i64::try_from(*end).is_ok());
+    end.ok_or_else(|| corrupt("a place beyond any file"))?;
     Ok(Place { file: file.to_owned(), begin, bytes })
 }
 
 /// Where entries belong in the nested state dict, if that is said.
-fn paths(root: View<'_>) -> Result<HashMap<&str, Vec<Key>>> {
+fn paths<'p>(root: View<'p>, budget: &mut Budget) -> Result<HashMap<&'p str, Vec<Key>>> {
     let said = root.get("planner_data").and_then(View::entries);
     let mut paths = HashMap::new();
     for (name, path) in said.into_iter().flatten() {
+        let name = name_of(Some(name))?;
         let key = |part: View<'_>| match (part.text(), part.int()) {
             (Some(text), _) => Some(Key::Text(text.to_owned())),
             (_, Some(int)) => Some(Key::Int(int)),
             _ => None,
         };
         let parts = path.items().filter(|parts| (1..=PATH_MAX).contains(&parts.len()));
+        for part in path.items().into_iter().flatten().take(PATH_MAX) {
+            budget.spend(part.text().map_or(1, |text| text.len() + 1))?;
+        }
         let keys: Option<Vec<Key>> = parts.and_then(|parts| parts.map(key).collect());
-        match (name.text(), keys) {
-            (Some(name), Some(keys)) => drop(paths.insert(name, keys)),
-            _ => return Err(corrupt("a path in the state dict that is none")),
+        let wrong = |what: &str| corrupt(what).with_tensor(short(name));
+        let keys = keys.ok_or_else(|| wrong("its path in the state dict is none"))?;
+        if paths.insert(name, keys).is_some() {
+            return Err(wrong("two paths in the state dict"));
         }
     }
     Ok(paths)
 }
 
-fn content(name: &str, value: View<'_>, places: &Places<'_>) -> Result<Content> {
+fn content(
+    name: &str,
+    value: View<'_>,
+    places: &Places<'_>,
+    budget: &mut Budget,
+) -> Result<Content> {
     let nowhere = || corrupt("its metadata does not say where it is");
     if value.made().is_some_and(|made| made.name == "BytesStorageMetadata") {
         let place = places.get(&(name, None)).ok_or_else(nowhere)?;
@@ -211,6 +261,7 @@ fn content(name: &str, value: View<'_>, places: &Places<'_>) -> Result<Content> 
     let chunks = state.get("chunks").and_then(View::items);
     let mut boxes = Vec::new();
     for chunk in chunks.ok_or_else(|| corrupt("a tensor without parts"))? {
+        budget.spend(PART_COST)?;
         let chunk = state_of(chunk, "ChunkStorageMetadata")?;
         let numbers = |name: &str| chunk.get(name).and_then(counts);
         let (Some(offsets), Some(sizes)) = (numbers("offsets"), numbers("sizes")) else {

@@ -3,13 +3,16 @@
 //! Sources: `torch/_utils.py`, `torch/serialization.py` and `torch/_weights_only_unpickler.py` of
 //! PyTorch, which say how tensors are taken apart.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashSet;
 
 use super::{Key, Plain, Tree};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pickle::{DEPTH_MAX, Made, Pickle, View};
 use crate::shown::short;
-use crate::tensor::Dtype;
+use crate::tensor::{DIMENSIONS_MAX, Dtype};
 
 /// A tensor as a pickle describes it. Nothing of it has been compared with its storage.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -99,7 +102,7 @@ const DTYPES: [(&str, &str, Dtype); 16] = [
 /// no state dict of tensors and plain values; both say where.
 pub(crate) fn described(pickle: &Pickle) -> Result<Tree<Described>> {
     let mut walk =
-        Walk { left: pickle.len().saturating_mul(2).saturating_add(1000), at: Vec::new() };
+        Walk { left: pickle.len().saturating_mul(SHARED_MAX).saturating_add(FREE), at: Vec::new() };
     walk.tree(pickle.root()).map_err(|e| {
         let place = walk.at.join(".");
         if place.is_empty() {
@@ -110,8 +113,13 @@ pub(crate) fn described(pickle: &Pickle) -> Result<Tree<Described>> {
     })
 }
 
+/// How much may come of each byte of a pickle, and of any: what is shared is there each time
+/// afterwards.
+const SHARED_MAX: usize = 4;
+const FREE: usize = 1 << 20;
+
 struct Walk {
-    /// How many things may still be looked at: shared ones count each time.
+    /// How many things, and bytes of texts, may still be looked at.
     left: usize,
     /// Where it is, in words.
     at: Vec<String>,
@@ -123,13 +131,12 @@ fn corrupt(what: &str) -> Error {
 
 impl Walk {
     fn tree(&mut self, view: View<'_>) -> Result<Tree<Described>> {
-        self.left = self.left.checked_sub(1).ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, "the same things over and over again")
-        })?;
+        self.spend(1)?;
         if self.at.len() > DEPTH_MAX {
             let message = format!("nested more than {DEPTH_MAX} deep");
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
+        self.spend(text_bytes(view))?;
         if let Some(plain) = plain(view)? {
             return Ok(Tree::Plain(plain));
         }
@@ -143,6 +150,13 @@ impl Walk {
             return self.list(items);
         }
         Err(unknown(view))
+    }
+
+    fn spend(&mut self, cost: usize) -> Result<()> {
+        self.left = self.left.checked_sub(cost).ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, "the same things over and over again")
+        })?;
+        Ok(())
     }
 
     fn at<T>(&mut self, place: String, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
@@ -159,6 +173,7 @@ impl Walk {
     ) -> Result<Tree<Described>> {
         let (mut dict, mut keys) = (Vec::new(), HashSet::new());
         for (key, value) in entries {
+            self.spend(text_bytes(key))?;
             let (key, shown) = match (key.text(), key.int()) {
                 (Some(text), _) => (Key::Text(text.to_owned()), text.to_owned()),
                 (_, Some(int)) => (Key::Int(int), int.to_string()),
@@ -205,6 +220,14 @@ impl Walk {
             _ => Err(unknown(view)),
         }
     }
+}
+
+/// How much of a text or of bytes would be copied.
+fn text_bytes(view: View<'_>) -> usize {
+    let encoded = view.made().filter(|made| made.is("_codecs", "encode"));
+    let view = encoded.and_then(|made| made.argument(0)).unwrap_or(view);
+    let bytes = view.bytes().map(<[u8]>::len);
+    view.text().map(str::len).or(bytes).unwrap_or_default()
 }
 
 fn unknown(view: View<'_>) -> Error {
@@ -256,11 +279,14 @@ fn latin1(made: Made<'_>) -> Option<Vec<u8>> {
     text.chars().map(|character| u8::try_from(u32::from(character)).ok()).collect()
 }
 
+/// Longest name of a storage, which is a number.
+const KEY_MAX: usize = 20;
+
 fn tensor(made: Made<'_>) -> Result<Described> {
     refuse_lazy(made)?;
     let storage = made.argument(0).and_then(View::persistent);
     let storage = storage.ok_or_else(|| corrupt("a tensor without a storage"))?;
-    let parts: Vec<View<'_>> = storage.items().into_iter().flatten().collect();
+    let parts: Vec<View<'_>> = storage.items().into_iter().flatten().take(6).collect();
     let [kind, class, key, _device, count] = parts[..] else {
         return Err(corrupt("a storage that is described in another way"));
     };
@@ -282,7 +308,9 @@ fn tensor(made: Made<'_>) -> Result<Described> {
     let numbers = |index: usize| made.argument(index).and_then(counts);
     let (first, shape, strides) = (made.argument(1).and_then(View::count), numbers(2), numbers(3));
     match (first, shape, strides) {
-        (Some(first), Some(shape), Some(strides)) if shape.len() == strides.len() => {
+        (Some(first), Some(shape), Some(strides))
+            if shape.len() == strides.len() && key.len() <= KEY_MAX =>
+        {
             let key = key.to_owned();
             Ok(Described { dtype, shape, strides, first, key, storage_bytes })
         }
@@ -305,12 +333,12 @@ fn refuse_lazy(made: Made<'_>) -> Result<()> {
         .with_help("save what it stands for: `.resolve_conj().resolve_neg()`"))
 }
 
-/// Numbers that are not negative: a tuple or a `torch.Size`.
+/// Numbers that are not negative, one for each dimension: a tuple or a `torch.Size`.
 pub(crate) fn counts(view: View<'_>) -> Option<Vec<u64>> {
     let view = match view.made() {
         Some(made) if made.is("torch", "Size") => made.argument(0)?,
         Some(_) => return None,
         None => view,
     };
-    view.items()?.map(View::count).collect()
+    view.items().filter(|items| items.len() <= DIMENSIONS_MAX)?.map(View::count).collect()
 }

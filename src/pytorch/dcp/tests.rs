@@ -1,3 +1,8 @@
+//! The metadata of the real thing, and what nobody's save writes.
+
+mod hostile;
+mod made;
+
 use super::*;
 use crate::tensor::Dtype;
 
