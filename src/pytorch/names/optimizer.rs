@@ -80,8 +80,8 @@ impl<T: Clone + Eq + Hash> Naming<'_, T> {
                     is_used = true;
                     Found::Stored(tensor)
                 }
-                Tree::Plain(Plain::Int(count)) if is(&key, "step") => scalar(count as f32)?,
-                Tree::Plain(Plain::Float(count)) if is(&key, "step") => scalar(count as f32)?,
+                Tree::Plain(Plain::Int(count)) if is(&key, "step") => scalar(count as f64)?,
+                Tree::Plain(Plain::Float(count)) if is(&key, "step") => scalar(count)?,
                 Tree::Plain(Plain::None) => continue,
                 other => {
                     self.value(&name, other)?;
@@ -421,7 +421,9 @@ fn number<T>(settings: &[(Key, Tree<T>)], name: &str) -> Option<f64> {
     setting(settings, name).and_then(json_of).and_then(|json| json.as_f64())
 }
 
-/// As `step` is kept here.
-fn scalar<T>(count: f32) -> Result<Found<T>> {
-    Ok(Found::Made(TensorSpec::new(Dtype::F32, [])?, count.to_le_bytes().to_vec()))
+/// As `step` is kept here and by PyTorch: in single precision, beyond 2²⁴ as near as that goes.
+#[allow(clippy::cast_possible_truncation, reason = "rounded to the nearest")]
+fn scalar<T>(count: f64) -> Result<Found<T>> {
+    let bytes = (count as f32).to_le_bytes().to_vec();
+    Ok(Found::Made(TensorSpec::new(Dtype::F32, [])?, bytes))
 }

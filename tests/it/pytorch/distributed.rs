@@ -115,7 +115,8 @@ fn a_flipped_bit_in_a_distributed_checkpoint_is_found_wherever_it_is() {
 
 #[test]
 fn lost_and_torn_shards_and_saves_that_did_not_end_are_refused() {
-    let damage: [(&str, fn(&MemoryStorage), &str); 5] = [
+    type Damage = fn(&MemoryStorage);
+    let damage: [(&str, Damage, &str); 5] = [
         ("a lost shard", |m| remove(m, "__2_0.distcp"), "__2_0.distcp"),
         ("a truncated shard", |m| cut(m, "__1_0.distcp"), "__1_0.distcp"),
         ("an empty shard", |m| write(m, "__3_0.distcp", &[]), "__3_0.distcp"),
