@@ -13,6 +13,7 @@ use crate::load::fuzz_load_answers;
 use crate::manifest::{
     DATA_ALIGNMENT, Manifest, OtherFile, SUM_BYTES, SUMS_HEADER_BYTES, SealInfo, sums_of,
 };
+use crate::pickle::Pickle;
 use crate::plan::reuse::{PlanVote, job_of, structure_of};
 use crate::plan::save::{MergedPlan, merge_plans};
 use crate::plan::{
@@ -20,13 +21,14 @@ use crate::plan::{
     SumsReceipt, WriteItem,
 };
 use crate::preempt::Preempted;
+use crate::pytorch::{Tree, dcp, described, is_known};
 use crate::rank::Rank;
 use crate::report::{RankSave, SaveReport};
 use crate::save::{fuzz_commit_vote, fuzz_plan_answer};
 use crate::shard::{ParsedHeader, plain_header};
 use crate::slice::Slice;
 use crate::state::Values;
-use crate::tensor::{Component, Dtype, TensorName, TensorSpec};
+use crate::tensor::{Component, Dtype, NAME_BYTES_MAX, TensorName, TensorSpec};
 
 /// How many bodies [`body`] knows.
 pub const BODIES: u8 = 9;
@@ -161,6 +163,21 @@ fn sealed(merged: &MergedPlan, receipts: Vec<Receipt>) {
     if let Ok(manifest) = Manifest::seal(merged, receipts, others, SealInfo::default()) {
         let bytes = manifest.encode().expect("what is sealed is encoded");
         drop(Manifest::parse(&bytes).expect("what is sealed is parsed"));
+    }
+}
+
+/// A pickle, as a state dict and as the metadata of a distributed checkpoint.
+pub fn pickle(bytes: &[u8]) {
+    if let Ok(entries) = dcp::parse(bytes) {
+        for entry in &entries {
+            assert!(!entry.path.is_empty() && entry.name.len() <= NAME_BYTES_MAX);
+        }
+        let values = entries.into_iter().map(|entry| (entry.path, Tree::Tensor(entry.name)));
+        drop(dcp::nested(values));
+    }
+    if let Ok((pickle, len)) = Pickle::read(bytes, &is_known) {
+        assert!(len <= bytes.len() && format!("{:?}", pickle.root().what()).len() < 1000);
+        drop(described(&pickle));
     }
 }
 

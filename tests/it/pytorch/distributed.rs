@@ -133,6 +133,37 @@ fn lost_and_torn_shards_and_saves_that_did_not_end_are_refused() {
     }
 }
 
+/// As far as it can be told that metadata and data are not of one save, and do not say what they
+/// should: texts of the metadata are replaced by others as long.
+#[test]
+fn metadata_that_is_not_of_these_items_is_refused() {
+    let cases = [
+        ("another dtype", "int64", "int32", ErrorKind::Corrupt, "its item is I64 [3]"),
+        ("a file that is lost", FILE, "__0_1.distcp", ErrorKind::Corrupt, "__0_1.distcp"),
+        ("a file above", FILE, "../_0.distcp", ErrorKind::Corrupt, "no file beside it"),
+        ("a hidden file", FILE, ".0_0.distcp_", ErrorKind::Corrupt, "no file beside it"),
+        ("a function", "_StorageInfo", "_StorageEval", ErrorKind::Incompatible, "_StorageEval"),
+        ("a dtype of no PyTorch", "bfloat16", "bfloat17", ErrorKind::Incompatible, "bfloat17"),
+    ];
+    for (what, from, to, kind, said) in cases {
+        let memory = memory_with_directory("kinds");
+        let at = Path::new("/from/kinds/.metadata");
+        let metadata = replaced(&memory.read(at).unwrap(), from, to);
+        memory.write(at, &metadata).unwrap();
+        let error = imported(&memory, "kinds").unwrap_err();
+        assert_eq!(error.kind(), kind, "{what}: {error}");
+        assert!(error.to_string().contains(said), "{what}: {error}");
+    }
+}
+
+const FILE: &str = "__0_0.distcp";
+
+/// The first text of these bytes as another.
+fn replaced(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
+    let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+    [&bytes[..at], to.as_bytes(), &bytes[at + from.len()..]].concat()
+}
+
 fn at(name: &str) -> PathBuf {
     Path::new("/from/sharded").join(name)
 }
