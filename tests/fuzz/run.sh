@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 seconds=${1:?usage: tests/fuzz/run.sh SECONDS [TARGET...]}
 shift
 targets=("$@")
-[ $# -gt 0 ] || targets=(directory manifest header sums template handshake messages pickle)
+[ $# -gt 0 ] || targets=(archive directory manifest header sums template handshake messages pickle)
 out=${CARGO_TARGET_DIR:-target}/fuzz
 host=$(rustc -vV | sed -n 's/^host: //p')
 readonly AT_A_TIME=2 INPUT_BYTES_MAX=65536
