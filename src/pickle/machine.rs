@@ -1,11 +1,15 @@
 //! The machine: a stack, marks on it, and a memo.
 
-use std::collections::HashMap;
-
+use super::long::long;
+use super::memo::Memo;
 use super::opcode as op;
 use super::{Call, Id, NODES_MAX, Node, Pickle};
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory::room_for;
 use crate::shown::short;
+
+/// Bytes of a pickle for each thing that it makes, about.
+const NODE_BYTES: usize = 16;
 
 /// Runs the program at the front of `bytes` to its end.
 pub(super) fn run(bytes: &[u8], may: &dyn Fn(&str, &str) -> bool) -> Result<(Pickle, usize)> {
@@ -13,10 +17,11 @@ pub(super) fn run(bytes: &[u8], may: &dyn Fn(&str, &str) -> bool) -> Result<(Pic
         bytes,
         at: 0,
         may,
-        nodes: Vec::new(),
+        // Most instructions that make something have some operands.
+        nodes: room_for((bytes.len() / NODE_BYTES).min(NODES_MAX))?,
         stack: Vec::new(),
         marks: Vec::new(),
-        memo: HashMap::new(),
+        memo: Memo::default(),
     };
     loop {
         let begin = machine.at;
@@ -38,7 +43,7 @@ struct Machine<'b> {
     stack: Vec<Id>,
     /// Heights of the stack.
     marks: Vec<usize>,
-    memo: HashMap<u64, Id>,
+    memo: Memo,
 }
 
 fn corrupt(what: &str) -> Error {
@@ -63,10 +68,12 @@ impl<'b> Machine<'b> {
                 let number = self.line()?.parse().map_err(|_| corrupt("no number"))?;
                 self.push(Node::Float(number))
             }
-            op::BINUNICODE | op::SHORT_BINUNICODE | op::BINUNICODE8 | op::UNICODE => {
-                self.text(code)
-            }
-            op::BINSTRING | op::SHORT_BINSTRING => self.text(code),
+            op::BINUNICODE
+            | op::SHORT_BINUNICODE
+            | op::BINUNICODE8
+            | op::UNICODE
+            | op::BINSTRING
+            | op::SHORT_BINSTRING => self.text(code),
             op::BINBYTES | op::SHORT_BINBYTES | op::BINBYTES8 | op::BYTEARRAY8 => {
                 let bytes = self.counted(code)?.to_vec();
                 self.push(Node::Bytes(bytes))
@@ -209,14 +216,14 @@ impl<'b> Machine<'b> {
                 self.line()?.parse().map_err(|_| corrupt("no place in the memo"))?
             }
             op::BINGET | op::BINPUT => u64::from(self.byte()?),
-            op::MEMOIZE => self.memo.len() as u64,
+            op::MEMOIZE => self.memo.count(),
             _ => u64::from(u32::from_le_bytes(self.array()?)),
         })
     }
 
     fn recall(&mut self, code: u8) -> Result<()> {
         let place = self.place(code)?;
-        let id = *self.memo.get(&place).ok_or_else(|| corrupt("nothing there in the memo"))?;
+        let id = self.memo.get(place).ok_or_else(|| corrupt("nothing there in the memo"))?;
         self.stack.push(id);
         Ok(())
     }
@@ -231,12 +238,12 @@ impl<'b> Machine<'b> {
         let (module, name) = if code == op::GLOBAL {
             (self.line()?.to_owned(), self.line()?.to_owned())
         } else {
-            let ids = self.last(2)?;
-            let text = |id: Option<&Id>| match id.and_then(|id| self.nodes.get(*id as usize)) {
+            let [module, name] = self.pair()?;
+            let text = |id: Id| match self.nodes.get(id as usize) {
                 Some(Node::Text(text)) => Ok(text.clone()),
                 _ => Err(corrupt("a name that is no text")),
             };
-            (text(ids.first())?, text(ids.get(1))?)
+            (text(module)?, text(name)?)
         };
         if (self.may)(&module, &name) {
             return self.push(Node::Global(module, name));
@@ -249,10 +256,7 @@ impl<'b> Machine<'b> {
     }
 
     fn call(&mut self) -> Result<()> {
-        let ids = self.last(2)?;
-        let (Some(&callable), Some(&arguments)) = (ids.first(), ids.get(1)) else {
-            return Err(corrupt("a call of nothing"));
-        };
+        let [callable, arguments] = self.pair()?;
         let is_global = matches!(self.nodes.get(callable as usize), Some(Node::Global(..)));
         let is_tuple = matches!(self.nodes.get(arguments as usize), Some(Node::Tuple(_)));
         if !is_global || !is_tuple {
@@ -323,6 +327,12 @@ impl<'b> Machine<'b> {
         self.nodes.get_mut(top as usize).ok_or_else(|| corrupt("the stack is empty"))
     }
 
+    /// The two on top.
+    fn pair(&mut self) -> Result<[Id; 2]> {
+        let above = self.pop()?;
+        Ok([self.pop()?, above])
+    }
+
     fn last(&mut self, count: usize) -> Result<Vec<Id>> {
         let begin = self.stack.len().checked_sub(count).filter(|begin| *begin >= self.floor());
         let begin = begin.ok_or_else(|| corrupt("the stack is empty"))?;
@@ -381,15 +391,4 @@ fn pairs(ids: Vec<Id>) -> Result<Vec<(Id, Id)>> {
         return Err(corrupt("a key without a value"));
     }
     Ok(pairs.iter().map(|[key, value]| (*key, *value)).collect())
-}
-
-/// Two's complement, least significant byte first; `None` if it is beyond 64 bits.
-fn long(bytes: &[u8]) -> Option<i64> {
-    let fill = if bytes.last().is_some_and(|last| *last >= 0x80) { 0xff } else { 0 };
-    let mut number = [fill; 8];
-    let (low, high) = bytes.split_at(bytes.len().min(8));
-    number.get_mut(..low.len())?.copy_from_slice(low);
-    let number = i64::from_le_bytes(number);
-    let keeps_sign = (number < 0) == (fill == 0xff);
-    (keeps_sign && high.iter().all(|byte| *byte == fill)).then_some(number)
 }

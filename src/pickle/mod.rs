@@ -6,7 +6,9 @@
 //! whoever reads the result decides what that stands for. Names that the reader does not expect end
 //! the reading.
 
+mod long;
 mod machine;
+mod memo;
 mod opcode;
 mod view;
 mod write;

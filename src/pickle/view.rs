@@ -55,6 +55,11 @@ impl<'p> View<'p> {
         if let Node::Int(value) = self.node() { Some(*value) } else { None }
     }
 
+    /// Whether it is an integer beyond 64 bits.
+    pub(crate) fn is_huge(self) -> bool {
+        *self.node() == Node::Huge
+    }
+
     /// An integer that is not negative.
     pub(crate) fn count(self) -> Option<u64> {
         self.int().and_then(|value| u64::try_from(value).ok())

@@ -264,7 +264,7 @@ fn plain(view: View<'_>) -> Result<Option<Plain>> {
         Plain::Text(format!("torch.{name}"))
     } else if let Some(made) = view.made().filter(|made| made.is("torch", "device")) {
         Plain::Text(made.argument(0).and_then(View::text).unwrap_or_default().to_owned())
-    } else if view.what() == "an integer" {
+    } else if view.is_huge() {
         return Err(Error::new(ErrorKind::Unsupported, "an integer of more than 64 bits"));
     } else {
         return Ok(None);

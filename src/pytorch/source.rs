@@ -1,7 +1,7 @@
 //! Small parts of a file, many of which lie side by side.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::zeroed;
+use crate::memory::grow;
 use crate::storage::ReadFile;
 
 /// A file, and what was read of it last.
@@ -40,8 +40,11 @@ impl<'f> Source<'f> {
         if at < self.begin || end > self.begin + self.bytes.len() as u64 {
             let len = bytes.max(self.ahead).min(self.len() - at);
             // Of an error nothing is left that could be taken for bytes of the file.
-            (self.begin, self.bytes) = (0, Vec::new());
-            let mut read = zeroed(len)?;
+            self.begin = 0;
+            let mut read = std::mem::take(&mut self.bytes);
+            let len = usize::try_from(len).map_err(|_| Error::no_memory(len))?;
+            read.truncate(len);
+            grow(&mut read, len)?;
             self.file.read_at(at, &mut read)?;
             (self.begin, self.bytes) = (at, read);
         }

@@ -1,7 +1,9 @@
 //! Directories of `torch.distributed.checkpoint`: each item of a data file is an archive of its own.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZero;
 use std::sync::Arc;
+use std::thread;
 
 use super::index::read_small;
 use super::pytorch::{Layout, made, stretch};
@@ -25,6 +27,9 @@ const SMALL: u64 = 16 << 10;
 const AHEAD: u64 = 256 << 10;
 /// Of longer ones their begin and end, so many bytes of each.
 const PART: u64 = 1 << 10;
+/// How many threads look at the items of a file, and how many items are worth one.
+const THREADS_MAX: usize = 8;
+const RUN_MIN: usize = 64;
 
 /// What such a directory holds; `None` for any other directory.
 ///
@@ -75,10 +80,19 @@ enum Owner<'e> {
     Value(usize),
 }
 
+/// An item, the name of its entry, and whose it is.
+type Wanted<'e> = (&'e Place, &'e str, Owner<'e>);
+
+/// What an item turned out to be.
+enum Seen {
+    Tensor(Stretch),
+    Value(Tree<usize>),
+}
+
 impl Items {
     /// Looks at every item, file by file and in the order in which they lie there.
     fn read(dir: &Arc<dyn Directory>, entries: &[Entry]) -> Result<Self> {
-        let mut files: BTreeMap<&str, Vec<(&Place, &str, Owner<'_>)>> = BTreeMap::new();
+        let mut files: BTreeMap<&str, Vec<Wanted<'_>>> = BTreeMap::new();
         for (number, entry) in entries.iter().enumerate() {
             match &entry.content {
                 Content::Bytes(place) => {
@@ -110,64 +124,37 @@ impl Items {
         Ok(items)
     }
 
-    fn of_file(
-        &mut self,
-        name: &str,
-        file: &dyn ReadFile,
-        places: &[(&Place, &str, Owner<'_>)],
-    ) -> Result<()> {
+    /// Several threads each look at a run of items.
+    fn of_file(&mut self, name: &str, file: &dyn ReadFile, places: &[Wanted<'_>]) -> Result<()> {
         self.lengths.insert(name.to_owned(), file.len());
-        let mut source = Source::new(file);
-        let (mut end, mut before) = (0, None);
-        for (place, entry, owner) in places {
-            let located = |e: Error| e.with_tensor(short(entry));
-            // Another name of the same tensor.
-            if before == Some(*place) && matches!(owner, Owner::Box(..)) {
-                continue;
+        let items = apart(places)?;
+        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(THREADS_MAX);
+        let run = items.len().div_ceil(threads).max(RUN_MIN);
+        let look = |items: &[&Wanted<'_>]| -> Result<Vec<Seen>> {
+            let mut source = Source::new(file);
+            let look = |(place, entry, owner): &&Wanted<'_>| {
+                item(&mut source, place, *owner).map_err(|e| e.with_tensor(short(entry)))
+            };
+            items.iter().map(look).collect()
+        };
+        let panicked = |_| Err(Error::new(ErrorKind::Panic, "a thread that reads items panicked"));
+        let seen = thread::scope(|scope| -> Result<Vec<Vec<Seen>>> {
+            let runs = items.chunks(run).map(|items| scope.spawn(move || look(items)));
+            let runs: Vec<_> = runs.collect();
+            runs.into_iter().map(|run| run.join().unwrap_or_else(panicked)).collect()
+        })?;
+        for ((_, _, owner), seen) in items.iter().zip(seen.into_iter().flatten()) {
+            match (owner, seen) {
+                (Owner::Box(entry, index, ..), Seen::Tensor(stretch)) => {
+                    self.stretches.insert((*entry, *index), stretch);
+                }
+                (Owner::Value(entry), Seen::Value(tree)) => {
+                    self.values.insert(*entry, tree);
+                }
+                _ => {}
             }
-            before = matches!(owner, Owner::Box(..)).then_some(*place);
-            if place.begin < end {
-                let error = Error::new(ErrorKind::Corrupt, "its bytes are those of another item");
-                return Err(located(error.with_offset(place.begin)));
-            }
-            end = place.begin + place.bytes;
-            self.item(&mut source, place, *owner).map_err(located)?;
         }
         Ok(())
-    }
-
-    fn item(&mut self, source: &mut Source<'_>, place: &Place, owner: Owner<'_>) -> Result<()> {
-        if place.begin + place.bytes > source.len() {
-            let message = format!(
-                "it ends at {}, its file has {} bytes",
-                place.begin + place.bytes,
-                source.len()
-            );
-            return Err(Error::new(ErrorKind::Corrupt, message).with_offset(place.begin));
-        }
-        source.read_ahead(if place.bytes <= SMALL { AHEAD } else { PART });
-        if place.bytes <= SMALL {
-            source.read(place.begin, place.bytes)?;
-        }
-        let archive = Archive::open(source, place.begin, place.bytes)?;
-        let bytes = archive.read(source, "data.pkl", ITEM_PICKLE_MAX)?;
-        let tree = described(&Pickle::read(bytes, &is_known)?.0)?;
-        match (owner, tree) {
-            (Owner::Box(entry, index, spec, slice), Tree::Tensor(described)) => {
-                fits(&described, spec, slice)?;
-                let member = archive.member(source, &format!("data/{}", described.key))?;
-                self.stretches.insert((entry, index), stretch(&described, &member)?);
-                Ok(())
-            }
-            (Owner::Value(entry), tree) => {
-                self.values.insert(entry, without_tensors(tree)?);
-                Ok(())
-            }
-            (Owner::Box(..), _) => {
-                Err(Error::new(ErrorKind::Corrupt, "its item is no tensor")
-                    .with_offset(place.begin))
-            }
-        }
     }
 
     /// Everything under our names.
@@ -218,6 +205,52 @@ impl Items {
         }
         let lengths = self.lengths;
         layout.finish(dir, &named, |file| Ok(lengths.get(file).copied().unwrap_or_default()))
+    }
+}
+
+/// Items in order, each place once: other names of a tensor have the same one.
+fn apart<'p, 'e>(places: &'p [Wanted<'e>]) -> Result<Vec<&'p Wanted<'e>>> {
+    let (mut end, mut before) = (0, None);
+    let mut apart = Vec::with_capacity(places.len());
+    for wanted in places {
+        let (place, entry, owner) = wanted;
+        if before == Some(*place) && matches!(owner, Owner::Box(..)) {
+            continue;
+        }
+        before = matches!(owner, Owner::Box(..)).then_some(*place);
+        if place.begin < end {
+            let error = Error::new(ErrorKind::Corrupt, "its bytes are those of another item");
+            return Err(error.with_offset(place.begin).with_tensor(short(entry)));
+        }
+        end = place.begin.saturating_add(place.bytes);
+        apart.push(wanted);
+    }
+    Ok(apart)
+}
+
+/// Looks at one item.
+fn item(source: &mut Source<'_>, place: &Place, owner: Owner<'_>) -> Result<Seen> {
+    let corrupt =
+        |message: String| Error::new(ErrorKind::Corrupt, message).with_offset(place.begin);
+    let end = place.begin.saturating_add(place.bytes);
+    if end > source.len() {
+        return Err(corrupt(format!("it ends at {end}, its file has {} bytes", source.len())));
+    }
+    source.read_ahead(if place.bytes <= SMALL { AHEAD } else { PART });
+    if place.bytes <= SMALL {
+        source.read(place.begin, place.bytes)?;
+    }
+    let archive = Archive::open(source, place.begin, place.bytes)?;
+    let bytes = archive.read(source, "data.pkl", ITEM_PICKLE_MAX)?;
+    let tree = described(&Pickle::read(bytes, &is_known)?.0)?;
+    match (owner, tree) {
+        (Owner::Box(_, _, spec, slice), Tree::Tensor(described)) => {
+            fits(&described, spec, slice)?;
+            let member = archive.member(source, &format!("data/{}", described.key))?;
+            stretch(&described, &member).map(Seen::Tensor)
+        }
+        (Owner::Value(_), tree) => without_tensors(tree).map(Seen::Value),
+        (Owner::Box(..), _) => Err(corrupt("its item is no tensor".to_owned())),
     }
 }
 
