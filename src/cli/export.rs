@@ -124,7 +124,10 @@ impl Export {
             return Err(Error::new(ErrorKind::InvalidInput, message));
         }
         let names = self.parameters.as_deref().map(read_text).transpose()?;
-        let lines = |text: String| text.lines().map(str::trim).map(str::to_owned).collect();
+        let lines = |text: String| {
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+            lines.map(str::to_owned).collect()
+        };
         let parameters: Option<Vec<String>> = names.map(lines);
         let config = self.config.as_deref().map(read_text).transpose()?;
         let form = HuggingFace { max_shard_bytes: self.max_shard_size, config };
@@ -134,7 +137,11 @@ impl Export {
             components: Some(self.components.clone()).filter(|list| !list.is_empty()),
             strip_prefix: self.strip_prefix.clone(),
             hugging_face: is_hf.then_some(form),
-            pytorch: pytorch.map(|form| PyTorch { form, parameters }),
+            pytorch: pytorch.map(|form| PyTorch {
+                form,
+                parameters,
+                max_file_bytes: self.max_shard_size,
+            }),
             repeat_tied: self.repeat_tied,
             cast: self.dtype,
             overwrite: self.force,

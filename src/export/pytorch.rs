@@ -18,6 +18,7 @@ use crate::pytorch::{NamedTensor, Tree, Whole, ZipWriter, pickled, tree_of};
 use crate::slice::Slice;
 use crate::storage::WriteFile;
 use crate::sweep::Pace;
+use crate::tensor::Component;
 
 use feed::Feed;
 use flat::flat;
@@ -39,6 +40,22 @@ pub struct PyTorch {
     /// `torch.distributed.checkpoint.state_dict` has it.
     #[serde(default)]
     pub parameters: Option<Vec<String>>,
+    /// Most bytes of a data file of a directory; a tensor that is larger has a file of its own.
+    /// Default: 5 GB (5·10⁹ bytes).
+    #[serde(default = "data_file_bytes")]
+    pub max_file_bytes: u64,
+}
+
+fn data_file_bytes() -> u64 {
+    SHARD_BYTES
+}
+
+impl PyTorch {
+    /// This form, the optimizer by names, and data files of the usual size.
+    #[must_use]
+    pub fn new(form: PyTorchForm) -> Self {
+        Self { form, parameters: None, max_file_bytes: SHARD_BYTES }
+    }
 }
 
 /// What PyTorch opens.
@@ -57,6 +74,7 @@ pub(super) struct PyTorchPlan {
     tree: Tree<usize>,
     tensors: Vec<PlannedTensor>,
     form: PyTorchForm,
+    max_file_bytes: u64,
     save_id: SaveId,
 }
 
@@ -73,7 +91,10 @@ pub(super) fn plan(
     // The name that a tensor is stored under comes first, which a way back takes for it.
     order.sort_by_key(|(_, source)| source.is_alias);
     for (name, source) in order {
-        let own = || planned(name, source.record, rules.options.cast);
+        // Steps are counted in float32 whatever the parameters are.
+        let is_count = source.record.component == Component::optimizer() && name.ends_with(".step");
+        let cast = rules.options.cast.filter(|_| !is_count);
+        let own = || planned(name, source.record, cast);
         let known = numbers.get(&source.record.name).copied();
         let number = match known.filter(|_| !rules.options.repeat_tied) {
             Some(number) => number,
@@ -85,8 +106,11 @@ pub(super) fn plan(
         };
         named.push(NamedTensor { name, component: &source.record.component, number });
     }
-    let tree = tree_of(manifest, &named, asked.parameters.as_deref())?;
-    Ok(PyTorchPlan { tree, tensors, form: asked.form, save_id: manifest.save_id() })
+    let asks_for = |list: &Vec<Component>| list.contains(&Component::optimizer());
+    let has_optimizer = rules.options.components.as_ref().is_none_or(asks_for);
+    let tree = tree_of(manifest, &named, asked.parameters.as_deref(), has_optimizer)?;
+    let (form, max_file_bytes) = (asked.form, asked.max_file_bytes);
+    Ok(PyTorchPlan { tree, tensors, form, max_file_bytes, save_id: manifest.save_id() })
 }
 
 impl PyTorchPlan {
@@ -139,7 +163,13 @@ impl PyTorchPlan {
         draft: &mut Draft<'_>,
     ) -> Result<(Vec<ExportedFile>, Vec<std::path::PathBuf>)> {
         let leaves = flat(&self.tree);
-        let mut shards = Shards { files: Vec::new(), open: None, bytes: 0, save_id: self.save_id };
+        let mut shards = Shards {
+            files: Vec::new(),
+            open: None,
+            bytes: 0,
+            most: self.max_file_bytes,
+            save_id: self.save_id,
+        };
         let mut contents: Vec<Option<Content>> = Vec::with_capacity(leaves.len());
         for (_, _, leaf) in &leaves {
             contents.push(match leaf {
@@ -210,6 +240,8 @@ struct Shards {
     open: Option<(String, Box<dyn WriteFile>)>,
     /// Of the open one.
     bytes: u64,
+    /// Most of one, unless a tensor has more.
+    most: u64,
     save_id: SaveId,
 }
 
@@ -222,7 +254,7 @@ impl Shards {
         pickle: &[u8],
         data: impl FnOnce(&mut ZipWriter<'_>) -> Result<()>,
     ) -> Result<Place> {
-        if self.bytes > 0 && self.bytes.saturating_add(bytes) > SHARD_BYTES {
+        if self.bytes > 0 && self.bytes.saturating_add(bytes) > self.most {
             self.close(draft)?;
         }
         if self.open.is_none() {

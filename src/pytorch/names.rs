@@ -187,7 +187,7 @@ impl<T: Clone + Eq + Hash> Naming<'_, T> {
         if is_optimizer(&whole) {
             return Ok(vec![("optimizer".to_owned(), whole)]);
         }
-        if is_state(&whole) {
+        if is_state(&whole) && !wraps_model(&whole) {
             self.tensors(&Component::model(), "", whole, true)?;
             return Ok(Vec::new());
         }
@@ -300,6 +300,15 @@ fn model_of<T>(entries: &[(Key, Tree<T>)]) -> Option<String> {
 
 fn is_average(name: &str) -> bool {
     AVERAGES.contains(&name)
+}
+
+/// Whether a dictionary in it has the name of a model.
+fn wraps_model<T>(tree: &Tree<T>) -> bool {
+    let Tree::Dict(entries) = tree else { return false };
+    let is_model = |(key, tree): &(Key, Tree<T>)| {
+        MODELS.contains(&text_of(key).as_str()) && matches!(tree, Tree::Dict(_))
+    };
+    entries.iter().any(is_model)
 }
 
 /// Whether it holds tensors and nothing else.

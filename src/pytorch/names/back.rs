@@ -1,9 +1,10 @@
 //! From our names to the state dict that PyTorch's users expect.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value as Json;
 
+use super::optimizer::BUFFERS;
 use super::{EPOCH, Key, OURS, Plain, STEPS, Tree, VALUES, text_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Manifest;
@@ -56,6 +57,7 @@ impl Dict {
 
 /// The state dict of tensors of a checkpoint, with its values and counters. `parameters` are names
 /// in the order in which an optimizer of PyTorch numbers them; without, it goes by names.
+/// `has_optimizer` says whether one that keeps no tensors is wanted as well.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidInput`] if `parameters` lacks one; [`ErrorKind::Unsupported`] for counters
@@ -64,9 +66,11 @@ pub(crate) fn tree_of(
     manifest: &Manifest,
     tensors: &[Named<'_>],
     parameters: Option<&[String]>,
+    has_optimizer: bool,
 ) -> Result<Tree<usize>> {
+    check_components(tensors)?;
     let values = manifest.values();
-    let optimizers = optimizers(values, tensors);
+    let optimizers = if has_optimizer { optimizers(values) } else { Vec::new() };
     let mut dict = Dict::default();
     let mut noted = Dict::default();
     for tensor in tensors {
@@ -111,6 +115,19 @@ pub(crate) fn tree_of(
     Ok(Tree::Dict(dict.0))
 }
 
+/// Whether names of components mean something else at the top of a state dict.
+fn check_components(tensors: &[Named<'_>]) -> Result<()> {
+    let is_taken = |name: &str| STEPS.contains(&name) || [EPOCH, OURS, VALUES].contains(&name);
+    match tensors.iter().find(|tensor| is_taken(tensor.component.as_str())) {
+        None => Ok(()),
+        Some(tensor) => {
+            let what = tensor.component;
+            let message = format!("component `{what}`, which means something else in PyTorch");
+            Err(Error::new(ErrorKind::Unsupported, message).with_tensor(tensor.name.to_owned()))
+        }
+    }
+}
+
 fn text(text: &str) -> Tree<usize> {
     Tree::Plain(Plain::Text(text.to_owned()))
 }
@@ -120,8 +137,7 @@ fn below<'n>(name: &'n str, prefix: &str) -> Option<&'n str> {
 }
 
 /// The prefixes of optimizers whose settings are known, with their keys in the state dict.
-fn optimizers(values: &Values, tensors: &[Named<'_>]) -> Vec<(String, String)> {
-    let has_any = tensors.iter().any(|tensor| *tensor.component == Component::optimizer());
+fn optimizers(values: &Values) -> Vec<(String, String)> {
     let prefix = |(name, value): (&str, &Value)| {
         let prefix = name.strip_suffix(".config")?;
         let key = if prefix == "optimizer" { prefix } else { below(prefix, "optimizers")? };
@@ -135,7 +151,7 @@ fn optimizers(values: &Values, tensors: &[Named<'_>]) -> Vec<(String, String)> {
         };
         Some((prefix.to_owned(), key))
     };
-    values.iter().filter_map(prefix).filter(|_| has_any).collect()
+    values.iter().filter_map(prefix).collect()
 }
 
 fn put_values(values: &Values, optimizers: &[(String, String)], dict: &mut Dict, noted: &mut Dict) {
@@ -183,7 +199,15 @@ fn optimizer(
         let entry = (Key::Text(slot.to_owned()), Tree::Tensor(tensor.number));
         state.entry(parameter).or_default().push(entry);
     }
-    let groups = groups(prefix, values, &state, tensors)?;
+    let mut groups = groups(prefix, values, &state, tensors)?;
+    if let (Some(order), Some(first)) = (parameters, groups.first().cloned()) {
+        // Whatever else `torch.optim` gets, frozen parameters say, is in the first group.
+        let placed: BTreeSet<&String> = groups.iter().flatten().collect();
+        let rest = order.iter().filter(|name| !placed.contains(name));
+        check_parameters(order, tensors)?;
+        let all = first.iter().chain(rest).cloned().collect();
+        groups.splice(..1, [all]);
+    }
     let ids = ids(&groups, parameters)?;
     let id = |name: &str| match ids.get(name) {
         Some(number) => Key::Int(*number),
@@ -270,9 +294,26 @@ fn groups(
     if !with_state.is_empty() {
         return Ok(vec![with_state]);
     }
-    // Plain SGD keeps nothing: every tensor of the model may be a parameter.
-    let of_model = tensors.iter().filter(|tensor| *tensor.component == Component::model());
+    // Plain SGD keeps nothing: every tensor of the model but buffers may be a parameter.
+    let is_buffer = |name: &str| BUFFERS.contains(&name.rsplit('.').next().unwrap_or(name));
+    let of_model = tensors
+        .iter()
+        .filter(|tensor| *tensor.component == Component::model() && !is_buffer(tensor.name));
     Ok(vec![of_model.map(|tensor| tensor.name.to_owned()).collect()])
+}
+
+/// Whether each is one of the model, as far as that is exported, and none is there twice.
+fn check_parameters<'o>(order: &'o [String], tensors: &[Named<'_>]) -> Result<()> {
+    let of_model = tensors.iter().filter(|tensor| *tensor.component == Component::model());
+    let known: BTreeSet<&str> = of_model.map(|tensor| tensor.name).collect();
+    let mut seen = BTreeSet::new();
+    let mut is_fine = |name: &'o String| {
+        seen.insert(name.as_str()) && (known.is_empty() || known.contains(name.as_str()))
+    };
+    let Some(name) = order.iter().find(|name| !is_fine(name)) else { return Ok(()) };
+    let message = format!("parameters: `{}` is named twice, or is none of the model", short(name));
+    Err(Error::new(ErrorKind::InvalidInput, message)
+        .with_help("give every name of `model.named_parameters()`, in its order"))
 }
 
 /// The number of each parameter, group by group; none if parameters go by names.

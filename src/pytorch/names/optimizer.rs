@@ -20,7 +20,7 @@ use crate::tensor::{Component, Dtype, TensorSpec};
 const WITHOUT_EFFECT: [&str; 6] =
     ["foreach", "fused", "capturable", "differentiable", "initial_lr", "decoupled_weight_decay"];
 /// Names that buffers of PyTorch's own layers end in.
-const BUFFERS: [&str; 3] = ["running_mean", "running_var", "num_batches_tracked"];
+pub(super) const BUFFERS: [&str; 3] = ["running_mean", "running_var", "num_batches_tracked"];
 
 /// An optimizer with names of parameters, in order.
 struct Optimizer<T> {

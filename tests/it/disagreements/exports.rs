@@ -54,7 +54,7 @@ fn options() -> Vec<Case> {
         case("`cast`", |asked| asked.options.cast = Some(Dtype::F16)),
         case("`hugging_face`", |asked| asked.options.hugging_face = Some(HuggingFace::default())),
         case("`pytorch`", |asked| {
-            asked.options.pytorch = Some(PyTorch { form: PyTorchForm::Pt, parameters: None });
+            asked.options.pytorch = Some(PyTorch::new(PyTorchForm::Pt));
         }),
         case("`overwrite`", move |asked| asked.options.overwrite = !overwrite),
     ]

@@ -33,7 +33,7 @@ fn exported(root: &Path, from: &str, name: &str, pytorch: Option<PyTorch>) {
 }
 
 fn of(form: PyTorchForm, parameters: Option<Vec<String>>) -> Option<PyTorch> {
-    Some(PyTorch { form, parameters })
+    Some(PyTorch { parameters, ..PyTorch::new(form) })
 }
 
 #[test]

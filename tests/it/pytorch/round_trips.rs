@@ -14,7 +14,7 @@ use super::*;
 pub(super) const FORMS: [PyTorchForm; 2] = [PyTorchForm::Pt, PyTorchForm::Dcp];
 
 pub(super) fn everything(form: PyTorchForm) -> ExportOptions {
-    let pytorch = Some(PyTorch { form, parameters: None });
+    let pytorch = Some(PyTorch::new(form));
     ExportOptions { components: None, pytorch, ..ExportOptions::default() }
 }
 
