@@ -6,6 +6,7 @@ mod forge;
 mod hostile;
 mod opened;
 mod round_trips;
+mod trainings;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,32 +1,21 @@
-//! Exports for PyTorch, loaded by the real one where a Python with torch is found.
-//!
-//! `TCH_CHECKPOINT_PYTHON` names it, else it is `python3`; without one the tests say that they were
-//! skipped.
+//! Trainings of every optimizer: out, and back; and opened by the real PyTorch, which trains on.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use tch_checkpoint::ErrorKind;
+use tch_checkpoint::Result;
 use tch_checkpoint::catalog::{CheckpointPath, Wanted, find};
 use tch_checkpoint::export::{ExportOptions, PyTorch, PyTorchForm, export};
 use tch_checkpoint::group::ProcessGroup;
 use tch_checkpoint::import::{ImportOptions, import};
 use tch_checkpoint::load::read_tensor;
 use tch_checkpoint::storage::LocalStorage;
-use tch_checkpoint::{ErrorKind, Result};
 
+use crate::tier;
+
+const MODULES: &str = "numpy, torch.distributed.checkpoint";
 const FORMS: [(PyTorchForm, &str); 2] = [(PyTorchForm::Pt, "pt"), (PyTorchForm::Dcp, "dcp")];
 const TRAININGS: [&str; 6] = ["adamw", "adam", "sgd", "rmsprop", "named", "groups"];
-
-fn python() -> Option<String> {
-    let python = std::env::var("TCH_CHECKPOINT_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let probe = "import torch.distributed.checkpoint, numpy";
-    let found = Command::new(&python).args(["-c", probe]).output();
-    let is_there = found.is_ok_and(|output| output.status.success());
-    if !is_there {
-        eprintln!("SKIPPED: `{python}` has no torch: set TCH_CHECKPOINT_PYTHON");
-    }
-    is_there.then_some(python)
-}
 
 fn own(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(path)
@@ -125,11 +114,14 @@ fn only_an_earlier_export_is_replaced() {
 /// The script asserts; see there.
 #[test]
 fn the_real_torch_loads_it_and_trains_on_as_if_nothing_had_happened() {
-    let Some(python) = python() else { return };
+    if tier::python(MODULES).is_none() {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
-    let script = own("pytorch/real.py");
+    let script = own("it/pytorch/trainings.py");
     let run = |verb: &str| {
-        let done = Command::new(&python).arg(&script).arg(verb).arg(dir.path()).output().unwrap();
+        let mut python = tier::python(MODULES).unwrap();
+        let done = python.arg(&script).arg(verb).arg(dir.path()).output().unwrap();
         let (out, err) =
             (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
         assert!(done.status.success(), "{verb}: {out}{err}");
