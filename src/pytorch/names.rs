@@ -5,6 +5,7 @@
 //! an export from here writes.
 
 mod back;
+mod forms;
 mod optimizer;
 mod values;
 
