@@ -53,8 +53,8 @@ fn numbered(group: Vec<(&'static str, Tree<Fake>)>, shapes: &[&[u64]]) -> Tree<F
             ("exp_avg_sq", tensor(names[1][index], shape)),
         ])
     };
-    let numbers = (0i64..).zip(shapes);
-    let state = numbers.map(|(n, shape)| (Key::Int(n), slots(n as usize, shape))).collect();
+    let numbers = (0i64..).zip(shapes.iter().enumerate());
+    let state = numbers.map(|(n, (index, shape))| (Key::Int(n), slots(index, shape))).collect();
     let params = (0i64..).zip(shapes).map(|(n, _)| Tree::Plain(Plain::Int(n))).collect();
     let mut group = group;
     group.push(("params", Tree::List(params)));
