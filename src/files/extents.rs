@@ -7,6 +7,8 @@
 
 mod gather;
 mod sums;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -119,8 +121,9 @@ impl ExtentDirectory {
         Self { inner, files: extents.into_iter().map(shown).collect() }
     }
 
-    /// Reads and checks what a load would not: members that no tensor covers, and, of several
-    /// `shares`, also those of this number, whose tensors others may read in parts.
+    /// Reads and checks what a save of all that is shown would not: members of which no tensor is
+    /// the whole, or that several lie in, since parts that overlap have no sum; and, of several
+    /// `shares`, those of this number, whose tensors others may read in parts.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] for a wrong sum; those of reading.
@@ -129,13 +132,14 @@ impl ExtentDirectory {
             let mut own: BTreeMap<u64, (Member, bool)> = BTreeMap::new();
             for Stretch { bytes, data } in &shown.extent.stretches {
                 let Some(member) = data.member() else { continue };
-                let is_all = matches!(data, Data::Strided(..)) || *bytes == member.bytes;
-                own.entry(member.begin).or_insert((*member, false)).1 |= is_all;
+                let is_whole = matches!(data, Data::Strided(..)) || *bytes == member.bytes;
+                let is_alone = !own.contains_key(&member.begin);
+                own.insert(member.begin, (*member, is_whole && is_alone));
             }
-            own.into_values().map(move |(member, is_all)| (shown, member, is_all))
+            own.into_values().map(move |(member, is_read)| (shown, member, is_read))
         });
-        for (number, (shown, member, is_all)) in members.enumerate() {
-            if number % shares.max(1) == share && (shares > 1 || !is_all) {
+        for (number, (shown, member, is_read)) in members.enumerate() {
+            if number % shares.max(1) == share && (shares > 1 || !is_read) {
                 shown.open(&self.inner)?.check(&member)?;
             }
         }
