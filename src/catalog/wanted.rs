@@ -94,7 +94,8 @@ impl Wanted {
         Self::new(directory, Which::BestBy { monitor: monitor.into(), mode })
     }
 
-    /// Accepts safetensors files of other tools too: they have no sums, nothing can be verified.
+    /// Accepts files of other tools too: safetensors, which have no sums, so that nothing can be
+    /// verified, and what PyTorch writes, of which storages that are read as a whole are.
     #[must_use]
     pub fn or_unverified(self) -> Self {
         Self { unverified: true, ..self }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::look::wanted_by_all;
+use super::resume::Whole;
 use super::{Checkpointer, Parts};
 use crate::error::Result;
 use crate::load::{Destination, PartialLoaded, PartialOptions, load_partial};
@@ -78,31 +79,23 @@ impl Checkpointer {
     ) -> Result<PartialLoaded> {
         self.wait()?;
         let wanted = wanted_by_all(&self.group, path.as_ref())?.or_unverified();
-        let mut tensors = Tensors { parts, is_planned: false, is_touched: false };
+        let mut tensors = Tensors(Whole::new(parts, true));
         let storage = self.storage.as_ref();
         let done = load_partial(&self.group, storage, &wanted, &mut tensors, selection, options);
-        self.poisoned |= done.is_err() && tensors.is_touched;
+        self.poisoned |= done.is_err() && tensors.0.is_touched();
         done
     }
 }
 
 /// The tensors of all parts; their values stay.
-struct Tensors<'a, 'b> {
-    parts: &'a mut Parts<'b>,
-    /// Whether the targets were asked for in this attempt: the second time is to fill them.
-    is_planned: bool,
-    is_touched: bool,
-}
+struct Tensors<'a, 'b>(Whole<'a, 'b>);
 
 impl Destination for Tensors<'_, '_> {
-    fn prepare(&mut self, _manifest: &Manifest) -> Result<()> {
-        self.is_planned = false;
-        Ok(())
+    fn prepare(&mut self, manifest: &Manifest) -> Result<()> {
+        self.0.prepare(manifest)
     }
 
     fn targets(&mut self) -> Result<LoadTargets<'_>> {
-        self.is_touched |= self.is_planned;
-        self.is_planned = true;
-        self.parts.targets(true)
+        self.0.targets()
     }
 }

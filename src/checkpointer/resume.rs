@@ -263,7 +263,7 @@ fn load_parts(
 }
 
 /// All parts as what a load fills.
-struct Whole<'a, 'b> {
+pub(super) struct Whole<'a, 'b> {
     parts: &'a mut Parts<'b>,
     with_data: bool,
     state: Option<TrainerState>,
@@ -273,8 +273,13 @@ struct Whole<'a, 'b> {
 }
 
 impl<'a, 'b> Whole<'a, 'b> {
-    fn new(parts: &'a mut Parts<'b>, with_data: bool) -> Self {
+    pub(super) fn new(parts: &'a mut Parts<'b>, with_data: bool) -> Self {
         Self { parts, with_data, state: None, is_planned: false, is_touched: false }
+    }
+
+    /// Whether a load has begun to change them.
+    pub(super) fn is_touched(&self) -> bool {
+        self.is_touched
     }
 }
 

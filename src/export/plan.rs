@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use crate::cast::is_castable;
 use crate::error::{Error, ErrorKind, Result};
-use crate::export::hugging_face;
 use crate::export::options::{Rules, file_of};
 use crate::export::pytorch::{self, PyTorchPlan};
+use crate::export::{ExportedTensor, hugging_face};
 use crate::layout::{EXPORT_EPOCH, EXPORT_SAVE_ID, EXPORT_STEP};
 use crate::manifest::{Manifest, TensorRecord};
 use crate::plan::load::list;
@@ -52,6 +52,20 @@ pub(super) struct PlannedTensor {
     pub(super) from: TensorSpec,
     /// In the file.
     pub(super) spec: TensorSpec,
+}
+
+impl PlannedTensor {
+    /// What is said of it before it is written.
+    pub(super) fn exported(&self) -> ExportedTensor {
+        let (from, to) = (self.from.dtype(), self.spec.dtype());
+        ExportedTensor {
+            name: self.name.clone(),
+            stored: self.stored.clone(),
+            spec: self.spec.clone(),
+            cast_from: (from != to).then_some(from),
+            overflowed: 0,
+        }
+    }
 }
 
 impl FilePlan {

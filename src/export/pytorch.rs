@@ -5,10 +5,10 @@ mod flat;
 
 use serde::{Deserialize, Serialize};
 
+use super::ExportedFile;
 use super::draft::Draft;
 use super::options::Rules;
 use super::plan::{Names, PlannedTensor, planned};
-use super::{ExportedFile, ExportedTensor};
 use crate::catalog::Found;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{EXPORT_SAVE_ID, SaveId};
@@ -323,16 +323,4 @@ fn mapped(tree: &Tree<usize>, to: &dyn Fn(usize) -> Result<Whole>) -> Result<Tre
             Tree::List(items.iter().map(|item| mapped(item, to)).collect::<Result<_>>()?)
         }
     })
-}
-
-/// What is said of a tensor that was written.
-fn exported(tensor: &PlannedTensor, overflowed: u64) -> ExportedTensor {
-    let (from, to) = (tensor.from.dtype(), tensor.spec.dtype());
-    ExportedTensor {
-        name: tensor.name.clone(),
-        stored: tensor.stored.clone(),
-        spec: tensor.spec.clone(),
-        cast_from: (from != to).then_some(from),
-        overflowed,
-    }
 }

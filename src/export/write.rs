@@ -44,7 +44,8 @@ impl<'f> Writer<'f> {
         file: Box<dyn WriteFile>,
     ) -> Result<Vec<ExportedTensor>> {
         file.reserve(plan.len())?;
-        let mut done: Vec<ExportedTensor> = plan.tensors.iter().map(exported).collect();
+        let mut done: Vec<ExportedTensor> =
+            plan.tensors.iter().map(PlannedTensor::exported).collect();
         let progress = self.pace.progress.clone();
         let mut fill = |out: &mut Out<'_>| self.fill(plan, &mut done, out);
         write_stream(file.as_ref(), plan.len(), &|bytes| progress.add(bytes), &mut fill)?;
@@ -129,17 +130,6 @@ impl<'f> Writer<'f> {
             }
         }
         Ok(())
-    }
-}
-
-fn exported(tensor: &PlannedTensor) -> ExportedTensor {
-    let (from, to) = (tensor.from.dtype(), tensor.spec.dtype());
-    ExportedTensor {
-        name: tensor.name.clone(),
-        stored: tensor.stored.clone(),
-        spec: tensor.spec.clone(),
-        cast_from: (from != to).then_some(from),
-        overflowed: 0,
     }
 }
 

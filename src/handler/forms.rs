@@ -192,7 +192,7 @@ fn tell(group: &ProcessGroup, loaded: &Loaded) {
     if *loaded.manifest.form() == Form::Plain {
         tracing::warn!(
             path = %shown::path(&loaded.path),
-            "weights of another tool: no checksums, so that nothing could be verified"
+            "weights of another tool: not all of it has checksums that could be verified"
         );
     }
     report(loaded);

@@ -188,7 +188,7 @@ pub enum Form {
         /// The components that lie in files of their own beside this one.
         siblings: Vec<Component>,
     },
-    /// Safetensors files of other tools: no manifest, no sums, nothing to verify.
+    /// Files of other tools: no manifest, and no sums that this would know of.
     Plain,
 }
 

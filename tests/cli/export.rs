@@ -80,7 +80,7 @@ fn what_cannot_be_is_told_by_the_exit_code() {
         (&["export", &folder.at("none"), "-o", &out], 7, "no checkpoint"),
         (&["export", &latest, "-o", &latest, "--force"], 7, ""),
         (&["import", &folder.at("step-00000003"), "-o", &out], 7, "a checkpoint already"),
-        (&["import", &folder.at("none"), "-o", &out], 7, "no safetensors file"),
+        (&["import", &folder.at("none"), "-o", &out], 7, "nothing that can be imported"),
         (&["import", &latest], 2, "--out"),
     ] {
         let ran = run(arguments);

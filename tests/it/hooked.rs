@@ -15,6 +15,8 @@ pub struct Call {
     pub path: PathBuf,
     /// The mode of a rename.
     pub mode: Option<Rename>,
+    /// Bytes of a read.
+    pub bytes: usize,
 }
 
 type Hook = dyn Fn(&Call) -> Result<()> + Send + Sync;
@@ -46,7 +48,7 @@ impl Hooked {
     }
 
     fn ask(&self, operation: &'static str, path: &Path, mode: Option<Rename>) -> Result<()> {
-        (self.hook)(&Call { operation, path: path.to_owned(), mode })
+        (self.hook)(&Call { operation, path: path.to_owned(), mode, bytes: 0 })
     }
 
     fn wrap(&self, inner: Arc<dyn Directory>) -> Arc<dyn Directory> {
@@ -192,7 +194,8 @@ impl ReadFile for HookedRead {
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.storage.ask("read_at", &self.path, None)?;
+        let (path, bytes) = (self.path.clone(), out.len());
+        (self.storage.hook)(&Call { operation: "read_at", path, mode: None, bytes })?;
         self.inner.read_at(offset, out)
     }
 }

@@ -3,9 +3,10 @@
 #[path = "../sabotages/mod.rs"]
 mod sabotaged;
 
-use sabotaged::found_by;
+use sabotaged::found_within;
 
 #[test]
 fn deleting_too_early_and_in_place() {
-    found_by("S7", &["random::killed_at_random_with_ranks_as_threads"]);
+    // On a fast machine one run in six misses it.
+    found_within(8, "S7", &["random::killed_at_random_with_ranks_as_threads"]);
 }

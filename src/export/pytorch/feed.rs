@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 
-use super::exported;
 use crate::cast::cast;
 use crate::catalog::Found;
 use crate::error::{Error, ErrorKind, Result};
@@ -70,7 +69,7 @@ impl<'f> Feed<'f> {
             self.pace.progress.add(bytes.len() as u64);
         }
         member.finish()?;
-        Ok(exported(tensor, overflowed))
+        Ok(ExportedTensor { overflowed, ..tensor.exported() })
     }
 
     fn part(&mut self) -> Result<Vec<u8>> {

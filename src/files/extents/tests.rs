@@ -11,10 +11,8 @@ fn damaged(stretches: &[(u64, u64)]) -> ExtentDirectory {
     let member = Member { begin: 0, bytes: BYTES, crc: crc32fast::hash(&bytes) };
     bytes[5 << 20] ^= 1;
     memory.write(Path::new("/d/file"), &bytes).unwrap();
-    let stretch = |(begin, bytes): &(u64, u64)| Stretch {
-        bytes: *bytes,
-        data: Data::Rows(member, *begin),
-    };
+    let stretch =
+        |(begin, bytes): &(u64, u64)| Stretch { bytes: *bytes, data: Data::Rows(member, *begin) };
     let stretches = stretches.iter().map(stretch).collect();
     ExtentDirectory::new(dir, vec![Extent::new("file", BYTES, stretches).unwrap()])
 }

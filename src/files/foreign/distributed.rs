@@ -132,10 +132,11 @@ impl Items {
         let run = items.len().div_ceil(threads).max(RUN_MIN);
         let look = |items: &[&Wanted<'_>]| -> Result<Vec<Seen>> {
             let mut source = Source::new(file);
-            let look = |(place, entry, owner): &&Wanted<'_>| {
+            let look = |((place, entry, owner), ahead): (&&Wanted<'_>, u64)| {
+                source.read_ahead(ahead);
                 item(&mut source, place, *owner).map_err(|e| e.with_tensor(short(entry)))
             };
-            items.iter().map(look).collect()
+            items.iter().zip(aheads(items)).map(look).collect()
         };
         let panicked = |_| Err(Error::new(ErrorKind::Panic, "a thread that reads items panicked"));
         let seen = thread::scope(|scope| -> Result<Vec<Vec<Seen>>> {
@@ -228,6 +229,27 @@ fn apart<'p, 'e>(places: &'p [Wanted<'e>]) -> Result<Vec<&'p Wanted<'e>>> {
     Ok(apart)
 }
 
+/// How much is read at once from each item on: small ones that follow each other together, and of a
+/// long one no more than its begin and end.
+fn aheads(items: &[&Wanted<'_>]) -> Vec<u64> {
+    let mut next: Option<(u64, u64)> = None;
+    let mut aheads: Vec<u64> = (items.iter().rev())
+        .map(|(place, _, _)| {
+            if place.bytes > SMALL {
+                next = None;
+                return PART;
+            }
+            let end = place.begin + place.bytes;
+            let beyond = next.filter(|(begin, _)| *begin == end).map_or(0, |(_, ahead)| ahead);
+            let ahead = (place.bytes + beyond).min(AHEAD);
+            next = Some((place.begin, ahead));
+            ahead
+        })
+        .collect();
+    aheads.reverse();
+    aheads
+}
+
 /// Looks at one item.
 fn item(source: &mut Source<'_>, place: &Place, owner: Owner<'_>) -> Result<Seen> {
     let corrupt =
@@ -236,7 +258,6 @@ fn item(source: &mut Source<'_>, place: &Place, owner: Owner<'_>) -> Result<Seen
     if end > source.len() {
         return Err(corrupt(format!("it ends at {end}, its file has {} bytes", source.len())));
     }
-    source.read_ahead(if place.bytes <= SMALL { AHEAD } else { PART });
     if place.bytes <= SMALL {
         source.read(place.begin, place.bytes)?;
     }

@@ -1,14 +1,21 @@
 //! What `torch.distributed.checkpoint` writes.
 
-use tch_checkpoint::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tch_checkpoint::export::{PyTorchForm, export};
 use tch_checkpoint::import::ImportOptions;
 use tch_checkpoint::load::{Atomicity, load};
 use tch_checkpoint::plan::load::LoadRules;
 use tch_checkpoint::slice::Slice;
-use tch_checkpoint::state::LoadTargets;
-use tch_checkpoint::tensor::{Dtype, TensorSpec};
+use tch_checkpoint::state::{LoadTargets, StateDict};
+use tch_checkpoint::tensor::{Component, Dtype, TensorSpec};
+use tch_checkpoint::{ErrorKind, SaveOptions, save};
 
+use super::round_trips::everything;
 use super::*;
+use crate::hooked::Hooked;
+use crate::tier;
 
 /// A storage with a directory of the fixtures, under its own name in `/from`.
 fn memory_with_directory(name: &str) -> MemoryStorage {
@@ -86,6 +93,51 @@ fn ranks_load_their_rows_where_they_are() {
         assert_eq!(rows, whole[begin..begin + rows.len()]);
         assert_eq!(read, rows.len() as u64, "data that nobody asked for");
     }
+}
+
+/// All that is read, also to find where tensors are, beside what is wanted: half of the rows of a
+/// few of many tensors.
+#[test]
+fn little_is_read_that_nobody_wants() {
+    let memory = MemoryStorage::new();
+    let spec = TensorSpec::new(Dtype::F32, [512, 512]).unwrap();
+    let mut state = StateDict::new();
+    for number in 0..12 {
+        let text = format!("t{number}");
+        let bytes = content(&text, &spec, &Slice::full(spec.shape()), 1);
+        state.add(&Component::model(), name(&text), spec.clone(), Arc::new(bytes)).unwrap();
+    }
+    let solo = ProcessGroup::solo();
+    save(&solo, &memory, &path("/runs/ours"), &state, &SaveOptions::default()).unwrap();
+    let options = everything(PyTorchForm::Dcp);
+    export(&solo, &memory, &wanted("/runs/ours"), "/from/dcp", &options).unwrap();
+    let read = Arc::new(AtomicUsize::new(0));
+    let counted = read.clone();
+    let storage = Hooked::new(&memory, move |call| {
+        counted.fetch_add(call.bytes, Ordering::Relaxed);
+        Ok(())
+    });
+    let slice = Slice::new(vec![100, 0], vec![256, 512]).unwrap();
+    let mut rows = vec![vec![0u8; 256 * 512 * 4]; 8];
+    let wanted_bytes: usize = rows.iter().map(Vec::len).sum();
+    let mut targets = LoadTargets::new();
+    for (number, rows) in rows.iter_mut().enumerate() {
+        let (name, slice) = (name(&format!("t{number}")), slice.clone());
+        targets.add_slice(name, spec.clone(), slice, Box::new(&mut rows[..])).unwrap();
+    }
+    let rules = LoadRules { strict: false, ..LoadRules::default() };
+    let from = wanted("/from/dcp").or_unverified();
+    load(&solo, &storage, &from, &mut targets, &rules, Atomicity::InPlace).unwrap();
+    drop(targets);
+    for (number, rows) in rows.iter().enumerate() {
+        assert_eq!(*rows, content(&format!("t{number}"), &spec, &slice, 1));
+    }
+    let read = read.load(Ordering::Relaxed);
+    tier::figure(
+        "a ranged load of a DCP directory reads",
+        format!("{read} of {wanted_bytes} bytes"),
+    );
+    assert!(read * 10 <= wanted_bytes * 11, "{read} bytes were read, {wanted_bytes} wanted");
 }
 
 #[test]
