@@ -67,7 +67,7 @@ impl Checkpointer {
     /// Every rank, with the same `path`, `selection` and `options`.
     ///
     /// # Errors
-    /// As [`load_partial`](crate::load::load_partial). If a load fails that had begun to change the
+    /// As [`load_partial`]. If a load fails that had begun to change the
     /// parts, nothing is saved until one succeeds that finds all it looks for
     /// ([`ErrorKind::Poisoned`](crate::ErrorKind::Poisoned)).
     pub fn load_partial(
