@@ -110,6 +110,7 @@ pub(crate) fn named<T: Clone + Eq + Hash>(
         match naming.optimizer(&prefix, optimizer) {
             Err(error) if rules.is_lenient => {
                 tracing::warn!(%error, optimizer = %short(&name), "an optimizer is left out");
+                naming.same.retain(|_, name| !is_below(name.as_str(), &prefix));
                 naming.named.forget(&prefix);
             }
             done => done.map_err(|e| with_name(e, &name))?,
@@ -121,13 +122,17 @@ pub(crate) fn named<T: Clone + Eq + Hash>(
 impl<T> Named<T> {
     /// Takes back what was named below a prefix.
     fn forget(&mut self, prefix: &str) {
-        let is_below = |name: &str| name.strip_prefix(prefix).is_some_and(|n| n.starts_with('.'));
+        let is_below = |name: &str| is_below(name, prefix);
         self.tensors.retain(|name, _| !is_below(name.as_str()));
         self.aliases.retain(|name, _| !is_below(name.as_str()));
         let values = std::mem::take(&mut self.values);
         let kept = values.iter().filter(|(name, _)| !is_below(name));
         kept.for_each(|(name, value)| self.values.set(name, value.clone()));
     }
+}
+
+fn is_below(name: &str, prefix: &str) -> bool {
+    name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// Of an optimizer that was not understood.
@@ -273,6 +278,10 @@ impl<T: Clone + Eq + Hash> Naming<'_, T> {
     /// False if it is another name of a tensor that is there.
     fn add(&mut self, component: &Component, name: &str, found: Found<T>) -> Result<bool> {
         let name = TensorName::new(name).map_err(|e| e.with_kind(ErrorKind::Incompatible))?;
+        if self.named.tensors.contains_key(&name) || self.named.aliases.contains_key(&name) {
+            let message = "two tensors would have this name";
+            return Err(Error::new(ErrorKind::Mismatch, message).with_tensor(name.to_string()));
+        }
         if let Found::Stored(tensor) = &found {
             let key = (component.clone(), tensor.clone());
             if let Some(kept) = self.same.get(&key) {
@@ -281,11 +290,7 @@ impl<T: Clone + Eq + Hash> Naming<'_, T> {
             }
             self.same.insert(key, name.clone());
         }
-        let shown = name.to_string();
-        if self.named.tensors.insert(name, (component.clone(), found)).is_some() {
-            let message = "two tensors would have this name";
-            return Err(Error::new(ErrorKind::Mismatch, message).with_tensor(shown));
-        }
+        self.named.tensors.insert(name, (component.clone(), found));
         Ok(true)
     }
 }

@@ -10,7 +10,6 @@ use crate::pickle::{PICKLE_BYTES_MAX, Pickle};
 use crate::pytorch::{
     Archive, Described, Found, Member, NameRules, Named, Source, described, is_known, named,
 };
-use crate::shown::short;
 use crate::slice::Slice;
 use crate::storage::{Directory, ReadFile};
 use crate::tensor::{Component, TensorName, TensorSpec};
@@ -255,30 +254,11 @@ impl Layout {
         let manifest = Manifest::of_plain(PlainParts {
             files,
             tensors: self.tensors,
-            aliases: aliases(named)?,
+            aliases: named.aliases.clone(),
             values: named.values.clone(),
             step: named.step.unwrap_or(0),
             epoch: named.epoch.unwrap_or(0),
         })?;
         Ok((Arc::new(ExtentDirectory::new(dir.clone(), extents)), manifest))
     }
-}
-
-/// Second names that lead to a tensor; of what an export noted, those that it wrote twice are
-/// tensors of their own.
-fn aliases<T>(named: &Named<T>) -> Result<BTreeMap<TensorName, TensorName>> {
-    let is_tensor = |name: &TensorName| named.tensors.contains_key(name);
-    let mut aliases = BTreeMap::new();
-    for (alias, kept) in &named.aliases {
-        if is_tensor(alias) {
-            continue;
-        }
-        if !is_tensor(kept) {
-            let message =
-                format!("a second name of `{}`, which is not there", short(kept.as_str()));
-            return Err(Error::new(ErrorKind::Corrupt, message).with_tensor(alias.as_str()));
-        }
-        aliases.insert(alias.clone(), kept.clone());
-    }
-    Ok(aliases)
 }

@@ -138,7 +138,12 @@ fn two_things_of_one_name_are_refused() {
     ]);
     let values =
         dict(vec![("model", model()), ("a.b", float(1.0)), ("a", dict(vec![("b", float(2.0))]))]);
-    for tree in [tensors, values] {
+    // A second name of one tensor, and the name of another.
+    let tied = dict(vec![
+        ("model", dict(vec![("w", tensor("a", &[1])), ("ema.w", tensor("a", &[1]))])),
+        ("ema", dict(vec![("w", tensor("b", &[1]))])),
+    ]);
+    for tree in [tensors, values, tied] {
         let error = named_by(tree, USUAL).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Mismatch, "{error}");
     }
