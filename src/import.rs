@@ -126,7 +126,7 @@ struct Source {
 
 impl Source {
     fn open(storage: &dyn Storage, from: &Path, options: &ImportOptions) -> Result<Self> {
-        let Foreign { dir, manifest, summed } = open(storage, from, options)?;
+        let Foreign { dir, manifest, summed, .. } = open(storage, from, options)?;
         let reader = ShardReader::of(dir.clone(), &manifest);
         reader.check_lengths()?;
         let mut state = stored_state(&Arc::new(reader), &manifest, &mut |_| true)?;
@@ -150,7 +150,8 @@ fn open(storage: &dyn Storage, from: &Path, options: &ImportOptions) -> Result<F
     let found = of_pytorch(storage, from, options).map_err(at)?;
     let expected = options.format.is_none_or(|format| match format {
         ImportFormat::HuggingFace => found.is_none(),
-        ImportFormat::Pt | ImportFormat::Dcp => found.is_some(),
+        ImportFormat::Pt => found.as_ref().is_some_and(|found| !found.is_distributed),
+        ImportFormat::Dcp => found.as_ref().is_some_and(|found| found.is_distributed),
     });
     if !expected {
         let message = "it is there, but of another format than the one that is asked for";
@@ -164,7 +165,7 @@ fn open(storage: &dyn Storage, from: &Path, options: &ImportOptions) -> Result<F
             refuse_checkpoint(dir.as_ref())?;
             let opened = files::open_directory(dir.as_ref(), Parts::All).map_err(at)?;
             let manifest = opened.ok_or_else(|| nothing(from))?;
-            Ok(Foreign { dir, manifest, summed: None })
+            Ok(Foreign { dir, manifest, summed: None, is_distributed: false })
         }
         Err(e) if e.kind() == ErrorKind::NotFound => open_file(storage, from).map_err(at),
         Err(e) => Err(e),
@@ -192,7 +193,7 @@ fn open_file(storage: &dyn Storage, from: &Path) -> Result<Foreign> {
         _ => e,
     })?;
     let manifest = files::open_plain(dir.as_ref(), path.name())?.ok_or_else(|| nothing(from))?;
-    Ok(Foreign { dir, manifest, summed: None })
+    Ok(Foreign { dir, manifest, summed: None, is_distributed: false })
 }
 
 fn nothing(from: &Path) -> Error {

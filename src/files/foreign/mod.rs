@@ -30,11 +30,13 @@ pub(crate) struct Foreign {
     pub(crate) manifest: Manifest,
     /// The same directory, if its files have sums.
     pub(crate) summed: Option<Arc<ExtentDirectory>>,
+    /// Whether it is a directory of `torch.distributed.checkpoint`.
+    pub(crate) is_distributed: bool,
 }
 
 impl Foreign {
-    fn summed((dir, manifest): (Arc<ExtentDirectory>, Manifest)) -> Self {
-        Self { dir: dir.clone(), manifest, summed: Some(dir) }
+    fn summed((dir, manifest): (Arc<ExtentDirectory>, Manifest), is_distributed: bool) -> Self {
+        Self { dir: dir.clone(), manifest, summed: Some(dir), is_distributed }
     }
 }
 
@@ -53,14 +55,16 @@ pub(crate) fn open_pytorch(
             if pytorch::is_archive(&*file)
                 .map_err(|e| e.with_path(parent.path().join(name)))? =>
         {
-            pytorch::open_archive(parent, name, rules).map(|opened| Some(Foreign::summed(opened)))
+            pytorch::open_archive(parent, name, rules)
+                .map(|opened| Some(Foreign::summed(opened, false)))
         }
         Ok(_) => Ok(None),
         // What is no file may be a directory; what is neither is told by who looks for one.
         Err(e) if [ErrorKind::NotFound, ErrorKind::Corrupt].contains(&e.kind()) => {
             match parent.open_dir(name) {
                 Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-                dir => Ok(distributed::open_distributed(&dir?, rules)?.map(Foreign::summed)),
+                dir => Ok(distributed::open_distributed(&dir?, rules)?
+                    .map(|opened| Foreign::summed(opened, true))),
             }
         }
         Err(e) => Err(e),

@@ -131,3 +131,15 @@ fn a_truncated_file_is_refused_wherever_it_ends() {
         assert!(kinds.contains(&error.kind()), "{len} bytes: {error}");
     }
 }
+
+#[test]
+fn another_format_than_the_one_that_is_asked_for_is_refused() {
+    use tch_checkpoint::import::ImportFormat::{Dcp, HuggingFace, Pt};
+    for (asked, fits) in [(Pt, true), (Dcp, false), (HuggingFace, false)] {
+        let memory = memory_with("pt", "adamw.pt");
+        let options = ImportOptions { format: Some(asked), ..ImportOptions::default() };
+        let kind = imported_as(&memory, "adamw.pt", &options).map(drop).map_err(|e| e.kind());
+        let expected = if fits { Ok(()) } else { Err(ErrorKind::Incompatible) };
+        assert_eq!(kind, expected, "{asked:?}");
+    }
+}
