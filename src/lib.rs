@@ -86,6 +86,8 @@ pub mod torch;
 // Training
 #[cfg(feature = "torch")]
 pub mod handler;
+#[cfg(feature = "torch")]
+pub mod progressive;
 // Compiles the examples of the guides.
 #[cfg(all(doctest, feature = "torch"))]
 #[doc = include_str!("../docs/nnhandler.md")]
