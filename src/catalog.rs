@@ -238,11 +238,9 @@ pub(crate) fn holds_our_files(dir: &dyn Directory) -> Result<bool> {
     Ok(dir.list()?.iter().any(|entry| save_of_file(&entry.name).is_some()))
 }
 
-/// Whether it has such files, and all are those of one save.
+/// Whether it has such files of this save, perhaps beside others that it has linked.
 pub(crate) fn holds_files_of(dir: &dyn Directory, save_id: SaveId) -> Result<bool> {
-    let entries = dir.list()?;
-    let mut saves = entries.iter().filter_map(|entry| save_of_file(&entry.name)).peekable();
-    Ok(saves.peek().is_some() && saves.all(|found| found == save_id))
+    Ok(dir.list()?.iter().any(|entry| save_of_file(&entry.name) == Some(save_id)))
 }
 
 /// The save that wrote a data or sums file, by its name.

@@ -7,6 +7,7 @@
 mod attached;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ use crate::layout::{self, CheckpointName, SaveId};
 use crate::manifest::{HEADER_BYTES_MAX, Manifest, hash16_of};
 use crate::memory::buffers::Buffer;
 use crate::memory::zeroed;
-use crate::plan::{FileReceipt, OnExisting, Receipt};
+use crate::plan::{FileReceipt, LinkedComponent, OnExisting, Receipt};
 use crate::rank::Rank;
 use crate::sabotage::{self, Defect};
 use crate::space::Need;
@@ -80,9 +81,38 @@ impl Attempt {
         Ok(Self { parent, dir, _owner: owner, name, save_id, replaces, stage: Stage::Hidden })
     }
 
+    /// The directory of checkpoints in which it will lie.
+    pub(crate) fn directory(&self) -> &Path {
+        self.parent.path()
+    }
+
     /// The name that the checkpoint will have.
     pub(crate) fn name(&self) -> &CheckpointName {
         &self.name
+    }
+
+    /// Makes the files of `part`, which lie in checkpoint `from`, files of this attempt too, and
+    /// looks whether they are what its manifest says, as far as length and header tell.
+    pub(crate) fn link(&self, from: &str, part: &LinkedComponent) -> Result<()> {
+        let partial = layout::partial_dir(&self.name, &self.save_id);
+        for name in part.files() {
+            match self.parent.link_file(from, &partial, name) {
+                // Sums of two components may lie in one file.
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+                linked => linked?,
+            }
+        }
+        let until = clock::now();
+        for file in &part.data_files {
+            let read = check_length(self.dir.as_ref(), &file.name, file.len, until)?;
+            if hash_of(read.as_ref(), file.data_start)? != file.header_hash {
+                return Err(not_shared(self.dir.as_ref(), &file.name, "holds another header"));
+            }
+        }
+        for file in &part.sums_files {
+            check_length(self.dir.as_ref(), &file.name, file.len, until)?;
+        }
+        Ok(())
     }
 
     /// Opens every file that a rank says it wrote, by name, from here: a directory that ranks do

@@ -4,8 +4,8 @@
 use crate::error::Result;
 use crate::json::put_name;
 use crate::memory::Growing;
+use crate::plan::LinkedComponent;
 use crate::plan::save::MergedPlan;
-use crate::plan::{PlannedFile, PlannedPiece};
 use crate::tensor::Component;
 
 /// The index of the model's tensors, or `None` when one of them is split over files (no stock
@@ -15,20 +15,43 @@ use crate::tensor::Component;
 /// [`ErrorKind::Storage`](crate::ErrorKind::Storage) if memory is short.
 pub(crate) fn index_of(merged: &MergedPlan) -> Result<Option<Vec<u8>>> {
     let files = merged.plans.iter().flat_map(|plan| &plan.files);
-    let mut entries: Vec<(&PlannedPiece, &PlannedFile)> = Vec::new();
+    let mut entries: Vec<Entry<'_>> = Vec::new();
     for file in files.filter(|file| file.component == Component::model()) {
-        if file.pieces.iter().any(|piece| !piece.slice.is_full(piece.spec.shape())) {
-            return Ok(None);
-        }
-        entries.extend(file.pieces.iter().map(|piece| (piece, file)));
+        entries.extend(file.pieces.iter().map(|piece| Entry {
+            tensor: piece.name.as_str(),
+            bytes: piece.size_bytes(),
+            is_whole: piece.slice.is_full(piece.spec.shape()),
+            file: &file.name,
+        }));
     }
-    if entries.is_empty() {
+    for linked in merged.linked.iter().filter(|linked| linked.component == Component::model()) {
+        entries.extend(entries_of(linked));
+    }
+    if entries.is_empty() || entries.iter().any(|entry| !entry.is_whole) {
         return Ok(None);
     }
-    entries.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
-    let total = entries.iter().map(|(piece, _)| piece.size_bytes()).sum();
-    let entries = entries.iter().map(|(piece, file)| (piece.name.as_str(), file.name.as_str()));
+    entries.sort_by(|a, b| a.tensor.cmp(b.tensor));
+    let total = entries.iter().map(|entry| entry.bytes).sum();
+    let entries = entries.iter().map(|entry| (entry.tensor, entry.file));
     index_text(&[("format", "pt")], total, entries).map(Some)
+}
+
+/// A piece of a tensor, and where it lies.
+struct Entry<'a> {
+    tensor: &'a str,
+    bytes: u64,
+    is_whole: bool,
+    file: &'a str,
+}
+
+fn entries_of(linked: &LinkedComponent) -> impl Iterator<Item = Entry<'_>> {
+    let pieces = linked.tensors.iter().flat_map(|t| t.pieces.iter().map(move |piece| (t, piece)));
+    pieces.map(|(tensor, piece)| Entry {
+        tensor: tensor.name.as_str(),
+        bytes: tensor.piece_bytes(piece),
+        is_whole: piece.slice.is_full(tensor.spec.shape()),
+        file: linked.data_files.get(piece.file as usize).map_or("", |file| file.name.as_str()),
+    })
 }
 
 /// An index as Hugging Face libraries write it: two spaces for each level, keys in the order in
@@ -62,6 +85,7 @@ pub(crate) fn index_text<'a>(
 mod tests {
     use super::*;
     use crate::manifest::tests::merged;
+    use crate::plan::PlannedPiece;
     use crate::slice::Slice;
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! phase "audit":  (if asked for) replicas are compared, see `audit`
+//! phases "unchanged", "compare": what need not be written again, see `save/unchanged`
 //! state (all, no I/O) → local_plan (all, pure)
 //! phase "plan":   gather plans ─(coordinator) merge, balance, sweep, see that it fits,
 //!                 make the attempt─ scatter; see `save/plan` for what is told again, and why
@@ -21,6 +22,7 @@ mod helper;
 mod plan;
 mod priority;
 mod timing;
+mod unchanged;
 #[cfg(feature = "sabotage")]
 mod unproved;
 
@@ -36,8 +38,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::layout::{self, CheckpointName, SaveId};
 use crate::manifest::{Manifest, OtherFile, SealInfo, hash16};
-use crate::plan::save::{MergedPlan, local_plan};
-use crate::plan::{OnExisting, Receipt, SaveTarget};
+use crate::plan::save::MergedPlan;
+use crate::plan::{LinkedComponent, OnExisting, Receipt, SaveTarget};
 use crate::report::{CommitTimes, RankSave, SaveBytes, SaveReport};
 use crate::sabotage;
 use crate::shard::write_shards;
@@ -72,6 +74,11 @@ pub struct SaveOptions {
     /// Whether a save that seems not to fit is tried all the same, with a warning: for storages
     /// that tell less than they have (compression, quotas told wrongly). Default: no.
     pub ignore_space: bool,
+    /// Whether components are written again that have not changed since an earlier checkpoint of
+    /// the same directory, so that no two checkpoints have a file in common. Default: no; their
+    /// files are linked, which costs reading them in memory, and nothing on disk. (A fault of the
+    /// disk in such a file is then a fault of each checkpoint that has it.)
+    pub copy_unchanged: bool,
     /// Version of libtorch, for the record; empty without libtorch.
     pub libtorch_version: String,
 }
@@ -140,8 +147,7 @@ pub fn save(
     if options.audit {
         audit(group, state).map_err(help_uncommitted)?;
     }
-    let local = || Ok(local_plan(target(path, options), state));
-    let planned = timing.plan(|| plan(group, storage, path, options, Course::Here, local))?;
+    let planned = timing.plan(|| plan(group, storage, path, options, Course::Here, state, None))?;
     let extras = Extras::of(state, options);
     commit(group, Channel::Save, timing, path, &extras, planned, |assignment, timing| {
         let into = |dir: &dyn Directory, progress: &(dyn Fn(u64) + Sync)| {
@@ -196,7 +202,8 @@ struct Vote {
 #[cfg(fuzzing)]
 pub(crate) fn fuzz_commit_vote(bytes: &[u8]) {
     if let Some(Ok(vote)) = crate::fuzzing::message::<Result<Vote>>(bytes) {
-        let (ranks, bytes) = ([RankSave::default(), vote.own], SaveBytes { tensors: 1, files: 1 });
+        let (ranks, bytes) =
+            ([RankSave::default(), vote.own], SaveBytes { tensors: 1, files: 1, linked: 0 });
         let commit = CommitTimes::default();
         let report = SaveReport::of(&ranks, bytes, vote.own.stage, commit, vote.own.write.total);
         drop((report.to_string(), report.to_json()));
@@ -285,7 +292,10 @@ fn publish(
     let recorded = attempt.publish(&manifest, &pace)?;
     let publish = steps.end_at("publish", recorded);
     let commit = CommitTimes { checks, seal, publish, rename: steps.end("rename") };
-    let bytes = SaveBytes { tensors: manifest.tensor_bytes(), files };
+    let linked = merged.linked.iter().map(LinkedComponent::bytes).sum();
+    let bytes = SaveBytes { tensors: manifest.tensor_bytes(), files, linked };
+    let (directory, name) = (attempt.directory().to_path_buf(), attempt.name().to_string());
+    group.earlier().committed(&directory, &name, Arc::new(manifest));
     Ok(timing.report(&ranks, bytes, commit))
 }
 

@@ -60,6 +60,7 @@ pub(crate) use self::phase::{guarded, panic_text};
 use self::star::Star;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::reuse::PlanCache;
+use crate::plan::unchanged::EarlierSaves;
 use crate::rank::{LocalRank, Rank, WorldSize};
 use crate::sabotage::{self, Defect};
 
@@ -162,6 +163,8 @@ struct Inner {
     data: Box<dyn DataPlane>,
     /// What this rank knows of plans that all have agreed on.
     plans: Mutex<PlanCache>,
+    /// What it knows of checkpoints out of which saves take something over.
+    earlier: Mutex<EarlierSaves>,
     /// For a save that runs beside training: the channel has room for one.
     background: background::Place,
     /// Present if MPI has to be finalised.
@@ -356,6 +359,7 @@ impl ProcessGroup {
             star,
             data,
             plans: Mutex::default(),
+            earlier: Mutex::default(),
             background: background::Place::default(),
             #[cfg(feature = "mpi")]
             mpi: None,
@@ -365,6 +369,11 @@ impl ProcessGroup {
     /// What this rank remembers of the plans of earlier saves.
     pub(crate) fn plans(&self) -> MutexGuard<'_, PlanCache> {
         self.0.plans.lock()
+    }
+
+    /// What this rank remembers of earlier saves, to write again only what has changed.
+    pub(crate) fn earlier(&self) -> MutexGuard<'_, EarlierSaves> {
+        self.0.earlier.lock()
     }
 
     fn star(&self) -> Option<&Star> {

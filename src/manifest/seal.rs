@@ -7,7 +7,9 @@ use super::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::names::Names;
 use crate::plan::save::MergedPlan;
-use crate::plan::{FileReceipt, PlannedFile, PlannedPiece, Receipt, SavePlan, SumsReceipt};
+use crate::plan::{
+    FileReceipt, LinkedComponent, PlannedFile, PlannedPiece, Receipt, SavePlan, SumsReceipt,
+};
 use crate::rank::Rank;
 
 /// What a manifest says about its making.
@@ -44,6 +46,12 @@ impl Manifest {
         for (rank, (plan, receipt)) in ranks {
             written.add_rank(merged, plan, receipt).map_err(|e| e.at_rank(rank))?;
         }
+        let mut aliases = merged.aliases.clone();
+        for linked in &merged.linked {
+            written.add_linked(linked)?;
+            aliases.extend(linked.aliases.iter().cloned());
+        }
+        aliases.sort();
         let world_size = u32::try_from(merged.plans.len()).unwrap_or(u32::MAX);
         let body = Body {
             save_id: merged.save_id,
@@ -57,7 +65,7 @@ impl Manifest {
             sums_files: std::mem::take(&mut written.sums_files),
             other_files,
             tensors: written.tensors(),
-            aliases: merged.aliases.clone(),
+            aliases,
             values: merged.values.clone(),
             rank_values: merged.rank_values.clone(),
         };
@@ -139,6 +147,30 @@ impl<'a> Written<'a> {
             sums_count: 0,
             sums_hash: reported.sums_hash,
         });
+        Ok(())
+    }
+
+    /// What is there already; two components may have their sums in one file.
+    fn add_linked(&mut self, linked: &LinkedComponent) -> Result<()> {
+        let mut sums_files = Vec::with_capacity(linked.sums_files.len());
+        for file in &linked.sums_files {
+            let known = self.sums_files.iter().position(|known| known.name == file.name);
+            sums_files.push(index(known.unwrap_or(self.sums_files.len()))?);
+            if known.is_none() {
+                self.sums_files.push(file.clone());
+            }
+        }
+        let outside = || refuse("a linked file has no sums file", linked.component.as_str());
+        let first = index(self.data_files.len())?;
+        for file in &linked.data_files {
+            let sums_file = *sums_files.get(file.sums_file as usize).ok_or_else(outside)?;
+            self.data_files.push(DataFile { sums_file, ..file.clone() });
+        }
+        for tensor in &linked.tensors {
+            let mut tensor = tensor.clone();
+            tensor.pieces.iter_mut().for_each(|p| p.file = p.file.saturating_add(first));
+            self.tensors.push(tensor);
+        }
         Ok(())
     }
 

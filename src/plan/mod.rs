@@ -7,10 +7,12 @@ pub(crate) mod names;
 mod pieces;
 pub(crate) mod reuse;
 pub mod save;
+pub(crate) mod unchanged;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::pieces::Pieces;
+pub use self::unchanged::LinkedComponent;
 use crate::layout::SaveId;
 use crate::manifest::{OtherFile, SUM_BYTES, SUMS_HEADER_BYTES, sums_of};
 pub use crate::report::WriteTimes;

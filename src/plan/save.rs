@@ -14,7 +14,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{self, SaveId};
 use crate::manifest::{OtherFile, hash16};
 use crate::plan::cover::check_cover;
-use crate::plan::{LocalPlan, PlannedFile, PlannedPiece, SavePlan, SaveTarget, WriteItem};
+use crate::plan::{
+    LinkedComponent, LocalPlan, PlannedFile, PlannedPiece, SavePlan, SaveTarget, WriteItem,
+};
 use crate::rank::{Rank, WorldSize};
 use crate::state::{StateDict, Values};
 use crate::tensor::{Component, TensorName};
@@ -39,6 +41,8 @@ pub struct MergedPlan {
     pub rank_values: Vec<Values>,
     /// The attached files that the coordinator is to write, by name.
     pub attached: Vec<OtherFile>,
+    /// Components that no rank writes, since their files are those of an earlier checkpoint.
+    pub linked: Vec<LinkedComponent>,
 }
 
 /// A box as declared, with every rank that holds it.
@@ -82,7 +86,8 @@ fn attached(state: &StateDict) -> Vec<OtherFile> {
 }
 
 impl MergedPlan {
-    /// What of it does not change from save to save of the same structure.
+    /// What of it does not change from save to save of the same structure. What is linked is told
+    /// anew each time.
     pub(crate) fn without_values(&self) -> Self {
         Self {
             save_id: self.save_id,
@@ -92,6 +97,7 @@ impl MergedPlan {
             values: Values::new(),
             rank_values: Vec::new(),
             attached: self.attached.clone(),
+            linked: Vec::new(),
         }
     }
 
@@ -118,6 +124,7 @@ impl MergedPlan {
             rank_values: plans.map(|plan| plan.rank_values.clone()).collect(),
             aliases: self.aliases.clone(),
             attached: self.attached.clone(),
+            linked: Vec::new(),
         })
     }
 }
@@ -184,6 +191,7 @@ fn merged(
         values: first.values.clone(),
         rank_values,
         attached: first.attached.clone(),
+        linked: Vec::new(),
     })
 }
 

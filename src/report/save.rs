@@ -60,6 +60,10 @@ pub struct SaveReport {
     pub tensor_bytes: u64,
     /// Bytes of the data files, headers included, and of their block sums.
     pub file_bytes: u64,
+    /// Bytes of data files that were linked, since nothing in them has changed since an earlier
+    /// checkpoint: part of the checkpoint, and not written.
+    #[serde(default)]
+    pub linked_bytes: u64,
     /// From the call on the coordinator to the commit; an audit is part of it.
     #[serde(with = "seconds")]
     pub total: Duration,
@@ -104,6 +108,7 @@ pub(crate) struct RankSave {
 pub(crate) struct SaveBytes {
     pub(crate) tensors: u64,
     pub(crate) files: u64,
+    pub(crate) linked: u64,
 }
 
 impl SaveReport {
@@ -137,6 +142,7 @@ impl SaveReport {
             world_size: u32::try_from(ranks.len()).unwrap_or(u32::MAX),
             tensor_bytes: bytes.tensors,
             file_bytes: bytes.files,
+            linked_bytes: bytes.linked,
             total,
             plan,
             stage: stage.unwrap_or_default(),

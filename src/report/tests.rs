@@ -29,7 +29,7 @@ fn rank_save(total: u64, bytes: u64) -> RankSave {
 
 fn report_of(ranks: &[RankSave]) -> SaveReport {
     let commit = CommitTimes { checks: MS(1), seal: MS(2), publish: MS(3), rename: MS(4) };
-    let bytes = SaveBytes { tensors: 1_490_000_000, files: 1_490_004_096 };
+    let bytes = SaveBytes { tensors: 1_490_000_000, files: 1_490_004_096, linked: 0 };
     SaveReport::of(ranks, bytes, MS(7), commit, MS(810))
 }
 

@@ -10,7 +10,7 @@ use super::gate::{Gate, Opens};
 use super::helper::Helper;
 use super::{
     Assignment, Checkpoint, Course, Extras, Planned, SaveOptions, Timing, commit, help_uncommitted,
-    plan, target, write,
+    plan, write,
 };
 use crate::audit::audit;
 use crate::catalog::CheckpointPath;
@@ -19,7 +19,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup, Seat, guarded, panic_text};
 use crate::layout::{CheckpointName, SaveId};
 use crate::plan::Receipt;
-use crate::plan::save::local_plan;
 use crate::report::SaveReport;
 use crate::sabotage::{self, Defect};
 use crate::shard::write_filled;
@@ -251,12 +250,10 @@ fn start(
     }
     let refused = seat.as_ref().err().cloned();
     let helper = if refused.is_none() { Helper::start() } else { None };
-    let local = || match refused {
-        Some(error) => Err(error),
-        None => Ok(local_plan(target(path, options), state)),
-    };
+    let refused = refused.as_ref();
     let course = Course::Beside { has_thread: helper.is_some() };
-    let planned = timing.plan(|| plan(group, storage.as_ref(), path, options, course, local))?;
+    let planned =
+        timing.plan(|| plan(group, storage.as_ref(), path, options, course, state, refused))?;
     // An error here was this rank's vote, so that phase "plan beside" has failed.
     let seat = seat?;
     // From here on what a rank meets goes to the vote.

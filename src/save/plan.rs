@@ -3,19 +3,25 @@
 //! A rank whose structure all have planned before sends a hash of it. If all do so, and the
 //! coordinator knows that job as well, the plan is the one of before, in the files of this
 //! attempt. Else the answer to every rank is to send everything, in phase "plan again".
+//!
+//! What has not changed since an earlier checkpoint is known by then, and left out of all plans;
+//! the coordinator links its files into the attempt. Where that fails (the checkpoint is gone, or
+//! files cannot have two names), all ranks plan once more, and everything is written.
 
 use serde::{Deserialize, Serialize};
 
-use super::{SaveOptions, close, help_uncommitted};
+use super::unchanged::{Unchanged, unchanged};
+use super::{SaveOptions, close, help_uncommitted, target};
 use crate::catalog::CheckpointPath;
 use crate::commit::Attempt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::layout::{CheckpointName, SaveId};
 use crate::plan::reuse::{PlanVote, Structure, job_of};
-use crate::plan::save::{MergedPlan, merge_plans};
+use crate::plan::save::{MergedPlan, local_plan, merge_plans};
 use crate::plan::{LocalPlan, SavePlan};
 use crate::space::Need;
+use crate::state::StateDict;
 use crate::storage::Storage;
 use crate::sweep::Pace;
 
@@ -70,6 +76,8 @@ enum Told {
     AsBefore { name: CheckpointName, job: Structure, save_id: SaveId },
     /// Ranks or coordinator have not seen this job. The same for all.
     SendAll,
+    /// What has not changed cannot be linked. The same for all.
+    WriteAll,
 }
 
 /// What a rank brings to phase "plan".
@@ -99,12 +107,41 @@ pub(super) fn plan(
     path: &CheckpointPath,
     options: &SaveOptions,
     course: Course,
-    local: impl FnOnce() -> Result<LocalPlan>,
+    state: &StateDict,
+    refused: Option<&Error>,
 ) -> Result<Planned> {
+    let mut same = Unchanged::default();
+    if !options.copy_unchanged {
+        same = unchanged(group, storage, path, state).map_err(help_uncommitted)?;
+    }
+    let local = |same: &Unchanged| match refused {
+        Some(error) => Err(error.clone()),
+        None => Ok(local_plan(target(path, options), state).without(&same.components)),
+    };
+    // Every rank is told alike, so that all plan again, or none.
+    if let Some(planned) = plan_with(group, storage, path, options, course, &local, &same)? {
+        return Ok(planned);
+    }
+    group.earlier().forget(path.directory());
+    let none = Unchanged::default();
+    let again = plan_with(group, storage, path, options, course, &local, &none)?;
+    again.ok_or_else(|| Error::new(ErrorKind::Disagreement, "nothing was to be linked"))
+}
+
+/// `None` if what has not changed could not be linked; the same on every rank.
+fn plan_with(
+    group: &ProcessGroup,
+    storage: &dyn Storage,
+    path: &CheckpointPath,
+    options: &SaveOptions,
+    course: Course,
+    local: &dyn Fn(&Unchanged) -> Result<LocalPlan>,
+    same: &Unchanged,
+) -> Result<Option<Planned>> {
     let (mut kept, mut made, mut sent) = (Kept::default(), None, Vec::new());
-    let begin = |merged: &MergedPlan| begin(group, storage, path, merged, options);
+    let begin = |merged: &mut MergedPlan| begin(group, storage, path, merged, options, same);
     let can_wait = course == Course::Beside { has_thread: true };
-    let vote = || Ok(Vote { plan: kept.vote(group, local()?), can_wait });
+    let vote = || Ok(Vote { plan: kept.vote(group, local(same)?), can_wait });
     let answer = group.phase(Channel::Save, course.phase(), vote, |votes: Vec<Vote>| {
         let goes_beside = votes.iter().all(|vote| vote.can_wait);
         let votes: Vec<PlanVote> = votes.into_iter().map(|vote| vote.plan).collect();
@@ -128,9 +165,12 @@ pub(super) fn plan(
             merge(pairs.map(|(sent, vote)| vote.unwrap_or(sent)).collect(), &mut made, begin)
         });
     }
+    if matches!(answer, Ok(Told::WriteAll)) {
+        return Ok(None);
+    }
     let planned = answer.and_then(|answer| kept.follow(group, answer, made.as_ref()));
     match planned {
-        Ok(assignment) => Ok(Planned { assignment, goes_beside, coordinator: made }),
+        Ok(assignment) => Ok(Some(Planned { assignment, goes_beside, coordinator: made })),
         Err(error) => {
             close(group, made);
             Err(help_uncommitted(error))
@@ -143,7 +183,7 @@ fn as_before(
     group: &ProcessGroup,
     votes: &[PlanVote],
     made: &mut Option<Made>,
-    begin: impl FnOnce(&MergedPlan) -> Result<Attempt>,
+    begin: impl FnOnce(&mut MergedPlan) -> Result<Option<Attempt>>,
 ) -> Result<Option<Vec<Told>>> {
     let job = job_of(votes);
     if !votes.iter().all(|vote| vote.known.contains(&job)) {
@@ -151,11 +191,13 @@ fn as_before(
     }
     let plans = votes.iter().map(|vote| &vote.plan);
     let renew = |before: &MergedPlan| before.renewed(SaveId::random()?, plans);
-    let Some(merged) = group.plans().merged(&job).map(renew).transpose()? else {
+    let Some(mut merged) = group.plans().merged(&job).map(renew).transpose()? else {
         return Ok(None);
     };
     let save_id = merged.save_id;
-    let attempt = begin(&merged)?;
+    let Some(attempt) = begin(&mut merged)? else {
+        return Ok(Some(vec![Told::WriteAll; votes.len()]));
+    };
     let name = attempt.name().clone();
     *made = Some((attempt, merged));
     Ok(Some(vec![Told::AsBefore { name, job, save_id }; votes.len()]))
@@ -165,13 +207,13 @@ fn as_before(
 fn merge(
     votes: Vec<PlanVote>,
     made: &mut Option<Made>,
-    begin: impl FnOnce(&MergedPlan) -> Result<Attempt>,
+    begin: impl FnOnce(&mut MergedPlan) -> Result<Option<Attempt>>,
 ) -> Result<Vec<Told>> {
-    let job = job_of(&votes);
+    let (job, ranks) = (job_of(&votes), votes.len());
     let plans: Vec<LocalPlan> = votes.into_iter().map(|vote| vote.plan).collect();
-    let merged = merge_plans(SaveId::random()?, &plans)?;
+    let mut merged = merge_plans(SaveId::random()?, &plans)?;
     drop(plans);
-    let attempt = begin(&merged)?;
+    let Some(attempt) = begin(&mut merged)? else { return Ok(vec![Told::WriteAll; ranks]) };
     let answer = |plan: &SavePlan| {
         let (name, plan) = (attempt.name().clone(), plan.clone());
         Told::Write { name, job, plan }
@@ -182,18 +224,28 @@ fn merge(
 }
 
 /// Coordinator: the directory of checkpoints, swept, with space for this one, and in it the
-/// attempt.
+/// attempt with what has not changed; `None` if that cannot be linked.
 fn begin(
     group: &ProcessGroup,
     storage: &dyn Storage,
     path: &CheckpointPath,
-    merged: &MergedPlan,
+    merged: &mut MergedPlan,
     options: &SaveOptions,
-) -> Result<Attempt> {
-    let need = Need::of_plan(merged, options.margin())?;
+    same: &Unchanged,
+) -> Result<Option<Attempt>> {
+    let (need, pace) = (Need::of_plan(merged, options.margin())?, Pace::of(group));
     let parent = storage.create_dir_all(path.directory())?;
     let (save_id, on_existing) = (merged.save_id, options.on_existing);
-    Attempt::begin(parent, path.name(), save_id, on_existing, &need, &Pace::of(group))
+    let attempt = Attempt::begin(parent, path.name(), save_id, on_existing, &need, &pace)?;
+    for (from, part) in same.checkpoints.iter().zip(&same.components) {
+        if let Err(error) = attempt.link(from, part) {
+            tracing::info!(%error, component = %part.component, "cannot be linked; all is written");
+            attempt.close(&pace);
+            return Ok(None);
+        }
+    }
+    merged.linked.clone_from(&same.components);
+    Ok(Some(attempt))
 }
 
 impl Kept {
@@ -225,7 +277,7 @@ impl Kept {
                 let none = || SavePlan { save_id, files: Vec::new(), sums_file: None };
                 (name, job, plan.unwrap_or_else(none))
             }
-            Told::SendAll => {
+            Told::SendAll | Told::WriteAll => {
                 let message = "the coordinator asked for all of the plan twice";
                 return Err(Error::new(ErrorKind::Disagreement, message));
             }

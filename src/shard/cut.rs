@@ -60,7 +60,7 @@ impl<'a> Cut<'a> {
     ///
     /// # Errors
     /// The error of the source, with its tensor.
-    pub(super) fn fill(&self, begin: u64, out: &mut [u8]) -> Result<()> {
+    pub(crate) fn fill(&self, begin: u64, out: &mut [u8]) -> Result<()> {
         let begin_in_host = usize::try_from(begin).ok();
         let from = self.host_bytes()?.zip(begin_in_host);
         let from = from.and_then(|(host, begin)| host.get(begin..)?.get(..out.len()));

@@ -254,7 +254,7 @@ impl ShardReader {
     }
 
     /// The block sums of a data file, loaded once.
-    pub(super) fn sums(&self, index: usize) -> Result<Arc<Vec<u8>>> {
+    pub(crate) fn sums(&self, index: usize) -> Result<Arc<Vec<u8>>> {
         let Some(slot) = self.sums.get(index) else {
             return Err(self.record(index).err().unwrap_or_else(no_sums));
         };

@@ -243,7 +243,7 @@ impl Coordinator {
         let mut steps = timing.steps();
         let siblings = siblings(self.files.iter().map(|(only, _)| only));
         let names = self.attempt.names();
-        let (mut headers, mut bytes) = (Vec::new(), SaveBytes { tensors: 0, files: 0 });
+        let (mut headers, mut bytes) = (Vec::new(), SaveBytes { tensors: 0, files: 0, linked: 0 });
         for (index, ((only, layout), name)) in self.files.iter().zip(&names).enumerate() {
             let sums = sums_in_file_order(layout, index, receipts)?;
             let partial = layout::partial_dir(name, &self.merged.save_id);

@@ -138,6 +138,7 @@ fn merged(manifest: &Manifest) -> Result<MergedPlan> {
         plans,
         aliases: manifest.aliases().to_vec(),
         attached: Vec::new(),
+        linked: Vec::new(),
         values: manifest.values().clone(),
         rank_values: rank_values.map(|values| values.cloned().unwrap_or_default()).collect(),
     })

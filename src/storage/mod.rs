@@ -149,6 +149,22 @@ pub trait Directory: Send + Sync + fmt::Debug {
     /// [`Storage`](crate::ErrorKind::Storage).
     fn read_link(&self, name: &str) -> Result<String>;
 
+    /// Makes file `name` of directory `from` an entry of directory `to` too, under the same name:
+    /// one file, two names. Both are directories in this one; neither is followed if it is a
+    /// link, and neither is `name`. Not durable until `to` is synced. A storage without it says so
+    /// by default.
+    ///
+    /// # Errors
+    /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists),
+    /// [`NotFound`](crate::ErrorKind::NotFound), [`Corrupt`](crate::ErrorKind::Corrupt) for
+    /// anything that is no regular file, [`Unsupported`](crate::ErrorKind::Unsupported) where files
+    /// cannot have two names, [`Storage`](crate::ErrorKind::Storage).
+    fn link_file(&self, from: &str, to: &str, name: &str) -> Result<()> {
+        let _ = (from, to);
+        Err(Error::new(ErrorKind::Unsupported, "files cannot have two names here")
+            .with_path(self.path().join(name)))
+    }
+
     /// How much can still be written here; `None` where that is not known, as by default.
     ///
     /// # Errors

@@ -96,6 +96,7 @@ fn options() -> Vec<Case> {
         audit,
         space_reserve,
         ignore_space,
+        copy_unchanged,
         libtorch_version,
     } = Said::usual().options;
     assert_ne!(on_existing, OnExisting::Number);
@@ -106,6 +107,7 @@ fn options() -> Vec<Case> {
         case("phase \"audit\"", move |said| said.options.audit = !audit),
         case("`space_reserve` differs", move |said| said.options.space_reserve = space_reserve + 1),
         case("`ignore_space` differs", move |said| said.options.ignore_space = !ignore_space),
+        case("phase \"unchanged\"", move |said| said.options.copy_unchanged = !copy_unchanged),
         case("the version of libtorch differs", move |said| {
             said.options.libtorch_version = format!("{libtorch_version}.1");
         }),

@@ -97,6 +97,11 @@ impl Directory for FaultyDir {
     }
 
     // Not counted: nothing that is written depends on whether it fails.
+    fn link_file(&self, from: &str, to: &str, name: &str) -> Result<()> {
+        let entry = format!("{from}/{name} -> {to}");
+        self.run("link_file", &entry, || self.inner.link_file(from, to, name))
+    }
+
     fn space(&self) -> Result<Option<Space>> {
         self.inner.space()
     }

@@ -299,6 +299,25 @@ impl Directory for MemoryDir {
         }
     }
 
+    fn link_file(&self, from: &str, to: &str, name: &str) -> Result<()> {
+        let path = self.entry(to)?.join(name);
+        check_name(name, &path)?;
+        let directory = |entry: &str| -> Result<Arc<Tree>> {
+            let path = self.entry(entry)?;
+            let found = self.tree.directory(entry);
+            found.ok_or_else(|| refused(ErrorKind::NotFound, "opening the directory", path))
+        };
+        let (source, target) = (directory(from)?, directory(to)?);
+        let doing = "giving the file a second name";
+        match source.get(name) {
+            Some(Node::File(content)) => {
+                target.insert(name, Node::File(content)).map_err(|kind| refused(kind, doing, &path))
+            }
+            Some(_) => Err(no_regular_file(&self.path.join(from).join(name))),
+            None => Err(refused(ErrorKind::NotFound, doing, path)),
+        }
+    }
+
     fn space(&self) -> Result<Option<Space>> {
         Ok(self.tree.disk().available().map(Space::of_bytes))
     }
