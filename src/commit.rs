@@ -5,6 +5,7 @@
 //! is never read; after it, the whole checkpoint.
 
 mod attached;
+mod linked;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -17,7 +18,7 @@ use crate::layout::{self, CheckpointName, SaveId};
 use crate::manifest::{HEADER_BYTES_MAX, Manifest, hash16_of};
 use crate::memory::buffers::Buffer;
 use crate::memory::zeroed;
-use crate::plan::{FileReceipt, LinkedComponent, OnExisting, Receipt};
+use crate::plan::{FileReceipt, OnExisting, Receipt};
 use crate::rank::Rank;
 use crate::sabotage::{self, Defect};
 use crate::space::Need;
@@ -26,6 +27,9 @@ use crate::sweep::{
     Existing, Pace, RETRY_INTERVAL, When, discard, existing, holds_another_save, lock_parent,
     log_failure, restore_interrupted, sweep,
 };
+
+/// Bytes of a file that are read at once to be hashed.
+const HASHED_AT_ONCE: usize = 1 << 20;
 
 /// One attempt to save, in the hands of the coordinator.
 pub(crate) struct Attempt {
@@ -89,30 +93,6 @@ impl Attempt {
     /// The name that the checkpoint will have.
     pub(crate) fn name(&self) -> &CheckpointName {
         &self.name
-    }
-
-    /// Makes the files of `part`, which lie in checkpoint `from`, files of this attempt too, and
-    /// looks whether they are what its manifest says, as far as length and header tell.
-    pub(crate) fn link(&self, from: &str, part: &LinkedComponent) -> Result<()> {
-        let partial = layout::partial_dir(&self.name, &self.save_id);
-        for name in part.files() {
-            match self.parent.link_file(from, &partial, name) {
-                // Sums of two components may lie in one file.
-                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
-                linked => linked?,
-            }
-        }
-        let until = clock::now();
-        for file in &part.data_files {
-            let read = check_length(self.dir.as_ref(), &file.name, file.len, until)?;
-            if hash_of(read.as_ref(), file.data_start)? != file.header_hash {
-                return Err(not_shared(self.dir.as_ref(), &file.name, "holds another header"));
-            }
-        }
-        for file in &part.sums_files {
-            check_length(self.dir.as_ref(), &file.name, file.len, until)?;
-        }
-        Ok(())
     }
 
     /// Opens every file that a rank says it wrote, by name, from here: a directory that ranks do
@@ -377,7 +357,7 @@ fn check_data_file(dir: &dyn Directory, file: &FileReceipt, until: Instant) -> R
 /// Hash of the first `len` bytes.
 fn hash_of(file: &dyn ReadFile, len: u64) -> Result<[u8; 16]> {
     let mut buffer = Buffer::new()?;
-    let scratch = buffer.take(usize::try_from(len).unwrap_or(usize::MAX));
+    let scratch = buffer.take(usize::try_from(len).unwrap_or(usize::MAX).min(HASHED_AT_ONCE));
     hash16_of(len, scratch, |at, part| file.read_at(at, part))
 }
 

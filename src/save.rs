@@ -317,6 +317,7 @@ pub(crate) fn target(path: &CheckpointPath, options: &SaveOptions) -> SaveTarget
         on_existing: options.on_existing,
         space_reserve: options.space_reserve,
         ignore_space: options.ignore_space,
+        copy_unchanged: options.copy_unchanged,
         libtorch_version: options.libtorch_version.clone(),
     }
 }

@@ -127,7 +127,11 @@ fn the_memory_stays_for_the_next_save_until_it_is_given_back() {
     on_ranks(3, |group, storage| {
         let state = state();
         let path = CheckpointPath::parse("runs/a").unwrap();
-        let options = SaveOptions { on_existing: OnExisting::Replace, ..SaveOptions::default() };
+        let options = SaveOptions {
+            on_existing: OnExisting::Replace,
+            copy_unchanged: true,
+            ..SaveOptions::default()
+        };
         let save = |start: Start| {
             taken(|| {
                 let pending = start(group, storage, &path, &state, &options, Box::new(|_| {}));

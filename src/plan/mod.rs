@@ -81,6 +81,8 @@ pub struct SaveTarget {
     pub space_reserve: u64,
     /// Whether a save that seems not to fit is tried all the same.
     pub ignore_space: bool,
+    /// Whether what has not changed is written all the same.
+    pub copy_unchanged: bool,
     /// Version of libtorch, for the record.
     pub libtorch_version: String,
 }

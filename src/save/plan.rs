@@ -110,10 +110,8 @@ pub(super) fn plan(
     state: &StateDict,
     refused: Option<&Error>,
 ) -> Result<Planned> {
-    let mut same = Unchanged::default();
-    if !options.copy_unchanged {
-        same = unchanged(group, storage, path, state).map_err(help_uncommitted)?;
-    }
+    let same = unchanged(group, storage, path, options, state, refused);
+    let same = same.map_err(help_uncommitted)?;
     let local = |same: &Unchanged| match refused {
         Some(error) => Err(error.clone()),
         None => Ok(local_plan(target(path, options), state).without(&same.components)),

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use self::compare::{Depth, are_same};
 use self::earlier::Candidate;
+use super::SaveOptions;
 use crate::catalog::CheckpointPath;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
@@ -42,7 +43,8 @@ struct Told {
     components: Option<Vec<LinkedComponent>>,
 }
 
-/// Finds out on every rank what need not be written.
+/// Finds out on every rank what need not be written. A rank that is `refused` brings that to the
+/// first vote.
 ///
 /// # Collective
 /// Every rank, before phase "plan". One phase, and a second one if something may be unchanged.
@@ -54,11 +56,19 @@ pub(super) fn unchanged(
     group: &ProcessGroup,
     storage: &dyn Storage,
     path: &CheckpointPath,
+    options: &SaveOptions,
     state: &StateDict,
+    refused: Option<&Error>,
 ) -> Result<Unchanged> {
-    let known = || Ok(group.earlier().told().map(|(hash, _)| hash));
+    let known = || match refused {
+        Some(error) => Err(error.clone()),
+        None => Ok(group.earlier().told().map(|(hash, _)| hash)),
+    };
     let told = group.phase_all(Channel::Save, "unchanged", known, |known| {
-        let found = earlier::candidates(group, storage, path.directory(), state)?;
+        let found = match options.copy_unchanged {
+            true => Vec::new(),
+            false => earlier::candidates(group, storage, path.directory(), state)?,
+        };
         let (checkpoints, components): (Vec<_>, Vec<_>) =
             found.into_iter().map(|Candidate { checkpoint, part }| (checkpoint, part)).unzip();
         let hash = hash16(&crate::codec::encode(&components)?);

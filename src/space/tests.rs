@@ -107,7 +107,11 @@ fn a_checkpoint_takes_what_was_said_or_a_little_less() {
 fn what_is_replaced_still_counts_while_its_successor_is_written() {
     let (storage, group) = (MemoryStorage::new(), ProcessGroup::solo());
     let path = CheckpointPath::parse("runs/a").unwrap();
-    let options = SaveOptions { on_existing: OnExisting::Replace, ..SaveOptions::default() };
+    let options = SaveOptions {
+        on_existing: OnExisting::Replace,
+        copy_unchanged: true,
+        ..SaveOptions::default()
+    };
     let state = states().remove(0);
     storage.set_capacity(Some(7 * MIB));
     save(&group, &storage, &path, &state, &options).unwrap();

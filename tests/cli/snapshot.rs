@@ -130,7 +130,13 @@ impl Made {
 
     pub(crate) fn save_as(self, folder: &Folder, name: &str) -> String {
         let at = folder.at(name);
-        let options = SaveOptions { step: self.step, epoch: self.epoch, ..SaveOptions::default() };
+        let options = SaveOptions {
+            step: self.step,
+            epoch: self.epoch,
+            // What a test damages is then one checkpoint.
+            copy_unchanged: true,
+            ..SaveOptions::default()
+        };
         let path = CheckpointPath::parse(&at).unwrap();
         save(&ProcessGroup::solo(), &LocalStorage::new(), &path, &self.state, &options).unwrap();
         at

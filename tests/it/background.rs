@@ -325,7 +325,7 @@ fn a_second_save_is_refused_everywhere_until_the_first_was_waited_for() {
         let start = |at| save_beside(&group, &storage, at, &usual_tensors(), 1);
         let pending = start("runs/a").unwrap();
         let error = start("runs/b").unwrap_err();
-        assert_eq!((error.kind(), error.phase()), (ErrorKind::InvalidInput, Some("plan beside")));
+        assert_eq!((error.kind(), error.phase()), (ErrorKind::InvalidInput, Some("unchanged")));
         assert!(error.help().unwrap().contains("wait for the pending save"), "{error}");
         train(&group);
         signal.give();

@@ -34,7 +34,13 @@ fn put_in(
         state.values.set(format!("metrics.{metric}"), *value);
     }
     let on_existing = OnExisting::Replace;
-    let options = SaveOptions { step, epoch: step / 10, on_existing, ..SaveOptions::default() };
+    let options = SaveOptions {
+        step,
+        epoch: step / 10,
+        on_existing,
+        copy_unchanged: true,
+        ..SaveOptions::default()
+    };
     let at = path(&format!("{directory}/{at}"));
     save(&ProcessGroup::solo(), storage, &at, &state, &options).unwrap()
 }

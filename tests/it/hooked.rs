@@ -176,6 +176,11 @@ impl Directory for HookedDir {
         self.inner.create_link(name, target)
     }
 
+    fn link_file(&self, from: &str, to: &str, name: &str) -> Result<()> {
+        self.ask("link_file", name)?;
+        self.inner.link_file(from, to, name)
+    }
+
     fn read_link(&self, name: &str) -> Result<String> {
         self.ask("read_link", name)?;
         self.inner.read_link(name)

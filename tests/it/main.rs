@@ -50,6 +50,7 @@ mod tensorboard;
 #[path = "../tier/mod.rs"]
 mod tier;
 mod traces;
+mod unchanged;
 mod unknown_formats;
 mod verdicts;
 

@@ -78,7 +78,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
 fn everything(group: &ProcessGroup, storage: &Arc<dyn Storage>) {
     let tensors = usual_tensors();
     save_state(group, &**storage, "runs/waited", &tensors, 1).unwrap();
-    let (state, options) = (state(&tensors, group, 1), SaveOptions::default());
+    let (state, options) = (state(&tensors, group, 2), SaveOptions::default());
     let (at, after) = (path("runs/beside"), Box::new(|_: &_| {}));
     let pending = save_async_overlapped(group, storage, &at, &state, &options, after).unwrap();
     pending.wait_copied();

@@ -16,16 +16,20 @@ pub struct Sizes {
 
 const WHOLE: &str = "whole";
 const SHARED: &str = "shared";
+/// Of a component of its own, which changes rarely: it is mostly linked.
+const TRUNK: &str = "trunk";
+/// It changes once in so many steps.
+const TRUNK_STEPS: u64 = 5;
 
 impl Sizes {
-    fn tensors(self) -> [(&'static str, u64); 2] {
-        [(WHOLE, self.whole), (SHARED, self.shared)]
+    fn tensors(self) -> [(&'static str, u64); 3] {
+        [(WHOLE, self.whole), (SHARED, self.shared), (TRUNK, self.whole / 2 + 1)]
     }
 }
 
 /// Where rank `rank` of `n` holds what of a tensor; nothing of it if there is too little.
 fn held(tensor: &str, len: u64, rank: u64, n: u64) -> Option<(u64, u64)> {
-    if tensor == WHOLE {
+    if tensor != SHARED {
         return Some((0, len));
     }
     let (begin, end) = (len * rank / n, len * (rank + 1) / n);
@@ -33,6 +37,7 @@ fn held(tensor: &str, len: u64, rank: u64, n: u64) -> Option<(u64, u64)> {
 }
 
 fn bytes(tensor: &str, step: u64, begin: u64, len: u64) -> Vec<u8> {
+    let step = if tensor == TRUNK { step / TRUNK_STEPS + 1_000_003 } else { step };
     let seed = (step * 2 + u64::from(tensor == WHOLE)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let byte = |at: u64| ((at ^ seed).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 56) as u8;
     (begin..begin + len).map(byte).collect()
@@ -58,7 +63,10 @@ pub fn state(sizes: Sizes, step: u64, rank: u64, n: u64) -> StateDict {
         let Some((begin, held)) = held(tensor, len, rank, n) else { continue };
         let slice = Slice::new(vec![begin], vec![held]).expect("inside");
         let source = Arc::new(bytes(tensor, step, begin, held));
-        let added = state.add_slice(&Component::model(), name(tensor), spec(len), slice, source);
+        let component =
+            if tensor == TRUNK { Component::new(TRUNK) } else { Ok(Component::model()) };
+        let component = component.expect("a good component");
+        let added = state.add_slice(&component, name(tensor), spec(len), slice, source);
         added.expect("a good state");
     }
     state.values.set(AUTOMATIC, true);

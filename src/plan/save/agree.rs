@@ -50,7 +50,7 @@ fn differs(what: &str, a: (Rank, impl fmt::Display), b: (Rank, impl fmt::Display
 
 fn check_target(a: Ranked, b: Ranked) -> Result<()> {
     type Field = (&'static str, fn(&SaveTarget) -> String);
-    const FIELDS: [Field; 8] = [
+    const FIELDS: [Field; 9] = [
         ("the directory", |t| format!("`{}`", t.directory)),
         ("the name of the checkpoint", |t| format!("`{}`", t.name)),
         ("the step", |t| t.step.to_string()),
@@ -58,6 +58,7 @@ fn check_target(a: Ranked, b: Ranked) -> Result<()> {
         ("`on_existing`", |t| format!("{:?}", t.on_existing)),
         ("`space_reserve`", |t| t.space_reserve.to_string()),
         ("`ignore_space`", |t| t.ignore_space.to_string()),
+        ("`copy_unchanged`", |t| t.copy_unchanged.to_string()),
         ("the version of libtorch", |t| format!("`{}`", t.libtorch_version)),
     ];
     if a.1.target == b.1.target {

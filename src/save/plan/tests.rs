@@ -64,7 +64,7 @@ fn save_as(
     state.rank_values.set("rank", i64::from(group.rank().get()));
     change(&mut state);
     let path = CheckpointPath::parse(format!("runs/{name}")).unwrap();
-    let options = SaveOptions { step: 1, ..SaveOptions::default() };
+    let options = SaveOptions { step: 1, copy_unchanged: true, ..SaveOptions::default() };
     save(group, storage, &path, &state, &options).map(|saved| saved.save_id)
 }
 

@@ -69,7 +69,11 @@ impl Recipe {
         let (recipe, storage, to) = (self.clone(), storage.clone(), path(at));
         on_ranks(self.ranks, move |group| {
             let state = recipe.state(&group);
-            let options = SaveOptions { step: recipe.generation, ..SaveOptions::default() };
+            let options = SaveOptions {
+                step: recipe.generation,
+                copy_unchanged: true,
+                ..SaveOptions::default()
+            };
             let save = match recipe.shape {
                 Shape::Directory => save,
                 Shape::OneFile => save_single_file,

@@ -233,6 +233,20 @@ impl Directory for Handle {
     fn create_link(&self, name: &str, target: &str) -> Result<()> {
         self.add(name, Node::Link(target.to_owned())).map(drop)
     }
+    fn link_file(&self, from: &str, to: &str, name: &str) -> Result<()> {
+        let directory = |entry: &str| -> Result<Handle> {
+            let node = self.find(entry)?;
+            Ok(Handle { disk: self.disk.clone(), node, path: self.path.join(entry) })
+        };
+        let (from, to) = (directory(from)?, directory(to)?);
+        let file = from.find(name)?;
+        if to.find(name).is_ok() {
+            return Err(error(ErrorKind::AlreadyExists, &to.path.join(name)));
+        }
+        to.with(|entries| entries.live.insert(name.to_owned(), file));
+        Ok(())
+    }
+
     fn read_link(&self, name: &str) -> Result<String> {
         let node = self.find(name)?;
         match &self.disk.nodes()[node] {

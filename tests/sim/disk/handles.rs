@@ -229,6 +229,10 @@ impl Directory for SimDir {
         self.perform("create_link", name, |disk| disk.link(self.id, name, entry))
     }
 
+    fn link_file(&self, from: &str, to: &str, name: &str) -> Result<()> {
+        self.perform("link_file", name, |disk| disk.link_file(self.id, from, to, name))
+    }
+
     fn read_link(&self, name: &str) -> Result<String> {
         let target =
             self.perform("read_link", name, |disk| match disk.entry(self.id, name)? {

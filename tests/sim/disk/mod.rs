@@ -232,13 +232,37 @@ impl Disk {
         Ok(())
     }
 
+    /// Gives the file of directory `from` a second name in directory `to`; both are in `dir`.
+    fn link_file(&mut self, dir: Id, from: &str, to: &str, name: &str) -> Result<(), Errno> {
+        let (Entry::Directory(from), Entry::Directory(to)) =
+            (self.entry(dir, from)?, self.entry(dir, to)?)
+        else {
+            return Err(Errno::NOTDIR);
+        };
+        match self.entry(from, name)? {
+            entry @ Entry::File(_) => self.link(to, name, entry),
+            _ => Err(Errno::LOOP),
+        }
+    }
+
+    /// A name of the entry is about to go: a file goes with its last one.
     fn free(&mut self, entry: Option<&Entry>) {
-        let writes = self.writes;
-        if let Some(Entry::File(id)) = entry
+        let Some(Entry::File(id)) = entry else { return };
+        let (writes, names) = (self.writes, self.names_of(*id));
+        if names <= 1
             && let Ok(file) = self.file(*id)
         {
             file.freed_at = Some(writes);
         }
+    }
+
+    fn names_of(&self, file: Id) -> usize {
+        let dirs = self.nodes.values().filter_map(|node| match node {
+            Node::Dir(dir) => Some(dir),
+            Node::File(_) => None,
+        });
+        let is_it = |entry: &&Entry| matches!(entry, Entry::File(id) if *id == file);
+        dirs.map(|dir| dir.entries.values().filter(is_it).count()).sum()
     }
 
     /// The number of the lock, if nobody else holds one.
