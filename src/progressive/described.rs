@@ -15,7 +15,6 @@ use super::precision::StackPrecision;
 pub struct StackId(u32);
 
 impl StackId {
-    #[allow(dead_code)]
     pub(super) const fn new(number: u32) -> Self {
         Self(number)
     }
@@ -33,7 +32,7 @@ impl fmt::Display for StackId {
     }
 }
 
-/// Where `Rack::add_stack` puts a new stack.
+/// Where [`Rack::add_stack`](super::Rack::add_stack) puts a new stack.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BuildingMode {
@@ -59,6 +58,12 @@ pub struct RackInfo {
     pub has_embeddings: bool,
     /// Whether it ends with a head.
     pub has_head: bool,
+    /// Whether the embeddings are kept from training.
+    #[serde(default)]
+    pub embeddings_frozen: bool,
+    /// Whether the head is kept from training.
+    #[serde(default)]
+    pub head_frozen: bool,
     /// The identity of the next stack.
     pub next_id: u32,
     /// Its stacks, from the input to the output.
