@@ -303,6 +303,12 @@ impl Component {
         Self(Arc::clone(&WORD))
     }
 
+    /// `cache`: what can be computed again. No load misses what nobody wants of it.
+    #[must_use]
+    pub fn cache() -> Self {
+        Self("cache".into())
+    }
+
     /// The component of averaged parameters.
     #[must_use]
     pub fn ema() -> Self {

@@ -63,6 +63,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use at::At;
+#[cfg(feature = "torch")]
+pub(crate) use config::read_table;
 pub use config::{
     AsyncMode, CONFIG_BYTES_MAX, CONFIG_PREFIX, CheckpointerConfig, FieldDifference, InFlight,
     Location, METRIC_FIELD, Resume, differences,

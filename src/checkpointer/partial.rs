@@ -79,7 +79,7 @@ impl Checkpointer {
     ) -> Result<PartialLoaded> {
         self.wait()?;
         let wanted = wanted_by_all(&self.group, path.as_ref())?.or_unverified();
-        let mut tensors = Tensors(Whole::new(parts, true));
+        let mut tensors = Tensors(Whole::new(parts, true, self.group.rank()));
         let storage = self.storage.as_ref();
         let done = load_partial(&self.group, storage, &wanted, &mut tensors, selection, options);
         self.poisoned |= done.is_err() && tensors.0.is_touched();
@@ -91,8 +91,9 @@ impl Checkpointer {
 struct Tensors<'a, 'b>(Whole<'a, 'b>);
 
 impl Destination for Tensors<'_, '_> {
-    fn prepare(&mut self, manifest: &Manifest) -> Result<()> {
-        self.0.prepare(manifest)
+    fn prepare(&mut self, _manifest: &Manifest) -> Result<()> {
+        self.0.begin();
+        Ok(())
     }
 
     fn targets(&mut self) -> Result<LoadTargets<'_>> {

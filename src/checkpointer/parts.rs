@@ -110,6 +110,16 @@ impl<'a> Parts<'a> {
         Ok(state)
     }
 
+    pub(super) fn prepare(
+        &mut self,
+        manifest: &Values,
+        own: &Values,
+        with_data: bool,
+    ) -> Result<()> {
+        let mut parts = self.loaded_mut(with_data);
+        parts.try_for_each(|p| p.part.prepare(&p.prefix, manifest, own))
+    }
+
     pub(super) fn targets(&mut self, with_data: bool) -> Result<LoadTargets<'_>> {
         self.check()?;
         let mut targets = LoadTargets::new();

@@ -13,6 +13,7 @@ use crate::lineage::Lineage;
 use crate::load::{Atomicity, Destination, Loaded, load};
 use crate::manifest::{CheckpointInfo, Manifest};
 use crate::plan::load::{LoadReport, LoadRules};
+use crate::rank::Rank;
 use crate::shown;
 use crate::state::{LoadTargets, Values};
 use crate::storage::{LocalStorage, Storage};
@@ -160,7 +161,7 @@ impl Checkpointer {
         parts: &mut Parts<'_>,
     ) -> Result<(Loaded, TrainerState)> {
         let rules = LoadRules { strict: self.config.resume_strict, ..LoadRules::default() };
-        let mut whole = Whole::new(parts, self.config.resume_data);
+        let mut whole = Whole::new(parts, self.config.resume_data, self.group.rank());
         let loaded = load_parts(&self.group, self.storage.as_ref(), wanted, &rules, &mut whole);
         self.poisoned = match &loaded {
             // What a lenient load did not find is still as the one before it left it.
@@ -235,7 +236,7 @@ pub(super) fn load_path(
 ) -> Result<Resumed> {
     let wanted = wanted_by_all(group, path)?;
     let rules = LoadRules::default();
-    let mut whole = Whole::new(parts, true);
+    let mut whole = Whole::new(parts, true, group.rank());
     let (loaded, state) = load_parts(group, &LocalStorage::new(), &wanted, &rules, &mut whole)?;
     Ok(Resumed {
         path: loaded.path,
@@ -266,6 +267,7 @@ fn load_parts(
 pub(super) struct Whole<'a, 'b> {
     parts: &'a mut Parts<'b>,
     with_data: bool,
+    rank: Rank,
     state: Option<TrainerState>,
     /// Whether the targets were asked for in this attempt: the second time is to fill them.
     is_planned: bool,
@@ -273,8 +275,13 @@ pub(super) struct Whole<'a, 'b> {
 }
 
 impl<'a, 'b> Whole<'a, 'b> {
-    pub(super) fn new(parts: &'a mut Parts<'b>, with_data: bool) -> Self {
-        Self { parts, with_data, state: None, is_planned: false, is_touched: false }
+    pub(super) fn new(parts: &'a mut Parts<'b>, with_data: bool, rank: Rank) -> Self {
+        Self { parts, with_data, rank, state: None, is_planned: false, is_touched: false }
+    }
+
+    /// A load begins, perhaps not the first.
+    pub(super) fn begin(&mut self) {
+        self.is_planned = false;
     }
 
     /// Whether a load has begun to change them.
@@ -284,9 +291,11 @@ impl<'a, 'b> Whole<'a, 'b> {
 }
 
 impl Destination for Whole<'_, '_> {
-    fn prepare(&mut self, _manifest: &Manifest) -> Result<()> {
-        self.is_planned = false;
-        Ok(())
+    fn prepare(&mut self, manifest: &Manifest) -> Result<()> {
+        self.begin();
+        let none = Values::new();
+        let own = manifest.rank_values(self.rank).unwrap_or(&none);
+        self.parts.prepare(manifest.values(), own, self.with_data)
     }
 
     fn targets(&mut self) -> Result<LoadTargets<'_>> {

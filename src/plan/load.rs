@@ -64,7 +64,8 @@ impl WantedBox {
 pub struct LoadRules {
     /// Whether names that only one side has are errors.
     pub strict: bool,
-    /// The components whose tensors count as unexpected when nobody wants them; `None` for all.
+    /// The components whose tensors count as unexpected when nobody wants them; `None` for all
+    /// but [`Component::cache`].
     pub components: Option<Vec<Component>>,
 }
 
@@ -188,8 +189,10 @@ fn plan_with_gap(
             report.mismatched.push(Mismatch { name: want.name.clone(), wanted, found });
         }
     }
-    let counts =
-        |t: &TensorRecord| rules.components.as_ref().is_none_or(|c| c.contains(&t.component));
+    let counts = |t: &TensorRecord| {
+        t.component != Component::cache()
+            && rules.components.as_ref().is_none_or(|c| c.contains(&t.component))
+    };
     let others = manifest.tensors().iter().zip(&known).filter(|(t, known)| !**known && counts(t));
     report.unexpected = others.map(|(t, _)| t.name.clone()).collect();
     report.tidy();

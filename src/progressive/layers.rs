@@ -125,7 +125,6 @@ impl Linear {
     }
 
     /// Its weight, `[out, in]`; the merged one while an adapter is merged.
-    #[must_use]
     pub fn weight(&self) -> &Tensor {
         &self.weight
     }

@@ -3,18 +3,33 @@
 mod adapters;
 mod architecture;
 mod builder;
+mod cache;
 mod described;
 mod layers;
+mod list;
+mod load;
 mod precision;
 mod rack;
+mod run_state;
+mod save;
 mod stack;
+mod state;
+mod trainer;
+mod training;
 mod variables;
 
 pub use adapters::LoraConfig;
 pub use architecture::{Architecture, Layer};
 pub use builder::RackBuilder;
+pub use cache::ActivationCache;
 pub use described::{AdapterInfo, BuildingMode, RackInfo, StackId, StackInfo};
 pub use layers::{Layers, Linear, LinearConfig};
+pub use list::{
+    Contents, ProgressiveCheckpoint, get_rack_info, get_stack_info, get_training_info,
+    list_checkpoints, load_progressive_checkpoint,
+};
 pub use precision::StackPrecision;
 pub use rack::Rack;
 pub use stack::Stack;
+pub use trainer::{Batches, LossFn, ProgressiveTrainer};
+pub use training::{Stage, StageHistory, TrainingConfig, TrainingInfo, TrunkStrategy};

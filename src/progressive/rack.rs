@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::torch::{
     cpu_rng_state, cuda_rng_state, set_cpu_rng_state, set_cuda_rng_state, torch_error,
 };
-pub(crate) use contents::RackPart;
+pub(crate) use contents::{RackPart, adapters_component, stack_component};
 
 /// Most stacks of any rack.
 pub(super) const STACKS_MAX: usize = 4096;

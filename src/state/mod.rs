@@ -230,6 +230,17 @@ pub trait Stateful {
     /// [`ErrorKind::Unsupported`] for tensors that cannot be stored (sparse, quantised).
     fn save_state(&self, prefix: &str, state: &mut StateDict) -> Result<()>;
 
+    /// Called first of all by a load, with the values of the checkpoint that was found: the place
+    /// to make what follows from them, such as tensors that are to be filled, beside what is
+    /// there. Default: nothing.
+    ///
+    /// # Errors
+    /// Any; the load then fails on every rank, and nothing was changed.
+    fn prepare(&mut self, prefix: &str, values: &Values, rank_values: &Values) -> Result<()> {
+        let _ = (prefix, values, rank_values);
+        Ok(())
+    }
+
     /// Adds the destinations of its tensors to `targets`, under the names that
     /// [`Stateful::save_state`] used.
     ///

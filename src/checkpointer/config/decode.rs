@@ -2,6 +2,8 @@
 
 use std::rc::Rc;
 
+#[cfg(feature = "torch")]
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::CheckpointerConfig;
@@ -44,6 +46,21 @@ fn in_words(reason: &str) -> String {
     reason
         .replace("expected u64", "expected a whole number, 0 or more")
         .replace("expected f64", "expected a number")
+}
+
+/// What is under `section`, as a value of another type.
+#[cfg(feature = "torch")]
+pub(super) fn table<T: DeserializeOwned>(text: &str, root: &Node, section: &str) -> Result<T> {
+    let node = find(text, root, section)?;
+    let value = match &node.kind {
+        Kind::Null => Value::Object(Map::new()),
+        _ => node.to_json().map_err(|fault| refusal(text, &[fault]))?,
+    };
+    serde_json::from_value(value).map_err(|error| {
+        let fault =
+            Fault::new(node.at, format!("in `{section}`: {}", in_words(&error.to_string())));
+        refusal(text, &[fault])
+    })
 }
 
 /// The configuration under `section`, names of tables joined by dots, of the whole text if empty.

@@ -20,6 +20,8 @@ pub use check::METRIC_FIELD;
 pub use differences::{FieldDifference, differences};
 pub use environment::CONFIG_PREFIX;
 pub use text::CONFIG_BYTES_MAX;
+#[cfg(feature = "torch")]
+pub(crate) use text::read_table;
 
 use super::location::ColabDrive;
 use crate::autosave::{Mode, names};

@@ -4,8 +4,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+#[cfg(feature = "torch")]
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+#[cfg(feature = "torch")]
+use super::decode::table;
 use super::decode::{decode, fields, refusal};
 use super::tree::{Fault, Node};
 use super::{CheckpointerConfig, toml_text, yaml_text};
@@ -131,6 +135,22 @@ fn read(text: &str, section: &str, reader: Reader) -> Result<CheckpointerConfig>
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let root = reader(text).map_err(|fault| refusal(text, &[fault]))?;
     decode(text, &root, section)
+}
+
+/// One table of a file, as a value of another type; what is not in it is as that type says.
+///
+/// # Errors
+/// As [`CheckpointerConfig::from_file_at`].
+#[cfg(feature = "torch")]
+pub(crate) fn read_table<T: DeserializeOwned>(path: &Path, section: &str) -> Result<T> {
+    let reader = reader_of(path)?;
+    let text = contents(path)?;
+    if text.len() > CONFIG_BYTES_MAX {
+        return Err(too_long().with_path(path));
+    }
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let root = reader(text).map_err(|fault| refusal(text, &[fault]).with_path(path))?;
+    table(text, &root, section).map_err(|error| error.with_path(path))
 }
 
 fn reader_of(path: &Path) -> Result<Reader> {

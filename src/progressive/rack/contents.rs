@@ -18,11 +18,14 @@ use crate::torch::TchSource;
 /// Bytes that are hashed at once.
 const HASHED_AT_ONCE: usize = 1 << 20;
 
+/// Variables by name.
+type Named = Vec<(String, Tensor)>;
+
 /// A part of a rack that has files of its own.
 pub(crate) struct RackPart {
     pub(crate) component: Component,
     /// By name.
-    pub(crate) variables: Vec<(String, Tensor)>,
+    pub(crate) variables: Named,
     /// Second names of variables, of this or another part, by name.
     pub(crate) aliases: Vec<(String, String)>,
 }
@@ -32,7 +35,7 @@ impl<A: Architecture> Rack<A> {
     /// adapters it is what they were before.
     pub(crate) fn parts(&self) -> Result<Vec<RackPart>> {
         let mut parts = Vec::new();
-        let mut named = |component: Component, variables: Vec<(String, Tensor)>| {
+        let mut named = |component: Component, variables: Named| {
             if !variables.is_empty() {
                 parts.push(RackPart { component, variables, aliases: Vec::new() });
             }
@@ -50,7 +53,7 @@ impl<A: Architecture> Rack<A> {
     }
 
     /// The variables of adapters, and the others, of a stack.
-    fn variables_of(&self, stack: &Stack) -> (Vec<(String, Tensor)>, Vec<(String, Tensor)>) {
+    fn variables_of(&self, stack: &Stack) -> (Named, Named) {
         let originals: HashMap<String, Tensor> = stack
             .linears()
             .iter()
@@ -144,10 +147,10 @@ fn add_tensor(hasher: &mut blake3::Hasher, name: &str, tensor: &Tensor) -> Resul
 
 /// The component of a stack.
 pub(crate) fn stack_component(id: StackId) -> Result<Component> {
-    Component::new(&format!("stack_{id}"))
+    Component::new(format!("stack_{id}"))
 }
 
 /// The component of the adapters of a stack.
 pub(crate) fn adapters_component(id: StackId) -> Result<Component> {
-    Component::new(&format!("adapters_{id}"))
+    Component::new(format!("adapters_{id}"))
 }

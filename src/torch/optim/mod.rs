@@ -136,13 +136,36 @@ impl Optimizer {
     }
 
     /// The same where the groups of some are known by name.
+    /// As [`Optimizer::new`], without the variables that are frozen now, that is, do not require
+    /// gradients: they get no state.
+    ///
+    /// # Errors
+    /// As [`Optimizer::new`].
+    pub fn for_unfrozen(config: impl Into<OptimizerConfig>, store: &nn::VarStore) -> Result<Self> {
+        let config = config.into();
+        config.validate()?;
+        let groups = groups::empty(&config, &[])?;
+        let mut made = Self { groups, config, sharers: None };
+        let mut found = groups::trainable(store)?;
+        found.retain(|found| found.tensor.requires_grad());
+        made.add_found(found, &HashMap::new())?;
+        Ok(made)
+    }
+
     fn add_placed(
         &mut self,
         store: &nn::VarStore,
         placed: &HashMap<String, usize>,
     ) -> Result<usize> {
+        self.add_found(groups::trainable(store)?, placed)
+    }
+
+    fn add_found(
+        &mut self,
+        mut added: Vec<groups::Trainable>,
+        placed: &HashMap<String, usize>,
+    ) -> Result<usize> {
         let known: HashSet<u64> = self.all_mut().map(|p| p.identity).collect();
-        let mut added = groups::trainable(store)?;
         added.retain(|found| !known.contains(&found.identity));
         let (count, slots) = (added.len(), self.config.slots());
         let shares = sharded::shares(self.sharers.as_ref(), &added)?;
