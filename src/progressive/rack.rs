@@ -3,6 +3,7 @@
 mod adapt;
 mod contents;
 mod freeze;
+mod seeded;
 
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -14,9 +15,7 @@ use super::precision::StackPrecision;
 use super::stack::Stack;
 use super::variables;
 use crate::error::{Error, ErrorKind, Result};
-use crate::torch::{
-    cpu_rng_state, cuda_rng_state, set_cpu_rng_state, set_cuda_rng_state, torch_error,
-};
+use crate::torch::torch_error;
 pub(crate) use contents::{RackPart, adapters_component, stack_component};
 
 /// Most stacks of any rack.
@@ -254,24 +253,6 @@ impl<A: Architecture> Rack<A> {
         let layers = Layers::new(&self.store, name.to_owned());
         let layer = self.seeded(number, || make(&layers, &self.config))?;
         Ok(layer.map(|layer| End { layer, frozen: false }))
-    }
-
-    /// Runs `make` with generators that follow from the seed and `number` alone, and gives those
-    /// of the process back as they were.
-    pub(super) fn seeded<T>(&self, number: u32, make: impl FnOnce() -> Result<T>) -> Result<T> {
-        let cuda = match self.device() {
-            Device::Cuda(index) => u16::try_from(index).ok(),
-            _ => None,
-        };
-        let before = (cpu_rng_state()?, cuda.map(cuda_rng_state).transpose()?);
-        let mixed = (self.seed ^ (u64::from(number) << 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        tch::manual_seed(i64::from_ne_bytes(mixed.to_ne_bytes()) & i64::MAX);
-        let made = make();
-        set_cpu_rng_state(&before.0)?;
-        if let (Some(index), Some(state)) = (cuda, before.1) {
-            set_cuda_rng_state(index, &state)?;
-        }
-        made
     }
 }
 

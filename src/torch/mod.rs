@@ -51,6 +51,7 @@ pub use autocast::{Autocast, Precision};
 pub use clip::Clip;
 pub use convert::{dtype_of, kind_of, spec_of};
 pub use ema::{Ema, EmaConfig};
+pub(crate) use gradients::{clear as clear_gradient, identity};
 pub use optim::{
     Adam, AdamW, Optimizer, OptimizerConfig, OptimizerSpec, ParamGroupConfig, RmsProp, Sgd, Sharded,
 };
