@@ -168,11 +168,15 @@ impl<A: Architecture> Rack<A> {
                 Error::new(ErrorKind::InvalidInput, message).with_help("nothing was changed")
             );
         }
+        let Some(next_id) = self.next_id.checked_add(1) else {
+            let message = "the rack has given every identity that there is";
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        };
         let id = StackId::new(self.next_id);
         let precision = precision.unwrap_or(self.default_precision);
         let stack = self.make_stack(id, num_blocks, precision)?;
         self.stacks.insert(index, stack);
-        self.next_id += 1;
+        self.next_id = next_id;
         Ok(id)
     }
 
@@ -226,8 +230,12 @@ impl<A: Architecture> Rack<A> {
                 Error::new(ErrorKind::InvalidInput, message).with_help("unmerge them first")
             );
         }
-        for (name, tensor) in variables::below(&self.store, &stack.prefix()) {
-            variables::cast(&name, &tensor, precision.kind())?;
+        let all = variables::below(&self.store, &stack.prefix());
+        for (name, tensor) in &all {
+            variables::check_castable(name, tensor, precision.kind())?;
+        }
+        for (name, tensor) in &all {
+            variables::cast(name, tensor, precision.kind())?;
         }
         self.stack_mut(index)?.precision = precision;
         Ok(())

@@ -64,8 +64,8 @@ pub use schedule::{
     SchedulerConfig, SchedulerUnit, StepLr, Warmup,
 };
 pub use tensor_io::{TchSink, TchSource};
+pub(crate) use var_store::{Memory, memory_of, names_there, var_store_targets_as, variable_names};
 pub use var_store::{add_var_store, var_store_targets};
-pub(crate) use var_store::{names_there, var_store_targets_as, variable_names};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::tensor::TensorName;
