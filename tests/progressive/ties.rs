@@ -1,6 +1,6 @@
 //! Variables with two names.
 
-use tch::{Kind, Tensor, nn, no_grad};
+use tch::{Kind, Tensor, no_grad};
 use tch_checkpoint::progressive::{
     Architecture, Layer, Layers, Linear, LinearConfig, RackBuilder, StackPrecision,
 };
@@ -119,7 +119,7 @@ fn a_stack_is_tied_to_nothing_outside_of_it_since_it_is_cast_and_stored_alone() 
     assert_eq!(variable(&rack, "embeddings.in.weight").kind(), Kind::Float);
 }
 
-/// A layer that counts how often it was asked.
+/// A linear layer with buffers: one of whole numbers, and one of others.
 pub struct Counting;
 
 struct Counted(Linear, Tensor);
@@ -137,9 +137,9 @@ impl Architecture for Counting {
     fn block(layers: &Layers<'_>, config: &Config) -> Result<Box<dyn Layer>> {
         let linear = layers.linear("fc", config.width, config.width, LinearConfig::default())?;
         let path = layers.path();
+        path.zeros_no_train("mean", &[config.width]);
         let zero = Tensor::zeros([1], (Kind::Int64, path.device()));
         let count = path.add("count", zero, false);
-        let _: &nn::Path<'_> = &path;
         Ok(Box::new(Counted(linear, count)))
     }
 }

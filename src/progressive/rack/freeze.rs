@@ -94,6 +94,6 @@ fn require(variable: &Variable, is_trained: bool) -> Result<()> {
         return Ok(());
     }
     let required = tensor.f_set_requires_grad(is_trained);
-    required.map_err(|e| torch_error("freezing", &e).with_tensor(variable.name.as_str()))?;
+    drop(required.map_err(|e| torch_error("freezing", &e).with_tensor(variable.name.as_str()))?);
     if is_trained { Ok(()) } else { clear_gradient(tensor) }
 }
