@@ -20,7 +20,7 @@ fn a_tied_variable_is_one_memory_that_two_names_change() {
     rack.set_precision(0, StackPrecision::Bf16).unwrap();
     let [here, there] = ["embeddings.weight", "head.weight"].map(|name| variable(&rack, name));
     assert_eq!(here.data_ptr(), there.data_ptr());
-    no_grad(|| here.shallow_clone().fill_(0.25));
+    drop(no_grad(|| here.shallow_clone().fill_(0.25)));
     assert_eq!(there.double_value(&[0, 0]), 0.25);
 }
 
@@ -57,11 +57,12 @@ impl Architecture for Wrong {
 
     fn block(layers: &Layers<'_>, config: &Config) -> Result<Box<dyn Layer>> {
         let linear = layers.linear("fc", config.width, config.width, LinearConfig::default())?;
-        match config.words {
+        let tied = match config.words {
             0 => layers.tie("other", "embeddings.weight"),
             1 => layers.tie("fc.weight", &format!("{}.bias", linear.name())),
             _ => layers.tie("other", &format!("{}.bias", linear.name())),
-        }?;
+        };
+        drop(tied?);
         Ok(Box::new(linear))
     }
 }
@@ -105,7 +106,7 @@ impl Architecture for Across {
 
     fn block(layers: &Layers<'_>, config: &Config) -> Result<Box<dyn Layer>> {
         let linear = layers.linear("fc", config.width, config.width, LinearConfig::default())?;
-        layers.tie("other", "embeddings.in.weight")?;
+        drop(layers.tie("other", "embeddings.in.weight")?);
         Ok(Box::new(linear))
     }
 }
@@ -126,7 +127,7 @@ struct Counted(Linear, Tensor);
 
 impl Layer for Counted {
     fn forward(&self, input: &Tensor, train: bool) -> Tensor {
-        no_grad(|| self.1.shallow_clone().fill_(1));
+        drop(no_grad(|| self.1.shallow_clone().fill_(1)));
         self.0.forward(input, train)
     }
 }
@@ -137,7 +138,7 @@ impl Architecture for Counting {
     fn block(layers: &Layers<'_>, config: &Config) -> Result<Box<dyn Layer>> {
         let linear = layers.linear("fc", config.width, config.width, LinearConfig::default())?;
         let path = layers.path();
-        path.zeros_no_train("mean", &[config.width]);
+        drop(path.zeros_no_train("mean", &[config.width]));
         let zero = Tensor::zeros([1], (Kind::Int64, path.device()));
         let count = path.add("count", zero, false);
         Ok(Box::new(Counted(linear, count)))
