@@ -142,7 +142,7 @@ impl<A: Architecture> Rack<A> {
             rack.set_frozen(index, stored.frozen)?;
         }
         rack.next_id = info.next_id;
-        rack.set_ends_frozen(info.embeddings_frozen, info.head_frozen);
+        rack.set_ends_frozen(info.embeddings_frozen, info.head_frozen)?;
         Ok(rack)
     }
 

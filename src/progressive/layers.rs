@@ -98,15 +98,23 @@ impl<'a> Layers<'a> {
     }
 
     /// Gives the variable `target` (its full name, such as `embeddings.weight`) the second name
-    /// `<name>` here, so that it is trained and stored once: tied weights.
+    /// `<name>` here, so that it is trained and stored once: tied weights. In a stack it must be
+    /// one of the same stack, which has a precision of its own and can be stored alone.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if there is no such variable, or one of the new name.
+    /// [`ErrorKind::InvalidInput`] if there is no such variable, or one of the new name, or if
+    /// `target` is outside of this stack.
     pub fn tie(&self, name: &str, target: &str) -> Result<Tensor> {
         let Some(tensor) = variables::find(self.store, target) else {
             let message = "no variable of this name to be tied";
             return Err(Error::new(ErrorKind::InvalidInput, message).with_tensor(target));
         };
+        if stack_of(&self.prefix).is_some_and(|stack| stack_of(target) != Some(stack)) {
+            let message = format!("`{}.{name}` cannot be tied to another part", self.prefix);
+            return Err(Error::new(ErrorKind::InvalidInput, message)
+                .with_tensor(target)
+                .with_help("a stack has a precision of its own, and can be stored alone"));
+        }
         variables::add(self.store, &format!("{}.{name}", self.prefix), &tensor, true)?;
         Ok(tensor)
     }
@@ -115,6 +123,11 @@ impl<'a> Layers<'a> {
     pub(super) fn into_linears(self) -> Vec<Linear> {
         self.linears.take()
     }
+}
+
+/// The number of the stack that a full name is in.
+fn stack_of(name: &str) -> Option<&str> {
+    name.strip_prefix("stacks.")?.split('.').next()
 }
 
 impl Linear {

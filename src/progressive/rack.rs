@@ -3,6 +3,7 @@
 mod adapt;
 mod contents;
 mod freeze;
+mod seeded;
 
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -14,9 +15,7 @@ use super::precision::StackPrecision;
 use super::stack::Stack;
 use super::variables;
 use crate::error::{Error, ErrorKind, Result};
-use crate::torch::{
-    cpu_rng_state, cuda_rng_state, set_cpu_rng_state, set_cuda_rng_state, torch_error,
-};
+use crate::torch::torch_error;
 pub(crate) use contents::{RackPart, adapters_component, stack_component};
 
 /// Most stacks of any rack.
@@ -169,11 +168,15 @@ impl<A: Architecture> Rack<A> {
                 Error::new(ErrorKind::InvalidInput, message).with_help("nothing was changed")
             );
         }
+        let Some(next_id) = self.next_id.checked_add(1) else {
+            let message = "the rack has given every identity that there is";
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        };
         let id = StackId::new(self.next_id);
         let precision = precision.unwrap_or(self.default_precision);
         let stack = self.make_stack(id, num_blocks, precision)?;
         self.stacks.insert(index, stack);
-        self.next_id += 1;
+        self.next_id = next_id;
         Ok(id)
     }
 
@@ -227,8 +230,12 @@ impl<A: Architecture> Rack<A> {
                 Error::new(ErrorKind::InvalidInput, message).with_help("unmerge them first")
             );
         }
-        for (name, tensor) in variables::below(&self.store, &stack.prefix()) {
-            variables::cast(&name, &tensor, precision.kind())?;
+        let all = variables::below(&self.store, &stack.prefix());
+        for (name, tensor) in &all {
+            variables::check_castable(name, tensor, precision.kind())?;
+        }
+        for (name, tensor) in &all {
+            variables::cast(name, tensor, precision.kind())?;
         }
         self.stack_mut(index)?.precision = precision;
         Ok(())
@@ -254,24 +261,6 @@ impl<A: Architecture> Rack<A> {
         let layers = Layers::new(&self.store, name.to_owned());
         let layer = self.seeded(number, || make(&layers, &self.config))?;
         Ok(layer.map(|layer| End { layer, frozen: false }))
-    }
-
-    /// Runs `make` with generators that follow from the seed and `number` alone, and gives those
-    /// of the process back as they were.
-    pub(super) fn seeded<T>(&self, number: u32, make: impl FnOnce() -> Result<T>) -> Result<T> {
-        let cuda = match self.device() {
-            Device::Cuda(index) => u16::try_from(index).ok(),
-            _ => None,
-        };
-        let before = (cpu_rng_state()?, cuda.map(cuda_rng_state).transpose()?);
-        let mixed = (self.seed ^ (u64::from(number) << 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        tch::manual_seed(i64::from_ne_bytes(mixed.to_ne_bytes()) & i64::MAX);
-        let made = make();
-        set_cpu_rng_state(&before.0)?;
-        if let (Some(index), Some(state)) = (cuda, before.1) {
-            set_cuda_rng_state(index, &state)?;
-        }
-        made
     }
 }
 

@@ -1,16 +1,18 @@
 //! A stack: equal blocks under one name prefix.
 
+use std::collections::HashSet;
+
 use tch::Tensor;
 use tch::nn::VarStore;
 
-use super::adapters::LoraConfig;
+use super::adapters::{Lora, LoraConfig};
 use super::architecture::{Architecture, Layer};
 use super::described::{AdapterInfo, StackId, StackInfo};
 use super::layers::{Layers, Linear};
 use super::precision::StackPrecision;
 use super::variables;
 use crate::error::{Error, ErrorKind, Result};
-use crate::torch::torch_error;
+use crate::torch::{identity, torch_error};
 
 /// Most blocks of a stack.
 pub(super) const BLOCKS_MAX: usize = 4096;
@@ -50,7 +52,8 @@ impl Stack {
         });
         let blocks = made.inspect_err(|_| {
             let names = variables::below(store, &prefix(id)).into_iter().map(|(name, _)| name);
-            variables::remove(store, &names.collect::<Vec<_>>());
+            // The error that is told is that of the block.
+            let _ = variables::remove(store, &names.collect::<Vec<_>>());
         })?;
         let linears = layers.into_linears();
         Ok(Self { id, blocks, linears, precision, frozen: false, adapters: None })
@@ -93,9 +96,16 @@ impl Stack {
     }
 
     pub(super) fn is_merged(&self) -> bool {
-        let mut adapters =
-            self.linears.iter().filter_map(|linear| linear.adapter().try_borrow().ok());
-        adapters.any(|adapter| adapter.as_ref().is_some_and(|lora| lora.is_merged()))
+        !self.merged_weights().is_empty()
+    }
+
+    /// Names of the weights that an adapter is merged into at present.
+    pub(super) fn merged_weights(&self) -> Vec<String> {
+        let merged = self
+            .linears
+            .iter()
+            .filter(|linear| linear.adapter().borrow().as_ref().is_some_and(Lora::is_merged));
+        merged.map(|linear| format!("{}.weight", linear.name())).collect()
     }
 
     /// Whether something in it is trained.
@@ -111,7 +121,12 @@ impl Stack {
 
     pub(super) fn info(&self, store: &VarStore, stack_idx: usize) -> StackInfo {
         let (mut total, mut trainable, mut of_adapters) = (0, 0, 0);
+        let mut seen = HashSet::new();
         for (name, tensor) in variables::below(store, &self.prefix()) {
+            // A tied variable counts once.
+            if identity(&tensor).is_ok_and(|identity| !seen.insert(identity)) {
+                continue;
+            }
             let elements = tensor.numel() as u64;
             if is_adapter(&name) {
                 of_adapters += elements;

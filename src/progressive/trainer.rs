@@ -172,7 +172,7 @@ impl ProgressiveTrainer {
                     rack.attach_adapters(index, adapters)?;
                 }
             }
-            rack.set_ends_frozen(true, true);
+            rack.set_ends_frozen(true, true)?;
             let last = rack.stacks().len().saturating_sub(1);
             let trunk = TrunkStrategy::Adapters(adapters.clone());
             self.begin(rack, Stage::Adapters, last, &trunk)?;
@@ -188,7 +188,7 @@ impl ProgressiveTrainer {
                 for index in 0..rack.stacks().len() {
                     rack.set_frozen(index, false)?;
                 }
-                rack.set_ends_frozen(false, false);
+                rack.set_ends_frozen(false, false)?;
             }
             TrunkStrategy::Frozen => rack.freeze_trunk(id)?,
             TrunkStrategy::Adapters(adapters) => {

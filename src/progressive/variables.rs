@@ -1,12 +1,13 @@
 //! Variables of a store by their full names: found, added, removed, cast.
 
+use std::collections::HashSet;
 use std::sync::PoisonError;
 
 use tch::nn::{self, VarStore};
 use tch::{Kind, Tensor, no_grad};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::torch::torch_error;
+use crate::torch::{identity, torch_error};
 
 /// The variables whose names begin with `prefix` and a dot, by name. Tied ones are among them under
 /// each of their names.
@@ -18,6 +19,34 @@ pub(super) fn below(store: &VarStore, prefix: &str) -> Vec<(String, Tensor)> {
     let mut found: Vec<_> = found.map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
     found.sort_by(|a, b| a.0.cmp(&b.0));
     found
+}
+
+/// The same, each once, under the first of its names, with whether it is a parameter and no buffer.
+pub(super) fn once_below(store: &VarStore, prefix: &str) -> Result<Vec<Variable>> {
+    let parameters = parameters(store)?;
+    let mut seen = HashSet::new();
+    let mut found = Vec::new();
+    for (name, tensor) in below(store, prefix) {
+        let identity = identity(&tensor)?;
+        if seen.insert(identity) {
+            let is_parameter = parameters.contains(&identity);
+            found.push(Variable { name, tensor, is_parameter });
+        }
+    }
+    Ok(found)
+}
+
+/// A variable of a store.
+pub(super) struct Variable {
+    pub(super) name: String,
+    pub(super) tensor: Tensor,
+    /// Made to be trained, whether it is at present or not.
+    pub(super) is_parameter: bool,
+}
+
+fn parameters(store: &VarStore) -> Result<HashSet<u64>> {
+    let variables = store.variables_.lock().unwrap_or_else(PoisonError::into_inner);
+    variables.trainable_variables.iter().map(|variable| identity(&variable.tensor)).collect()
 }
 
 pub(super) fn find(store: &VarStore, name: &str) -> Option<Tensor> {
@@ -37,29 +66,35 @@ pub(super) fn add(store: &VarStore, name: &str, tensor: &Tensor, is_tied: bool) 
 }
 
 /// Removes the variables of these names.
-pub(super) fn remove(store: &VarStore, names: &[String]) {
+pub(super) fn remove(store: &VarStore, names: &[String]) -> Result<()> {
     let mut variables = store.variables_.lock().unwrap_or_else(PoisonError::into_inner);
     for name in names {
-        if let Some(gone) = variables.named_variables.remove(name) {
-            let is_kept = |tensor: &Tensor| tensor.data_ptr() != gone.data_ptr();
-            let stays = variables.named_variables.values().any(|t| !is_kept(t));
-            if !stays {
-                variables.trainable_variables.retain(|variable| is_kept(&variable.tensor));
-            }
-        }
+        variables.named_variables.remove(name);
     }
+    let named: Result<HashSet<u64>> = variables.named_variables.values().map(identity).collect();
+    let named = named?;
+    // What a tie still names stays.
+    variables.trainable_variables.retain(|variable| {
+        identity(&variable.tensor).is_ok_and(|identity| named.contains(&identity))
+    });
+    Ok(())
+}
+
+/// Whether [`cast`] can be done without harm to training.
+pub(super) fn check_castable(name: &str, tensor: &Tensor, kind: Kind) -> Result<()> {
+    if !tensor.is_floating_point() || tensor.kind() == kind || !tensor.grad().defined() {
+        return Ok(());
+    }
+    let message = "it has a gradient, which would be of another kind";
+    Err(Error::new(ErrorKind::InvalidInput, message)
+        .with_tensor(name)
+        .with_help("nothing was changed; change the precision before training"))
 }
 
 /// Casts a variable where it is, so that everybody who has it has it cast.
 pub(super) fn cast(name: &str, tensor: &Tensor, kind: Kind) -> Result<()> {
     if !tensor.is_floating_point() || tensor.kind() == kind {
         return Ok(());
-    }
-    if tensor.grad().defined() {
-        let message = "it has a gradient, which would be of another kind";
-        return Err(Error::new(ErrorKind::InvalidInput, message)
-            .with_tensor(name)
-            .with_help("change the precision before training"));
     }
     let mut variable = tensor.shallow_clone();
     let cast = no_grad(|| variable.detach().f_to_kind(kind));

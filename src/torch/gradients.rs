@@ -36,6 +36,16 @@ pub(super) fn of<T: Borrow<Tensor>>(parameters: &[T]) -> Result<Vec<Tensor>> {
     Ok(found)
 }
 
+/// What handles of one variable have in common, and those of no two.
+pub(crate) fn identity(tensor: &Tensor) -> Result<u64> {
+    Ok(ffi::describe(tensor)?.identity)
+}
+
+/// Makes the gradient of `tensor` undefined.
+pub(crate) fn clear(tensor: &Tensor) -> Result<()> {
+    ffi::clear_grad(&mut tensor.shallow_clone())
+}
+
 fn unsupported(message: &str) -> Error {
     Error::new(ErrorKind::Unsupported, message)
 }

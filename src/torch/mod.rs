@@ -51,6 +51,7 @@ pub use autocast::{Autocast, Precision};
 pub use clip::Clip;
 pub use convert::{dtype_of, kind_of, spec_of};
 pub use ema::{Ema, EmaConfig};
+pub(crate) use gradients::{clear as clear_gradient, identity};
 pub use optim::{
     Adam, AdamW, Optimizer, OptimizerConfig, OptimizerSpec, ParamGroupConfig, RmsProp, Sgd, Sharded,
 };
@@ -63,8 +64,8 @@ pub use schedule::{
     SchedulerConfig, SchedulerUnit, StepLr, Warmup,
 };
 pub use tensor_io::{TchSink, TchSource};
+pub(crate) use var_store::{Memory, memory_of, names_there, var_store_targets_as, variable_names};
 pub use var_store::{add_var_store, var_store_targets};
-pub(crate) use var_store::{names_there, var_store_targets_as, variable_names};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::tensor::TensorName;

@@ -108,7 +108,7 @@ pub(crate) fn names_there(
 }
 
 /// What two handles of the same bytes have in common.
-type Memory = (usize, Vec<i64>, Vec<i64>, tch::Kind, tch::Device);
+pub(crate) type Memory = (usize, Vec<i64>, Vec<i64>, tch::Kind, tch::Device);
 
 fn variables(store: &nn::VarStore) -> Result<Vec<Variable>> {
     let mut found: Vec<Variable> = Vec::new();
@@ -134,7 +134,7 @@ pub(super) fn named(store: &nn::VarStore) -> BTreeMap<String, Tensor> {
 }
 
 /// `None` where there is no memory to share.
-fn memory_of(tensor: &Tensor) -> Result<Option<Memory>> {
+pub(crate) fn memory_of(tensor: &Tensor) -> Result<Option<Memory>> {
     if ffi::describe(tensor)?.form != Form::Dense || tensor.numel() == 0 {
         return Ok(None);
     }

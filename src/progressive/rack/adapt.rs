@@ -48,12 +48,14 @@ impl<A: Architecture> Rack<A> {
     }
 
     /// Adds the adapters of a stack to its weights: the same function at the cost of none. Until
-    /// they are taken out again, a copy of the weights is kept, and that is what is saved.
+    /// they are taken out again, a copy of the weights is kept, and that is what is saved; neither
+    /// adapters nor these weights are trained.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for an index that is out of range or a stack without adapters.
     pub fn merge_adapters(&mut self, index: usize) -> Result<()> {
-        self.each_adapter(index, |linear, lora| lora.merge(linear.weight()))
+        self.each_adapter(index, |linear, lora| lora.merge(linear.weight()))?;
+        self.set_trained(index)
     }
 
     /// Takes merged adapters out again: every bit of the weights is as before.
@@ -61,7 +63,8 @@ impl<A: Architecture> Rack<A> {
     /// # Errors
     /// As [`Rack::merge_adapters`].
     pub fn unmerge_adapters(&mut self, index: usize) -> Result<()> {
-        self.each_adapter(index, |linear, lora| lora.unmerge(linear.weight()))
+        self.each_adapter(index, |linear, lora| lora.unmerge(linear.weight()))?;
+        self.set_trained(index)
     }
 
     /// Removes the adapters of a stack. Merged ones stay in the weights for good.
@@ -78,8 +81,8 @@ impl<A: Architecture> Rack<A> {
                 names.extend(named(linear, &lora).map(|(name, _)| name));
             }
         }
-        variables::remove(&self.store, &names);
-        Ok(())
+        variables::remove(&self.store, &names)?;
+        self.set_trained(index)
     }
 
     fn each_adapter(

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use serde::Serialize;
 use tch::Tensor;
 
 use super::{End, Rack};
@@ -13,7 +14,7 @@ use crate::progressive::stack::{Stack, is_adapter};
 use crate::progressive::variables;
 use crate::state::TensorSource;
 use crate::tensor::Component;
-use crate::torch::TchSource;
+use crate::torch::{Memory, TchSource, memory_of};
 
 /// Bytes that are hashed at once.
 const HASHED_AT_ONCE: usize = 1 << 20;
@@ -47,7 +48,7 @@ impl<A: Architecture> Rack<A> {
             named(adapters_component(stack.id())?, adapters);
         }
         named(Component::new(End::HEAD)?, variables::below(&self.store, End::HEAD));
-        untie(&mut parts);
+        untie(&mut parts)?;
         parts.retain(|part| !part.variables.is_empty() || !part.aliases.is_empty());
         Ok(parts)
     }
@@ -72,10 +73,11 @@ impl<A: Architecture> Rack<A> {
     }
 
     /// A hash of everything that decides what [`Rack::forward_trunk`] of so many stacks gives:
-    /// order, precision, adapters, names, shapes and every bit.
+    /// configuration, order, precision, adapters, names, shapes and every bit.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if there are not so many; those of reading tensors.
+    /// [`ErrorKind::InvalidInput`] if there are not so many, or for a configuration that is no
+    /// JSON; those of reading tensors.
     pub fn trunk_hash(&self, stacks: usize) -> Result<[u8; 16]> {
         let info = self.info();
         let Some(described) = info.stack_info.get(..stacks) else {
@@ -83,14 +85,12 @@ impl<A: Architecture> Rack<A> {
             return Err(Error::new(ErrorKind::InvalidInput, message));
         };
         let mut hasher = blake3::Hasher::new_derive_key("tch-checkpoint 2026 trunk of a rack");
+        add_json(&mut hasher, &self.config)?;
         for stack in described {
             let adapters =
                 stack.adapters.as_ref().map(|adapters| (&adapters.config, adapters.merged));
-            let said =
-                (stack.id.get(), stack.num_blocks as u64, stack.precision.as_str(), adapters);
-            let text = serde_json::to_vec(&said)
-                .map_err(|e| Error::new(ErrorKind::InvalidInput, e.to_string()))?;
-            hasher.update(&(text.len() as u64).to_le_bytes()).update(&text);
+            let said = (stack.id, stack.num_blocks as u64, stack.precision, adapters);
+            add_json(&mut hasher, &said)?;
         }
         let mut add = |prefix: &str| -> Result<()> {
             for (name, tensor) in variables::below(&self.store, prefix) {
@@ -108,21 +108,31 @@ impl<A: Architecture> Rack<A> {
 }
 
 /// Leaves each variable under the first of its names, and makes the others aliases.
-fn untie(parts: &mut [RackPart]) {
-    let mut seen: HashMap<(usize, Vec<i64>), String> = HashMap::new();
+fn untie(parts: &mut [RackPart]) -> Result<()> {
+    let mut seen: HashMap<Memory, String> = HashMap::new();
     for part in parts {
         let all = std::mem::take(&mut part.variables);
         for (name, tensor) in all {
-            let memory = (tensor.data_ptr().addr(), tensor.size());
-            match seen.get(&memory).filter(|_| tensor.numel() > 0) {
-                Some(first) => part.aliases.push((name, first.clone())),
-                None => {
-                    seen.insert(memory, name.clone());
-                    part.variables.push((name, tensor));
-                }
+            let memory = memory_of(&tensor).map_err(|e| e.with_tensor(&name))?;
+            if let Some(first) = memory.as_ref().and_then(|memory| seen.get(memory)) {
+                part.aliases.push((name, first.clone()));
+                continue;
             }
+            seen.extend(memory.map(|memory| (memory, name.clone())));
+            part.variables.push((name, tensor));
         }
     }
+    Ok(())
+}
+
+fn add_json(hasher: &mut blake3::Hasher, said: &impl Serialize) -> Result<()> {
+    // A value has its keys in order, which a map of a configuration may not have.
+    let value = serde_json::to_value(said);
+    let text = value
+        .and_then(|value| serde_json::to_vec(&value))
+        .map_err(|e| Error::new(ErrorKind::InvalidInput, format!("hashing a trunk: {e}")))?;
+    hasher.update(&(text.len() as u64).to_le_bytes()).update(&text);
+    Ok(())
 }
 
 fn add_tensor(hasher: &mut blake3::Hasher, name: &str, tensor: &Tensor) -> Result<()> {

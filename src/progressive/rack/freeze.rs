@@ -5,7 +5,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::progressive::architecture::Architecture;
 use crate::progressive::described::StackId;
 use crate::progressive::stack::is_adapter;
-use crate::progressive::variables;
+use crate::progressive::variables::{self, Variable};
+use crate::torch::{clear_gradient, torch_error};
 
 impl<A: Architecture> Rack<A> {
     /// Keeps the variables of a stack from training, or lets them be trained. Not those of its
@@ -14,13 +15,22 @@ impl<A: Architecture> Rack<A> {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for an index that is out of range.
     pub fn set_frozen(&mut self, index: usize, frozen: bool) -> Result<()> {
-        let stack = self.stack_mut(index)?;
-        stack.frozen = frozen;
-        let prefix = stack.prefix();
-        for (name, tensor) in variables::below(&self.store, &prefix) {
-            if !is_adapter(&name) && tensor.is_floating_point() {
-                drop(tensor.set_requires_grad(!frozen));
-            }
+        self.stack_mut(index)?.frozen = frozen;
+        self.set_trained(index)
+    }
+
+    /// Lets those variables of a stack require gradients that are trained as it is now. Weights
+    /// with a merged adapter are not: what they learned would be gone when it is taken out.
+    pub(super) fn set_trained(&mut self, index: usize) -> Result<()> {
+        let stack = self.stack(index)?;
+        let (frozen, is_merged, merged) = (stack.frozen, stack.is_merged(), stack.merged_weights());
+        for variable in variables::once_below(&self.store, &stack.prefix())? {
+            let is_trained = if is_adapter(&variable.name) {
+                !is_merged
+            } else {
+                !frozen && !merged.contains(&variable.name)
+            };
+            require(&variable, is_trained)?;
         }
         Ok(())
     }
@@ -39,40 +49,51 @@ impl<A: Architecture> Rack<A> {
             let frozen = self.stack(index)?.id() != newest;
             self.set_frozen(index, frozen)?;
         }
-        self.set_ends_frozen(self.stacks.len() > 1, false);
-        Ok(())
+        self.set_ends_frozen(self.stacks.len() > 1, false)
     }
 
     /// Keeps the variables of embeddings and head from training, or lets them be trained. A
     /// variable that both have is trained if either is.
-    pub fn set_ends_frozen(&mut self, embeddings: bool, head: bool) {
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] if libtorch fails.
+    pub fn set_ends_frozen(&mut self, embeddings: bool, head: bool) -> Result<()> {
         let ends = [
             (End::EMBEDDINGS, &mut self.embeddings, embeddings),
             (End::HEAD, &mut self.head, head),
         ];
-        let mut trained = Vec::new();
+        let (mut frozen_ones, mut trained) = (Vec::new(), Vec::new());
         for (name, end, frozen) in ends {
             let Some(end) = end else { continue };
             end.frozen = frozen;
-            for (_, tensor) in variables::below(&self.store, name) {
-                if tensor.is_floating_point() {
-                    drop(tensor.set_requires_grad(false));
-                    trained.extend((!frozen).then_some(tensor));
-                }
-            }
+            let list = if frozen { &mut frozen_ones } else { &mut trained };
+            list.extend(variables::once_below(&self.store, name)?);
         }
-        for tensor in trained {
-            drop(tensor.set_requires_grad(true));
-        }
+        frozen_ones.iter().try_for_each(|variable| require(variable, false))?;
+        trained.iter().try_for_each(|variable| require(variable, true))
     }
 
     /// How many stacks, from the input on, are the same at every step, embeddings included: what a
-    /// trunk's outputs can be kept of. 0 if the embeddings are trained.
+    /// trunk's outputs can be kept of. 0 if the embeddings are trained, be it as a part of the head
+    /// that they are tied to.
     #[must_use]
     pub fn frozen_prefix(&self) -> usize {
-        if self.embeddings.as_ref().is_some_and(|end| !end.frozen) {
+        let embeddings = variables::below(&self.store, End::EMBEDDINGS);
+        if embeddings.iter().any(|(_, tensor)| tensor.requires_grad()) {
             return 0;
         }
         self.stacks.iter().take_while(|stack| !stack.is_trained()).count()
     }
+}
+
+/// Lets a variable require a gradient or not; one that it has is none to be trained by then.
+/// Buffers never do.
+fn require(variable: &Variable, is_trained: bool) -> Result<()> {
+    let tensor = &variable.tensor;
+    if !variable.is_parameter || tensor.requires_grad() == is_trained {
+        return Ok(());
+    }
+    let required = tensor.f_set_requires_grad(is_trained);
+    drop(required.map_err(|e| torch_error("freezing", &e).with_tensor(variable.name.as_str()))?);
+    if is_trained { Ok(()) } else { clear_gradient(tensor) }
 }

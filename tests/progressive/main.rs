@@ -1,0 +1,15 @@
+//! Racks in memory: how they grow, what they compute in each precision, what is trained, and what
+//! adapters do to them.
+#![cfg(feature = "torch")]
+#![allow(unreachable_pub)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod adapters;
+mod building;
+mod frozen;
+mod initial;
+mod models;
+mod precision;
+mod refused_adapters;
+mod ties;
+mod trunk_hash;
