@@ -39,6 +39,10 @@ pub(super) struct Save {
     /// With --async: multiply matrices meanwhile, and say at which part of the idle rate.
     #[arg(long, requires = "beside")]
     trainer: bool,
+    /// Link what has not changed, as saves do unless told otherwise: here all of it, so that this
+    /// is the time of comparing.
+    #[arg(long)]
+    unchanged: bool,
     /// Every save is durable: `no` changes nothing, and the JSON says so.
     #[arg(long, value_enum, default_value_t = Durable::Yes)]
     durable: Durable,
@@ -250,7 +254,8 @@ impl<'a> Saver<'a> {
 
     fn options(&self) -> SaveOptions {
         let on_existing = OnExisting::Replace;
-        SaveOptions { step: self.step, on_existing, ..SaveOptions::default() }
+        let copy_unchanged = !self.unchanged;
+        SaveOptions { step: self.step, on_existing, copy_unchanged, ..SaveOptions::default() }
     }
 
     fn save_and_wait(&self) -> Result<Round> {
