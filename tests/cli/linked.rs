@@ -104,7 +104,7 @@ fn every_verb_reads_a_checkpoint_whose_files_are_linked() {
     assert_eq!(verb_lines(&repair)[0]["whole"], 2);
     let shown = verb_lines(&verb("ls", folder.path(), &["--json"]));
     let listed = shown.iter().find(|line| line["name"] == "step-0200").unwrap();
-    assert_eq!(listed["tensor_bytes"], 160_256, "{listed}");
+    assert_eq!(listed["bytes"], 160_256, "{listed}");
 }
 
 /// One file, two names: whoever damages it has damaged both.
