@@ -85,7 +85,11 @@ pub(super) fn run(out: &mut Output<'_>, arguments: &Save) -> Result<u8, Stop> {
     let how = How { layout: *layout, rounds: (*rounds).into(), shared: ranks.share_a_process() };
     ranks.play(out, &|group, out| {
         interrupt::watch();
-        let saver = Saves { beside: arguments.beside, trains: arguments.trainer };
+        let saver = Saves {
+            beside: arguments.beside,
+            trains: arguments.trainer,
+            unchanged: arguments.unchanged,
+        };
         let report = measure(group, &spec, &path, &how, &saver)?;
         out.map_or(Ok(()), |out| report.print(out, *json))
     })
@@ -117,6 +121,7 @@ impl How {
 pub(super) struct Saves {
     pub(super) beside: bool,
     pub(super) trains: bool,
+    pub(super) unchanged: bool,
 }
 
 /// Saves `spec` as `path`, again and again; the last one stays.
@@ -162,6 +167,7 @@ struct Saver<'a> {
     is_direct: bool,
     peak: Option<Peak>,
     beside: bool,
+    unchanged: bool,
     /// Memory to copy into, beside training.
     target: Vec<u8>,
     /// The loop that goes on, and its rate when nothing else runs.
@@ -206,6 +212,7 @@ impl<'a> Saver<'a> {
             is_direct: true,
             peak,
             beside: saves.beside,
+            unchanged: saves.unchanged,
             target,
             trainer,
             step: 0,
