@@ -115,7 +115,7 @@ fn config_hash(dir: &dyn Directory, name: &str) -> Result<Option<String>> {
 }
 
 /// The hash of a description, as text.
-pub(super) fn hash_text(bytes: &[u8]) -> String {
+pub(crate) fn hash_text(bytes: &[u8]) -> String {
     layout::SaveId::from_bytes(hash16(bytes)).to_string()
 }
 

@@ -18,16 +18,14 @@ const PATTERNS_MAX: usize = 1 << 14;
 
 /// Fields that do not change what stored tensors mean: where adapters came from, how they began,
 /// which modules they were looked for in. The stored tensors say which have one.
-const HARMLESS: [&str; 16] = [
+const HARMLESS: [&str; 14] = [
     "auto_mapping",
     "base_model_name_or_path",
     "eva_config",
     "exclude_modules",
     "inference_mode",
-    "init_lora_weights",
     "layers_pattern",
     "layers_to_transform",
-    "loftq_config",
     "megatron_core",
     "peft_version",
     "qalora_group_size",
@@ -36,6 +34,8 @@ const HARMLESS: [&str; 16] = [
     "target_modules",
     "task_type",
 ];
+/// Ways to begin that leave the weights beneath as they are; others change them.
+const BEGINNINGS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 /// Fields that are read.
 const READ: [&str; 7] =
     ["alpha_pattern", "bias", "lora_alpha", "lora_dropout", "peft_type", "r", "rank_pattern"];
@@ -173,6 +173,10 @@ fn refuse_more(fields: &Map<String, Value>) -> Result<()> {
         let refused = match field.as_str() {
             "peft_type" => value != "LORA",
             "bias" => !is_off(value) && value != "none",
+            "init_lora_weights" => {
+                let is_harmless = |text| BEGINNINGS.contains(&text);
+                !value.is_boolean() && !value.is_null() && !value.as_str().is_some_and(is_harmless)
+            }
             _ => !known && !is_off(value),
         };
         if refused {
@@ -226,6 +230,11 @@ pub(super) fn text_of(adapters: &[PeftAdapter], options: &PeftOptions) -> Result
     let mut text = serde_json::to_vec_pretty(&config)
         .map_err(|e| Error::new(ErrorKind::InvalidInput, e.to_string()))?;
     text.push(b'\n');
+    if text.len() as u64 > CONFIG_BYTES_MAX {
+        let message = format!("a configuration of {} bytes", text.len());
+        return Err(Error::new(ErrorKind::Unsupported, message)
+            .with_help("nothing was written; write each stack to a directory of its own"));
+    }
     Ok(text)
 }
 
