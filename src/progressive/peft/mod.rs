@@ -4,8 +4,6 @@
 mod config;
 mod pattern;
 mod read;
-#[cfg(test)]
-mod tests;
 mod write;
 
 use serde::{Deserialize, Serialize};
