@@ -7,6 +7,8 @@
 mod adapters;
 mod building;
 mod cache;
+#[path = "../../examples/progressive/corpus.rs"]
+mod corpus;
 mod frozen;
 mod initial;
 mod models;
