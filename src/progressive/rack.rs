@@ -4,6 +4,8 @@ mod adapt;
 mod contents;
 mod freeze;
 mod seeded;
+#[cfg(test)]
+mod tests;
 
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
