@@ -1,21 +1,27 @@
 //! How much of a storage a directory of checkpoints takes.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod taken;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::catalog::{self, Other, Survey};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::manifest::CheckpointState;
-use crate::storage::{Directory, EntryKind, Storage};
-
-/// How deep directories are looked into: those of this library have a few levels.
-const DEPTH_MAX: usize = 64;
+use crate::storage::{Directory, Storage};
+pub(crate) use taken::{Names, Taken};
 
 /// How much of a storage a directory of checkpoints takes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Its entries, by name, without those that are not of this library.
     pub entries: Vec<EntryUsage>,
+    /// What all of these take on the device, each file once.
+    pub on_disk: u64,
+    /// Of this, what would be free without the entries that no checkpoint refers to.
+    pub unreferenced: u64,
     /// How many entries are not of this library; they are not measured.
     pub foreign: usize,
 }
@@ -27,12 +33,15 @@ pub struct EntryUsage {
     pub name: String,
     /// What it is.
     pub what: Held,
-    /// Bytes of its files.
+    /// Bytes of its files, a file with several names in it counted with each.
     pub bytes: u64,
-    /// What they take on the device, as far as the storage tells; else their bytes. What is there
-    /// under several names, in this entry or in an earlier one, counts once.
+    /// What its files take on the device, as far as the storage tells; else their bytes. Each file
+    /// counts once here, and in every entry that has a name of it (hard links).
     pub on_disk: u64,
-    /// Of `bytes`, those of files that have further names, here or elsewhere (hard links).
+    /// Of `on_disk`, what would be free if this entry alone were deleted.
+    pub unique: u64,
+    /// Of `on_disk`, what would stay taken: files that have further names, in other entries or
+    /// elsewhere.
     pub shared: u64,
 }
 
@@ -49,21 +58,6 @@ pub enum Held {
     Own,
 }
 
-impl Usage {
-    /// What all entries take on the device.
-    #[must_use]
-    pub fn on_disk(&self) -> u64 {
-        self.entries.iter().map(|entry| entry.on_disk).sum()
-    }
-
-    /// What is taken by what no checkpoint refers to.
-    #[must_use]
-    pub fn unreferenced(&self) -> u64 {
-        let is_it = |entry: &&EntryUsage| matches!(entry.what, Held::Unreferenced(_));
-        self.entries.iter().filter(is_it).map(|entry| entry.on_disk).sum()
-    }
-}
-
 /// Measures a directory of checkpoints; reads manifests and lengths, follows no link, changes
 /// nothing. What goes away meanwhile counts as nothing. Not collective: one process looks.
 ///
@@ -77,7 +71,8 @@ pub fn usage(storage: &dyn Storage, directory: &Path) -> Result<Usage> {
 /// As [`usage`]; `looked` is called after each entry.
 pub(crate) fn usage_of(parent: &dyn Directory, looked: &mut dyn FnMut()) -> Result<Usage> {
     let held = held(&catalog::survey_of(parent, looked)?);
-    let (mut usage, mut seen) = (Usage::default(), BTreeSet::new());
+    let mut usage = Usage::default();
+    let (mut all, mut unreferenced) = (Names::default(), Names::default());
     let mut entries = parent.list()?;
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     for entry in entries {
@@ -89,13 +84,23 @@ pub(crate) fn usage_of(parent: &dyn Directory, looked: &mut dyn FnMut()) -> Resu
             Some(Some(what)) => *what,
             None => Held::Own,
         };
-        let name = entry.name.clone();
-        let mut one = EntryUsage { name, what, bytes: 0, on_disk: 0, shared: 0 };
-        one.add(parent, &entry.name, entry.kind, &mut seen, DEPTH_MAX)?;
-        usage.entries.push(one);
+        let taken = Taken::of(parent, &entry.name, entry.kind)?;
+        usage.on_disk += all.add(&taken);
+        if matches!(what, Held::Unreferenced(_)) {
+            usage.unreferenced += unreferenced.remove(&taken);
+        }
+        usage.entries.push(EntryUsage::of(entry.name, what, &taken));
         looked();
     }
     Ok(usage)
+}
+
+impl EntryUsage {
+    fn of(name: String, what: Held, taken: &Taken) -> Self {
+        let (on_disk, unique) = (taken.on_disk(), taken.unique());
+        let shared = on_disk.saturating_sub(unique);
+        Self { name, what, bytes: taken.bytes, on_disk, unique, shared }
+    }
 }
 
 /// What takes space, by the names of entries; `None` for what is not of this library.
@@ -115,105 +120,4 @@ fn held(survey: &Survey) -> BTreeMap<String, Option<Held>> {
         CheckpointState::Partial => None,
     });
     checkpoints.chain(others).collect()
-}
-
-impl EntryUsage {
-    fn add(
-        &mut self,
-        parent: &dyn Directory,
-        name: &str,
-        kind: EntryKind,
-        seen: &mut BTreeSet<(u64, u64)>,
-        levels: usize,
-    ) -> Result<()> {
-        match kind {
-            EntryKind::Directory => self.add_directory(parent, name, seen, levels),
-            EntryKind::File => self.add_file(parent, name, seen),
-            EntryKind::Link | EntryKind::Other => Ok(()),
-        }
-    }
-
-    fn add_directory(
-        &mut self,
-        parent: &dyn Directory,
-        name: &str,
-        seen: &mut BTreeSet<(u64, u64)>,
-        levels: usize,
-    ) -> Result<()> {
-        if levels == 0 {
-            let message = format!("directories in directories, more than {DEPTH_MAX} levels deep");
-            return Err(Error::new(ErrorKind::Storage, message).with_path(parent.path()));
-        }
-        let Some(dir) = unless_gone(parent.open_dir(name))? else { return Ok(()) };
-        for entry in dir.list()? {
-            self.add(dir.as_ref(), &entry.name, entry.kind, seen, levels - 1)?;
-        }
-        Ok(())
-    }
-
-    fn add_file(
-        &mut self,
-        parent: &dyn Directory,
-        name: &str,
-        seen: &mut BTreeSet<(u64, u64)>,
-    ) -> Result<()> {
-        let Some(facts) = unless_gone(parent.file_facts(name))? else { return Ok(()) };
-        let Some(facts) = facts else {
-            let Some(file) = unless_gone(parent.open_file(name))? else { return Ok(()) };
-            self.bytes += file.len();
-            self.on_disk += file.len();
-            return Ok(());
-        };
-        self.bytes += facts.bytes;
-        let has_others = facts.names > 1;
-        self.shared += if has_others { facts.bytes } else { 0 };
-        if !has_others || seen.insert(facts.id) {
-            self.on_disk += facts.on_disk;
-        }
-        Ok(())
-    }
-}
-
-fn unless_gone<T>(done: Result<T>) -> Result<Option<T>> {
-    match done {
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        done => done.map(Some),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::storage::{LocalStorage, MemoryStorage};
-
-    #[test]
-    fn hard_links_count_once_and_sparse_files_by_what_they_take() {
-        let folder = tempfile::tempdir().unwrap();
-        let attempt = folder.path().join(".a.00112233445566778899aabbccddeeff.partial");
-        std::fs::create_dir_all(attempt.join("code")).unwrap();
-        std::fs::write(attempt.join("x"), vec![1u8; 100_000]).unwrap();
-        std::fs::hard_link(attempt.join("x"), attempt.join("code/y")).unwrap();
-        std::fs::File::create(attempt.join("sparse")).unwrap().set_len(1 << 30).unwrap();
-        std::os::unix::fs::symlink("/", attempt.join("link")).unwrap();
-        std::fs::write(folder.path().join("notes.txt"), "foreign").unwrap();
-        let usage = usage(&LocalStorage::new(), folder.path()).unwrap();
-        let [entry] = &usage.entries[..] else { panic!("{usage:?}") };
-        assert_eq!(entry.what, Held::Unreferenced(Other::Attempt));
-        assert_eq!((entry.bytes, entry.shared), (200_000 + (1 << 30), 200_000));
-        assert!((100_000..200_000).contains(&entry.on_disk), "{entry:?}");
-        assert_eq!((usage.foreign, usage.unreferenced()), (1, entry.on_disk));
-    }
-
-    #[test]
-    fn a_storage_that_does_not_tell_is_measured_by_lengths() {
-        let storage = MemoryStorage::new();
-        let dir = storage.create_dir_all(Path::new("runs")).unwrap();
-        dir.create_file(".tch-checkpoint.lock").unwrap().finish().unwrap();
-        let file = dir.create_file(".a.pin").unwrap();
-        file.write_at(0, b"12345").unwrap();
-        file.finish().unwrap();
-        let usage = usage(&storage, Path::new("runs")).unwrap();
-        assert_eq!((usage.entries.len(), usage.on_disk(), usage.foreign), (2, 5, 0));
-        assert!(usage.entries.iter().all(|entry| entry.what == Held::Own));
-    }
 }

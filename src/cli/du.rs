@@ -40,6 +40,7 @@ fn text(out: &mut Output<'_>, usage: &Usage) -> Result<(), Stop> {
         ("name", Column::Middle(16)),
         ("size", Column::Right),
         ("on disk", Column::Right),
+        ("unique", Column::Right),
         ("shared", Column::Right),
         ("what", Column::End(12)),
     ]);
@@ -47,15 +48,16 @@ fn text(out: &mut Output<'_>, usage: &Usage) -> Result<(), Stop> {
     for entry in usage.entries.iter().filter(shown) {
         let shared = if entry.shared > 0 { bytes(entry.shared) } else { String::new() };
         let (name, what) = (line(&entry.name), what(entry).to_owned());
-        grid.row([name, bytes(entry.bytes), bytes(entry.on_disk), shared, what]);
+        let [size, on_disk, unique] = [entry.bytes, entry.on_disk, entry.unique].map(bytes);
+        grid.row([name, size, on_disk, unique, shared, what]);
     }
     if usage.entries.iter().any(|entry| shown(&entry)) {
         grid.write(out)?;
         out.line("")?;
     }
-    let mut total = format!("{} on disk", bytes(usage.on_disk()));
-    if usage.unreferenced() > 0 {
-        let unreferenced = bytes(usage.unreferenced());
+    let mut total = format!("{} on disk", bytes(usage.on_disk));
+    if usage.unreferenced > 0 {
+        let unreferenced = bytes(usage.unreferenced);
         total.push_str(&format!(", of which {unreferenced} no checkpoint refers to"));
     }
     if usage.foreign > 0 {
@@ -77,12 +79,12 @@ fn json(out: &mut Output<'_>, usage: &Usage) -> Result<(), Stop> {
     for entry in &usage.entries {
         out.json(&json!({
             "kind": "entry", "name": entry.name, "what": what(entry), "bytes": entry.bytes,
-            "on_disk": entry.on_disk, "shared": entry.shared,
+            "on_disk": entry.on_disk, "unique": entry.unique, "shared": entry.shared,
             "unreferenced": matches!(entry.what, Held::Unreferenced(_)),
         }))?;
     }
     out.json(&json!({
-        "kind": "total", "on_disk": usage.on_disk(), "unreferenced": usage.unreferenced(),
+        "kind": "total", "on_disk": usage.on_disk, "unreferenced": usage.unreferenced,
         "foreign": usage.foreign,
     }))
 }

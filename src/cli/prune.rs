@@ -117,7 +117,7 @@ fn text(
         out.line("")?;
     }
     let gone = || all.iter().filter(|one| one.goes() && one.not_removed.is_none());
-    let freed = bytes(gone().map(|one| one.info.tensor_bytes).sum());
+    let freed = bytes(gone().map(|one| one.freed).sum());
     let (gone, stay) = (gone().count(), all.len() - gone().count());
     let done = if is_dry { "to be removed" } else { "removed" };
     out.line(format!("{gone} {done} ({freed}), {stay} kept"))
@@ -166,7 +166,7 @@ fn object(one: &Considered, retention: &Retention, is_dry: bool) -> serde_json::
     json!({
         "name": one.info.name, "step": one.info.step, "bytes": one.info.tensor_bytes,
         "save_id": one.info.save_id.map(|id| id.to_string()),
-        "action": action(one, is_dry), "reasons": why(one, retention),
+        "action": action(one, is_dry), "reasons": why(one, retention), "freed": one.freed,
         "error": one.not_removed.as_ref().map(|error| error.to_string()),
     })
 }

@@ -15,11 +15,12 @@ use tch::Tensor;
 
 use super::adapters::LoraConfig;
 use super::architecture::Architecture;
+use super::cache::ActivationCache;
 use super::rack::Rack;
 use super::run_state::{RunState, Training};
 use super::training::{Stage, TrainingConfig, TrainingInfo, TrunkStrategy};
 use crate::agree::{agree, unlike};
-use crate::checkpointer::{At, Checkpointer, Outcome, Parts, Resume, Resumed};
+use crate::checkpointer::{At, Checkpointer, CheckpointerConfig, Outcome, Parts, Resume, Resumed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::handler::broadcast_tensors;
@@ -59,8 +60,14 @@ impl ProgressiveTrainer {
     /// As [`TrainingConfig::check`] and [`Checkpointer::new`].
     pub fn new(group: &ProcessGroup, config: TrainingConfig) -> Result<Self> {
         // The checkpointer compares its own settings.
-        let say = || config.check().map(|()| config.clone());
-        group.phase_all(Channel::Save, "progressive", say, |said: Vec<TrainingConfig>| {
+        let say = || {
+            config.check()?;
+            let own =
+                TrainingConfig { checkpoint: CheckpointerConfig::default(), ..config.clone() };
+            serde_json::to_string(&own)
+                .map_err(|e| Error::new(ErrorKind::InvalidInput, e.to_string()))
+        };
+        group.phase_all(Channel::Save, "progressive", say, |said: Vec<String>| {
             let differs = |a: &_, b: &_| unlike("the training configuration", a, b);
             agree(&said, differs, "every rank is to train in the same way").map(drop)
         })?;
@@ -100,6 +107,12 @@ impl ProgressiveTrainer {
     #[must_use]
     pub fn last_saved(&self) -> Option<&Checkpoint> {
         self.saved.as_ref()
+    }
+
+    /// What it keeps of the frozen trunk. Any rank.
+    #[must_use]
+    pub fn activation_cache(&self) -> &ActivationCache {
+        &self.training.cache
     }
 
     /// Why the run is to end, if it has been told to: then leave, with

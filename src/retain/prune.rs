@@ -9,8 +9,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::layout::CheckpointName;
 use crate::manifest::CheckpointInfo;
 use crate::pointers;
-use crate::storage::Directory;
+use crate::storage::{Directory, EntryKind};
 use crate::sweep::{self, Pace};
+use crate::usage::{Names, Taken};
 
 /// A checkpoint, and what became of it.
 #[derive(Debug, Clone)]
@@ -21,6 +22,10 @@ pub struct Considered {
     pub reasons: BTreeSet<Reason>,
     /// Why it is still there although it was to go; it may have been pinned since.
     pub not_removed: Option<Error>,
+    /// What became free on the device with it (with `dry_run` would become), in bytes; it and those
+    /// before it being gone. Files that have further names (hard links) stay, and so count with the
+    /// last checkpoint that has one. As far as the storage tells; else by the lengths of files.
+    pub freed: u64,
 }
 
 impl Considered {
@@ -64,25 +69,41 @@ pub fn prune(
         if info.is_committed() && linked.iter().any(|name| name.as_str() == info.name) {
             reasons.insert(Reason::Linked);
         }
-        Considered { info, reasons, not_removed: None }
+        Considered { info, reasons, not_removed: None, freed: 0 }
     };
     let mut all: Vec<Considered> = found.into_iter().zip(reasons).map(consider).collect();
     if !dry_run && all.iter().any(Considered::goes) {
         // Another job may have renamed a moment ago what the decision counts on.
         parent.sync()?;
-        remove_all(parent, &mut all, pace);
     }
+    go_through(parent, &mut all, pace, dry_run);
     Ok(all)
 }
 
-fn remove_all(parent: &dyn Directory, all: &mut [Considered], pace: &Pace) {
-    let mut held = None;
+fn go_through(parent: &dyn Directory, all: &mut [Considered], pace: &Pace, dry_run: bool) {
+    let (mut held, mut names) = (None, Names::default());
     for one in all.iter_mut().rev().filter(|one| one.goes()) {
-        // Whoever holds the lock holds it for the others too.
-        let removed = held.clone().map_or_else(|| remove(parent, &one.info, pace), Err);
-        one.not_removed = removed.err();
-        held = one.not_removed.clone().filter(|error| error.kind() == ErrorKind::Deadline);
+        // Each is measured when those before it are gone, or counted as gone.
+        let taken = taken(parent, &one.info.name);
+        if !dry_run {
+            // Whoever holds the lock holds it for the others too.
+            let removed = held.clone().map_or_else(|| remove(parent, &one.info, pace), Err);
+            one.not_removed = removed.err();
+            held = one.not_removed.clone().filter(|error| error.kind() == ErrorKind::Deadline);
+            names = Names::default();
+        }
+        if one.not_removed.is_none() {
+            one.freed = names.remove(&taken);
+        }
     }
+}
+
+/// What a checkpoint takes; nothing where that cannot be told, which keeps it from no removal.
+fn taken(parent: &dyn Directory, name: &str) -> Taken {
+    Taken::of(parent, name, EntryKind::Directory).unwrap_or_else(|error| {
+        tracing::debug!(name, %error, "what it takes is not known");
+        Taken::default()
+    })
 }
 
 fn remove(parent: &dyn Directory, info: &CheckpointInfo, pace: &Pace) -> Result<()> {

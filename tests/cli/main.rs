@@ -59,6 +59,7 @@ fn output_of(child: Child, what: &str) -> Output {
     })
 }
 
+#[derive(Clone)]
 struct Ran {
     code: Option<i32>,
     stdout: String,

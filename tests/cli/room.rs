@@ -1,9 +1,11 @@
 //! `du` and `prune`: what takes space, and what goes.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
-use crate::snapshot::{Made, assert_snapshot, verb};
-use crate::{Folder, assert_code, run};
+use crate::snapshot::{Made, assert_snapshot, verb, verb_lines};
+use crate::{Folder, Ran, assert_code, run};
 
 /// Five checkpoints of a run, the third the best; none of them large.
 fn run_of_five(folder: &Folder) {
@@ -11,6 +13,30 @@ fn run_of_five(folder: &Folder) {
         let made = Made::new(step * 100, step).metric("val_loss", loss).automatic();
         made.floats("w", &[512], &[0.5; 512]).save(folder);
     }
+}
+
+/// What the files of a checkpoint take on the device.
+fn on_disk(at: &str) -> u64 {
+    let files = fs::read_dir(at).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
+    files.filter(fs::Metadata::is_file).map(|file| file.blocks() * 512).sum()
+}
+
+/// The objects of `prune --json`: what each checkpoint frees, by its name.
+fn freed(ran: &Ran) -> BTreeMap<String, u64> {
+    let of = |line: serde_json::Value| {
+        (line["name"].as_str().unwrap().to_owned(), line["freed"].as_u64().unwrap())
+    };
+    verb_lines(ran).into_iter().map(of).collect()
+}
+
+/// What becomes free depends on the file system.
+fn without_sizes(mut ran: Ran) -> Ran {
+    let lines = ran.stdout.lines().map(|line| match (line.find(" ("), line.find("), ")) {
+        (Some(begin), Some(end)) => format!("{} (SIZE{}\n", &line[..begin], &line[end..]),
+        _ => format!("{line}\n"),
+    });
+    ran.stdout = lines.collect();
+    ran
 }
 
 fn checkpoints(folder: &Folder) -> Vec<String> {
@@ -27,15 +53,69 @@ fn prune_says_why_and_removes_what_no_rule_keeps() {
     let rules = ["--keep-last", "1", "--keep-best", "1", "--monitor", "val_loss"];
     let dry = [&rules[..], &["--dry-run"]].concat();
     let before = folder.entries();
-    assert_snapshot("prune_dry", &verb("prune", folder.path(), &dry), &folder);
-    let json = [&dry[..], &["--json"]].concat();
-    assert_snapshot("prune_dry_json", &verb("prune", folder.path(), &json), &folder);
+    let text = verb("prune", folder.path(), &dry);
+    assert_snapshot("prune_dry", &without_sizes(text), &folder);
+    let json = verb("prune", folder.path(), &[&dry[..], &["--json"]].concat());
+    let of_any_size = |mut line: serde_json::Value| {
+        line["freed"] = (line["freed"] != 0).into();
+        format!("{line}\n")
+    };
+    let shown = verb_lines(&json).into_iter().map(of_any_size).collect();
+    assert_snapshot("prune_dry_json", &Ran { stdout: shown, ..json.clone() }, &folder);
+    let sizes = ["step-0400", "step-0200"].map(|name| on_disk(&folder.at(name)));
+    for (name, freed) in freed(&json) {
+        let goes = ["step-0400", "step-0200"].iter().position(|gone| *gone == name);
+        assert_eq!(freed, goes.map_or(0, |index| sizes[index]), "{name}");
+    }
     assert_eq!(folder.entries(), before);
-    assert_snapshot("prune", &verb("prune", folder.path(), &rules), &folder);
+    let done = verb("prune", folder.path(), &rules);
+    assert_snapshot("prune", &without_sizes(done), &folder);
     assert_eq!(checkpoints(&folder), ["step-0100", "step-0300", "step-0500"]);
     assert!(folder.entries().contains(&"wandb".to_owned()));
     let again = verb("prune", folder.path(), &rules);
     assert!(again.stdout.contains("0 removed (0 B), 4 kept"), "{}", again.stdout);
+}
+
+/// A file is freed with its last name: by the last of three that go, and by none if one stays.
+#[test]
+fn prune_counts_what_becomes_free_and_not_what_has_another_name() {
+    for stays in [false, true] {
+        let folder = Folder::new();
+        run_of_five(&folder);
+        let trunk = crate::shard(&folder.at("step-0100"));
+        let shared = fs::metadata(&trunk).unwrap().blocks() * 512;
+        let more: &[&str] = if stays { &["step-0200", "step-0500"] } else { &["step-0200"] };
+        for other in more {
+            let file = crate::shard(&folder.at(other));
+            fs::remove_file(&file).unwrap();
+            fs::hard_link(&trunk, file).unwrap();
+        }
+        let expected = |name: &str| {
+            let is_kept = name == "step-0100" || name == "step-0200" && stays;
+            on_disk(&folder.at(name)) - if is_kept { shared } else { 0 }
+        };
+        let going = ["step-0100", "step-0200", "step-0300", "step-0400"];
+        let expected: BTreeMap<_, _> =
+            going.iter().map(|name| (name.to_string(), expected(name))).collect();
+        for more in [&["--dry-run"][..], &[]] {
+            let asked = [&["--keep-last", "1", "--json"], more].concat();
+            let mut freed = freed(&verb("prune", folder.path(), &asked));
+            assert_eq!(freed.remove("step-0500"), Some(0));
+            assert_eq!(freed, expected, "one stays: {stays}, {more:?}");
+        }
+        assert_eq!(checkpoints(&folder), ["step-0500"]);
+    }
+}
+
+/// What could not be removed has freed nothing.
+#[test]
+fn prune_does_not_count_what_it_could_not_remove() {
+    let folder = Folder::new();
+    run_of_five(&folder);
+    fs::write(folder.at("step-0200/notes.txt"), "text").unwrap();
+    let freed = freed(&verb("prune", folder.path(), &["--keep-last", "3", "--json"]));
+    assert_eq!(freed["step-0200"], 0);
+    assert!(freed["step-0100"] > 0);
 }
 
 /// What links name stays, whatever the rules say.
@@ -110,18 +190,22 @@ fn du_counts_checkpoints_and_what_none_refers_to() {
         json.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of = |name: &str| lines.iter().find(|line| line["name"] == name).unwrap();
     let size = fs::metadata(&file).unwrap().len();
-    assert_eq!(of("step-0001")["shared"], size);
+    let (whole, file) = (on_disk(&made), fs::metadata(&file).unwrap().blocks() * 512);
+    let entry = of("step-0001");
+    assert_eq!(
+        [&entry["on_disk"], &entry["unique"], &entry["shared"]],
+        [whole, whole - file, file]
+    );
     let partial = of(".step-2.00112233445566778899aabbccddeeff.partial");
     assert_eq!(
         (&partial["bytes"], &partial["unreferenced"]),
         (&(size + 10_000).into(), &true.into())
     );
+    let own = partial["unique"].as_u64().unwrap();
     let total = lines.last().unwrap();
     assert_eq!((&total["kind"], &total["foreign"]), (&"total".into(), &1.into()));
-    let sum: u64 =
-        lines.iter().filter(|l| l["kind"] == "entry").map(|l| l["on_disk"].as_u64().unwrap()).sum();
-    assert_eq!(total["on_disk"], sum);
-    // The name that is first by its letters has the bytes that both share.
-    assert!(of("step-0001")["on_disk"].as_u64().unwrap() < size);
+    assert_eq!(total["unreferenced"], own, "the checkpoint has the rest");
+    let unique = lines.iter().filter_map(|line| line["unique"].as_u64()).sum::<u64>();
+    assert_eq!(total["on_disk"], unique + file, "what both have counts once");
     assert_code(&verb("du", &folder.at("missing"), &[]), 7);
 }

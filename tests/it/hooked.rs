@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tch_checkpoint::storage::{DirEntry, Directory, Lock, ReadFile, Rename, Storage, WriteFile};
+use tch_checkpoint::storage::{
+    DirEntry, Directory, FileFacts, Lock, ReadFile, Rename, Storage, WriteFile,
+};
 use tch_checkpoint::{Error, ErrorKind, Result};
 
 /// An operation about to happen.
@@ -184,6 +186,11 @@ impl Directory for HookedDir {
     fn read_link(&self, name: &str) -> Result<String> {
         self.ask("read_link", name)?;
         self.inner.read_link(name)
+    }
+
+    fn file_facts(&self, name: &str) -> Result<Option<FileFacts>> {
+        self.ask("file_facts", name)?;
+        self.inner.file_facts(name)
     }
 }
 

@@ -3,6 +3,7 @@
 mod directories;
 mod entries;
 mod files;
+mod links;
 mod locks;
 
 use std::path::PathBuf;

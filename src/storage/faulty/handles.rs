@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Faults;
 use crate::error::{Error, Result};
-use crate::storage::{DirEntry, Directory, Lock, ReadFile, Rename, Space, WriteFile};
+use crate::storage::{DirEntry, Directory, FileFacts, Lock, ReadFile, Rename, Space, WriteFile};
 
 #[derive(Debug)]
 pub(super) struct FaultyDir {
@@ -96,14 +96,18 @@ impl Directory for FaultyDir {
         self.run("read_link", name, || self.inner.read_link(name))
     }
 
-    // Not counted: nothing that is written depends on whether it fails.
     fn link_file(&self, from: &str, to: &str, name: &str) -> Result<()> {
         let entry = format!("{from}/{name} -> {to}");
         self.run("link_file", &entry, || self.inner.link_file(from, to, name))
     }
 
+    // Neither is counted: nothing that is written depends on whether it fails.
     fn space(&self) -> Result<Option<Space>> {
         self.inner.space()
+    }
+
+    fn file_facts(&self, name: &str) -> Result<Option<FileFacts>> {
+        self.inner.file_facts(name)
     }
 }
 

@@ -179,3 +179,25 @@ fn clones_share_the_count_and_ranks_do_not() {
     clone.reset();
     first.open_dir(Path::new("r")).unwrap();
 }
+
+/// Beside the list of all operations, which every save makes.
+#[test]
+fn a_second_name_is_counted_and_fails_like_the_others() {
+    let link = |fault: Option<Fault>| {
+        let (storage, memory) = faulty();
+        let dir = storage.create_dir_all(Path::new("r")).unwrap();
+        dir.create_dir("a").unwrap().create_file("f").unwrap().finish().unwrap();
+        let b = dir.create_dir("b").unwrap();
+        if let Some(fault) = fault {
+            storage.fail_at(6, fault, false);
+        }
+        let linked = dir.link_file("a", "b", "f");
+        assert_eq!(storage.log().last().unwrap(), "link_file r/a/f -> b");
+        assert_eq!(linked.err().map(|error| error.os_code()), fault.map(|_| Some(FULL)));
+        drop(b);
+        memory.read(Path::new("r/b/f")).is_ok()
+    };
+    assert!(link(None));
+    assert!(link(Some(Fault::Lost(FULL))), "done, and an error");
+    assert!(!link(Some(Fault::Error(FULL))), "not done");
+}

@@ -11,7 +11,7 @@ use super::file::{LocalWriteFile, opening};
 use super::read_file::LocalReadFile;
 use super::{
     INTERRUPTIONS_MAX, creating, failed, is_unknown_call, lock, no_directory, not_synced,
-    uninterrupted,
+    second_name, uninterrupted,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::sabotage::{self, Defect};
@@ -248,21 +248,14 @@ impl Directory for LocalDir {
     }
 
     fn link_file(&self, from: &str, to: &str, name: &str) -> Result<()> {
-        let path = self.entry(to)?.join(name);
-        check_name(name, &path)?;
-        let directory = |entry: &str| -> Result<OwnedFd> {
-            let path = self.entry(entry)?;
+        let (from_path, to_path) = (self.entry(from)?, self.entry(to)?);
+        check_name(name, &to_path)?;
+        let directory = |entry: &str, path: &Path| {
             let opened = self.open(entry, OFlags::RDONLY | OFlags::DIRECTORY);
-            opened.map_err(|errno| no_directory(errno, &path))
+            opened.map_err(|errno| no_directory(errno, path))
         };
-        let (source, target) = (directory(from)?, directory(to)?);
-        let stat = rustix::fs::statat(&source, name, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| creating(errno, "looking at", &path, &[ErrorKind::NotFound]))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(no_regular_file(&self.path.join(from).join(name)));
-        }
-        let link = || rustix::fs::linkat(&source, name, &target, name, AtFlags::empty());
-        uninterrupted(link).map_err(|errno| no_second_name(errno, &path))
+        let (source, target) = (directory(from, &from_path)?, directory(to, &to_path)?);
+        second_name::link((source.as_fd(), &from_path), (target.as_fd(), &to_path), name)
     }
 
     fn space(&self) -> Result<Option<Space>> {
@@ -280,19 +273,6 @@ impl Directory for LocalDir {
             names: stat.st_nlink,
             id: (stat.st_dev, stat.st_ino),
         }))
-    }
-}
-
-/// What cannot have another name: on a file system without, or of a file that has too many, or of
-/// somebody else (`fs.protected_hardlinks`).
-fn no_second_name(errno: Errno, path: &Path) -> Error {
-    let kinds = [ErrorKind::AlreadyExists, ErrorKind::NotFound];
-    let error = creating(errno, "giving the file a second name", path, &kinds);
-    match errno {
-        Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP | Errno::MLINK | Errno::XDEV => {
-            error.with_kind(ErrorKind::Unsupported)
-        }
-        _ => error,
     }
 }
 

@@ -7,6 +7,7 @@ mod file;
 mod lock;
 mod quota;
 mod read_file;
+mod second_name;
 mod space;
 #[cfg(test)]
 mod tests;

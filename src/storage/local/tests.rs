@@ -1,5 +1,6 @@
 //! What only a real file system has. The contract itself is in the conformance suite.
 
+use std::cell::Cell;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -118,6 +119,70 @@ fn a_file_whose_write_failed_is_never_finished() {
     assert!(error.help().unwrap().contains("free space"), "{error}");
     let error = file.finish().unwrap_err();
     assert_eq!(error.message(), "an earlier write failed");
+}
+
+#[test]
+fn nothing_but_a_regular_file_gets_a_second_name() {
+    let (temporary, dir) = place();
+    for name in ["a", "b"] {
+        dir.create_dir(name).unwrap();
+    }
+    make_fifo(&temporary.path().join("a/fifo"));
+    let _listener = UnixListener::bind(temporary.path().join("a/socket")).unwrap();
+    for name in ["fifo", "socket"] {
+        let error = dir.link_file("a", "b", name).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{name}: {error}");
+        assert!(error.path().unwrap().ends_with(&format!("a/{name}")), "{error}");
+    }
+    assert!(dir.open_dir("b").unwrap().list().unwrap().is_empty());
+}
+
+#[test]
+fn a_link_that_a_signal_interrupted_is_made_once() {
+    let made = Cell::new(false);
+    // The first call is interrupted, before or after it has done its work.
+    for is_done_at_first in [false, true] {
+        made.set(false);
+        let mut calls = 0;
+        let call = || {
+            calls += 1;
+            let was_made = made.replace(made.get() || is_done_at_first || calls > 1);
+            match (calls, was_made) {
+                (1, _) => Err(Errno::INTR),
+                (_, true) => Err(Errno::EXIST),
+                _ => Ok(()),
+            }
+        };
+        assert_eq!(second_name::carried_out_once(call, || made.get()), Ok(()));
+        assert_eq!((calls, made.get()), (2, true), "{is_done_at_first}");
+    }
+    let mut answers = [Errno::EXIST, Errno::INTR].into_iter();
+    let call = || Err(answers.next_back().unwrap());
+    let of_somebody_else = second_name::carried_out_once(call, || false);
+    assert_eq!(of_somebody_else, Err(Errno::EXIST));
+    let uninterrupted = second_name::carried_out_once(|| Err(Errno::EXIST), || true);
+    assert_eq!(uninterrupted, Err(Errno::EXIST), "its own from an earlier time");
+    let for_ever = second_name::carried_out_once(|| Err(Errno::INTR), || false);
+    assert_eq!(for_ever, Err(Errno::INTR));
+}
+
+#[test]
+fn files_that_can_have_one_name_only_are_unsupported() {
+    let refusals = [Errno::PERM, Errno::NOSYS, Errno::OPNOTSUPP, Errno::MLINK, Errno::XDEV];
+    for errno in refusals {
+        let error = second_name::refused(errno, Path::new("f"));
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert_eq!(error.os_code(), Some(errno.raw_os_error()));
+    }
+    for (errno, kind) in [
+        (Errno::EXIST, ErrorKind::AlreadyExists),
+        (Errno::NOENT, ErrorKind::NotFound),
+        (Errno::NOSPC, ErrorKind::Storage),
+        (Errno::ACCESS, ErrorKind::Storage),
+        (Errno::IO, ErrorKind::Storage),
+    ] {
+        assert_eq!(second_name::refused(errno, Path::new("f")).kind(), kind, "{errno}");
+    }
 }
 
 #[test]
