@@ -7,6 +7,7 @@ mod bytes;
 mod caches;
 mod letters;
 mod lists;
+mod odd;
 mod refused;
 mod resumed;
 mod saves;

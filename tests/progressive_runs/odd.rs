@@ -1,0 +1,288 @@
+//! Runs that are not as usual: ranks that differ, short numbers, merged adapters, ties.
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor, no_grad};
+use tch_checkpoint::progressive::{
+    Architecture, Layer, Layers, Linear, LinearConfig, LoraConfig, Rack, RackBuilder,
+    StackPrecision, TrunkStrategy,
+};
+use tch_checkpoint::{ErrorKind, Result};
+
+use crate::letters::{Config, Letters, Rows, alone, bits, config, loss, on_ranks, rack, trainer};
+
+fn adapters() -> LoraConfig {
+    LoraConfig { rank: 2, ..LoraConfig::default() }
+}
+
+#[test]
+fn ranks_with_racks_that_differ_are_told_so_before_anything_is_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().to_path_buf();
+    on_ranks(2, move |group| {
+        let mut rack = rack();
+        rack.append_stack(1, None).unwrap();
+        // The same names and sizes, in another order.
+        let second = group.rank().get() == 1;
+        if second { rack.prepend_stack(1, None) } else { rack.append_stack(1, None) }.unwrap();
+        let before = bits(&rack);
+        let mut trainer = trainer(&group, config(&root, 0));
+        let error = trainer.train_rack(&mut rack, &Rows, &loss, 3).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Disagreement, "{error}");
+        assert_eq!(error.rank().map(|rank| rank.get()), Some(1), "{error}");
+        assert_eq!(trainer.get_training_info().step, 0);
+        assert!(before.iter().all(|(name, bytes)| bits(&rack)[name] == *bytes));
+    });
+}
+
+#[test]
+fn ranks_with_other_targets_or_other_adapters_are_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().to_path_buf();
+    on_ranks(2, move |group| {
+        let number = group.rank().get() as usize;
+        let mut trainer = trainer(&group, config(&root, 0));
+        let mut rack = rack();
+        let error = trainer.train_rack(&mut rack, &Rows, &loss, 1 + number).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Disagreement, "{error}");
+        trainer.train_rack(&mut rack, &Rows, &loss, 1).unwrap();
+        let adapters = LoraConfig { rank: 1 + number, ..LoraConfig::default() };
+        let error = trainer.train_adapters(&mut rack, &Rows, &loss, &adapters, 2).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Disagreement, "{error}");
+    });
+}
+
+/// With moments of 16 bits the squares of small gradients would be 0, and so would what is added to
+/// divide by.
+#[test]
+fn stacks_of_every_precision_learn_with_the_default_optimizer() {
+    for precision in [StackPrecision::Half, StackPrecision::Bf16, StackPrecision::Full] {
+        alone(move |group| {
+            let dir = tempfile::tempdir().unwrap();
+            let mut settings = config(dir.path(), 0);
+            settings.steps_per_stack = 40;
+            settings.new_stack_precision = Some(precision);
+            settings.blocks_per_stack = 2;
+            tch::manual_seed(1);
+            let mut rack = rack();
+            let mut trainer = trainer(&group, settings);
+            trainer.train_rack(&mut rack, &Rows, &loss, 2).unwrap();
+            for (name, tensor) in rack.store().variables() {
+                assert_eq!(tensor.isfinite().all().int64_value(&[]), 1, "{precision:?} {name}");
+            }
+            for stage in &trainer.get_training_info().history {
+                let (first, last) = (stage.first_loss.unwrap(), stage.final_loss.unwrap());
+                assert!(last < first && last.is_finite(), "{precision:?} {stage:?}");
+            }
+        });
+    }
+}
+
+#[test]
+fn adapters_below_a_frozen_trunk_stay_as_they_are_while_the_next_stack_is_trained() {
+    alone(|group| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut whole = rack();
+        let mut first = trainer(&group, config(dir.path(), 0));
+        first.train_rack(&mut whole, &Rows, &loss, 1).unwrap();
+        first.train_adapters(&mut whole, &Rows, &loss, &adapters(), 3).unwrap();
+        let input = Tensor::from_slice(&[1i64, 5, 9]);
+        let of_adapters = |rack: &Rack<Letters>| {
+            let mut all = bits(rack);
+            all.retain(|name, _| name.contains(".lora_"));
+            all
+        };
+        let (before, trunk) = (of_adapters(&whole), whole.forward_trunk(1, &input, false).unwrap());
+        first.train_rack(&mut whole, &Rows, &loss, 2).unwrap();
+        assert!(of_adapters(&whole) == before, "they were trained");
+        let after = whole.forward_trunk(1, &input, false).unwrap();
+        let far = (after - trunk).abs().max().double_value(&[]);
+        assert!(far < 1e-5, "their effect is gone: {far}");
+
+        // And a run that is resumed has the same optimizer.
+        let mut resumed = rack();
+        let mut second = trainer(&group, config(dir.path(), 0));
+        second.resume(&mut resumed).unwrap().unwrap();
+        assert!(bits(&resumed) == bits(&whole) && resumed.info() == whole.info());
+        tch::manual_seed(4);
+        first.train_rack(&mut whole, &Rows, &loss, 3).unwrap();
+        tch::manual_seed(4);
+        second.train_rack(&mut resumed, &Rows, &loss, 3).unwrap();
+        assert!(bits(&resumed) == bits(&whole));
+    });
+}
+
+#[test]
+fn a_run_whose_adapters_were_merged_by_hand_can_be_saved_and_resumed() {
+    alone(|group| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut whole = rack();
+        let mut first = trainer(&group, config(dir.path(), 0));
+        first.train_rack(&mut whole, &Rows, &loss, 2).unwrap();
+        first.train_adapters(&mut whole, &Rows, &loss, &adapters(), 3).unwrap();
+        whole.merge_adapters(0).unwrap();
+        let copy = dir.path().join("by hand");
+        let mut settings = config(&copy, 0);
+        settings.checkpoint.resume = tch_checkpoint::checkpointer::Resume::Fresh;
+        let _ = settings;
+        // The step is saved already; another one is not.
+        first.train_adapters(&mut whole, &Rows, &loss, &adapters(), 4).unwrap();
+        let mut resumed = rack();
+        let mut second = trainer(&group, config(dir.path(), 0));
+        second.resume(&mut resumed).unwrap().unwrap();
+        assert!(bits(&resumed) == bits(&whole) && resumed.info() == whole.info());
+        let unmerged = |rack: &mut Rack<Letters>| {
+            rack.unmerge_adapters(0).unwrap();
+            bits(rack)
+        };
+        assert!(unmerged(&mut resumed) == unmerged(&mut whole));
+    });
+}
+
+#[test]
+fn a_stack_that_is_exchanged_within_a_stage_is_what_the_next_step_sees() {
+    let ends: Vec<_> = [0, 1]
+        .map(|mebibytes| {
+            alone(move |group| {
+                let dir = tempfile::tempdir().unwrap();
+                let mut settings = config(dir.path(), 0);
+                settings.activation_cache_mib = mebibytes;
+                tch::manual_seed(5);
+                let mut rack = rack();
+                let mut trainer = trainer(&group, settings);
+                trainer.train_rack(&mut rack, &Rows, &loss, 1).unwrap();
+                trainer.train_adapters(&mut rack, &Rows, &loss, &adapters(), 0).unwrap();
+                rack.detach_adapters(0).unwrap();
+                trainer.train_rack(&mut rack, &Rows, &loss, 2).unwrap();
+                let weight = rack.store().variables()["stacks.0.blocks.0.up.weight"].shallow_clone();
+                no_grad(|| drop(weight.shallow_clone().f_mul_scalar_(0.5)));
+                trainer.train_adapters(&mut rack, &Rows, &loss, &adapters(), 5).unwrap();
+                bits(&rack)
+            })
+        })
+        .into();
+    assert!(ends[0] == ends[1]);
+}
+
+#[test]
+fn a_rack_that_may_have_more_stacks_than_the_stored_one_may_go_on_growing() {
+    alone(|group| {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |max| {
+            let builder = RackBuilder::<Letters>::new(Config { width: 16 });
+            builder.seed(3).max_stacks(max).build().unwrap()
+        };
+        let (mut small, mut large) = (of(1), of(3));
+        let mut first = trainer(&group, config(dir.path(), 0));
+        first.train_rack(&mut small, &Rows, &loss, 1).unwrap();
+        let mut second = trainer(&group, config(dir.path(), 0));
+        second.resume(&mut large).unwrap().unwrap();
+        assert_eq!(large.info().max_stacks, 3);
+        second.train_rack(&mut large, &Rows, &loss, 2).unwrap();
+        // The other way round nothing is cut off.
+        let mut again = of(1);
+        let mut third = trainer(&group, config(dir.path(), 0));
+        third.resume(&mut again).unwrap().unwrap();
+        assert_eq!((again.stacks().len(), again.info().max_stacks), (2, 3));
+    });
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Tied;
+
+struct Twice(Linear, Tensor);
+
+impl Layer for Twice {
+    fn forward(&self, input: &Tensor, train: bool) -> Tensor {
+        self.0.forward(input, train).linear(&self.1, None::<&Tensor>)
+    }
+}
+
+struct Ends(Tensor);
+
+impl Layer for Ends {
+    fn forward(&self, input: &Tensor, _: bool) -> Tensor {
+        input.linear(&self.0, None::<&Tensor>)
+    }
+}
+
+impl Architecture for Tied {
+    type Config = ();
+
+    fn embeddings(layers: &Layers<'_>, (): &()) -> Result<Option<Box<dyn Layer>>> {
+        Ok(Some(Box::new(Ends(layers.path().randn_standard("weight", &[4, 4])))))
+    }
+
+    fn block(layers: &Layers<'_>, (): &()) -> Result<Box<dyn Layer>> {
+        let linear = layers.linear("fc", 4, 4, LinearConfig::default())?;
+        let again = layers.tie("again", &format!("{}.weight", linear.name()))?;
+        Ok(Box::new(Twice(linear, again)))
+    }
+
+    fn head(layers: &Layers<'_>, (): &()) -> Result<Option<Box<dyn Layer>>> {
+        Ok(Some(Box::new(Ends(layers.tie("weight", "embeddings.weight")?))))
+    }
+}
+
+fn tied(seed: u64) -> Rack<Tied> {
+    let builder = RackBuilder::<Tied>::new(()).seed(seed);
+    builder.stack(2, None).stack(2, None).build().unwrap()
+}
+
+fn ones() -> Tensor {
+    Tensor::ones([1, 4], (Kind::Float, Device::Cpu))
+}
+
+fn is_tied(rack: &Rack<Tied>, first: &str, second: &str) -> bool {
+    let variables = rack.store().variables();
+    variables[first].data_ptr() == variables[second].data_ptr()
+}
+
+#[test]
+fn ties_come_back_as_ties_with_racks_and_with_stacks() {
+    alone(|group| {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut saved, path) = (tied(1), dir.path().join("rack"));
+        saved.attach_adapters(1, &adapters()).unwrap();
+        let output = saved.forward(&ones(), false).unwrap();
+        saved.save_rack(&group, &path).unwrap();
+        let opened = Rack::<Tied>::open_rack(&group, &path, Device::Cpu).unwrap();
+        assert!(is_tied(&opened, "embeddings.weight", "head.weight"));
+        assert!(is_tied(&opened, "stacks.1.blocks.0.again", "stacks.1.blocks.0.fc.weight"));
+        assert_eq!(opened.forward(&ones(), false).unwrap(), output);
+
+        let path = dir.path().join("stack");
+        saved.save_stack(&group, 1, &path).unwrap();
+        let mut other = tied(2);
+        other.load_stack(&group, 0, &path).unwrap();
+        assert!(is_tied(&other, "stacks.0.blocks.0.again", "stacks.0.blocks.0.fc.weight"));
+        let (ours, theirs) = (other.store().variables(), saved.store().variables());
+        for name in ["again", "fc.weight", "fc.bias"] {
+            let name = format!("blocks.1.{name}");
+            assert_eq!(ours[&format!("stacks.0.{name}")], theirs[&format!("stacks.1.{name}")]);
+        }
+    });
+}
+
+/// The strategy that trains adapters has to have some that are trained.
+#[test]
+fn adapters_that_are_merged_are_not_taken_for_trained_ones() {
+    alone(|group| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rack = rack();
+        rack.append_stack(1, None).unwrap();
+        rack.attach_adapters(0, &adapters()).unwrap();
+        rack.merge_adapters(0).unwrap();
+        let before = rack.info();
+        let mut trainer = trainer(&group, config(dir.path(), 0));
+        let error = trainer.train_adapters(&mut rack, &Rows, &loss, &adapters(), 2).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+        assert!(error.to_string().contains("merged"), "{error}");
+        assert_eq!(rack.info(), before);
+        let mut settings = config(dir.path(), 0);
+        settings.trunk = TrunkStrategy::Adapters(adapters());
+        let mut trainer = crate::letters::trainer(&group, settings);
+        let error = trainer.train_rack(&mut rack, &Rows, &loss, 2).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+        assert_eq!(rack.info(), before);
+    });
+}
