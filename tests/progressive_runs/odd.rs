@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 use tch_checkpoint::progressive::{
     Architecture, Layer, Layers, Linear, LinearConfig, LoraConfig, Rack, RackBuilder,
-    StackPrecision, TrunkStrategy,
+    StackPrecision, TrunkStrategy, list_checkpoints,
 };
-use tch_checkpoint::{ErrorKind, Result};
+use tch_checkpoint::{Error, ErrorKind, Result};
 
 use crate::letters::{Config, Letters, Rows, alone, bits, config, loss, on_ranks, rack, trainer};
 
@@ -111,56 +111,121 @@ fn adapters_below_a_frozen_trunk_stay_as_they_are_while_the_next_stack_is_traine
     });
 }
 
+/// Which variables an optimizer has follows from what was trained, not from what is frozen now.
 #[test]
-fn a_run_whose_adapters_were_merged_by_hand_can_be_saved_and_resumed() {
+fn a_run_can_be_resumed_after_its_rack_was_frozen_by_hand() {
     alone(|group| {
         let dir = tempfile::tempdir().unwrap();
+        let mut settings = config(dir.path(), 1);
+        settings.steps_per_stack = 2;
         let mut whole = rack();
-        let mut first = trainer(&group, config(dir.path(), 0));
-        first.train_rack(&mut whole, &Rows, &loss, 2).unwrap();
-        first.train_adapters(&mut whole, &Rows, &loss, &adapters(), 3).unwrap();
-        whole.merge_adapters(0).unwrap();
-        let copy = dir.path().join("by hand");
-        let mut settings = config(&copy, 0);
-        settings.checkpoint.resume = tch_checkpoint::checkpointer::Resume::Fresh;
-        let _ = settings;
-        // The step is saved already; another one is not.
-        first.train_adapters(&mut whole, &Rows, &loss, &adapters(), 4).unwrap();
+        let mut first = trainer(&group, settings.clone());
+        first.train_rack(&mut whole, &Rows, &loss, 1).unwrap();
+        whole.set_frozen(0, true).unwrap();
+        settings.steps_per_stack = 3;
+        let mut longer = trainer(&group, settings.clone());
         let mut resumed = rack();
-        let mut second = trainer(&group, config(dir.path(), 0));
-        second.resume(&mut resumed).unwrap().unwrap();
-        assert!(bits(&resumed) == bits(&whole) && resumed.info() == whole.info());
-        let unmerged = |rack: &mut Rack<Letters>| {
-            rack.unmerge_adapters(0).unwrap();
-            bits(rack)
-        };
-        assert!(unmerged(&mut resumed) == unmerged(&mut whole));
+        longer.resume(&mut resumed).unwrap().unwrap();
+        resumed.set_frozen(0, true).unwrap();
+        longer.train_rack(&mut resumed, &Rows, &loss, 1).unwrap();
+        let mut again = rack();
+        let mut third = trainer(&group, settings);
+        third.resume(&mut again).unwrap().unwrap();
+        assert!(bits(&again) == bits(&resumed) && again.info() == resumed.info());
     });
 }
 
+/// The trunk is changed between two calls within one stage.
 #[test]
-fn a_stack_that_is_exchanged_within_a_stage_is_what_the_next_step_sees() {
-    let ends: Vec<_> = [0, 1]
-        .map(|mebibytes| {
-            alone(move |group| {
-                let dir = tempfile::tempdir().unwrap();
-                let mut settings = config(dir.path(), 0);
-                settings.activation_cache_mib = mebibytes;
-                tch::manual_seed(5);
-                let mut rack = rack();
-                let mut trainer = trainer(&group, settings);
-                trainer.train_rack(&mut rack, &Rows, &loss, 1).unwrap();
-                trainer.train_adapters(&mut rack, &Rows, &loss, &adapters(), 0).unwrap();
-                rack.detach_adapters(0).unwrap();
-                trainer.train_rack(&mut rack, &Rows, &loss, 2).unwrap();
-                let weight = rack.store().variables()["stacks.0.blocks.0.up.weight"].shallow_clone();
-                no_grad(|| drop(weight.shallow_clone().f_mul_scalar_(0.5)));
-                trainer.train_adapters(&mut rack, &Rows, &loss, &adapters(), 5).unwrap();
-                bits(&rack)
-            })
+fn a_trunk_that_was_changed_within_a_stage_is_what_the_next_step_sees() {
+    let ends = [0, 1].map(|mebibytes| {
+        alone(move |group| {
+            let dir = tempfile::tempdir().unwrap();
+            let mut settings = config(dir.path(), 1);
+            settings.activation_cache_mib = mebibytes;
+            settings.checkpoint.keep_last = Some(100);
+            tch::manual_seed(5);
+            let mut first = rack();
+            trainer(&group, settings.clone()).train_rack(&mut first, &Rows, &loss, 2).unwrap();
+            let saved = list_checkpoints(dir.path().join("letters")).unwrap();
+            let within = saved.iter().find(|checkpoint| checkpoint.step == 11).unwrap();
+            let mut rack = rack();
+            let mut trainer = trainer(&group, settings);
+            trainer.restore_from_checkpoint(&within.path, &mut rack).unwrap();
+            assert_eq!(trainer.activation_cache().is_empty(), mebibytes == 0);
+            let weight = rack.store().variables()["stacks.0.blocks.0.up.weight"].shallow_clone();
+            no_grad(|| drop(weight.shallow_clone().f_mul_scalar_(0.5)));
+            trainer.train_rack(&mut rack, &Rows, &loss, 2).unwrap();
+            assert_eq!(trainer.get_training_info().step, 12);
+            bits(&rack)
         })
-        .into();
+    });
     assert!(ends[0] == ends[1]);
+}
+
+#[test]
+fn an_architecture_that_fails_or_panics_on_one_rank_is_every_ranks_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().to_path_buf();
+    on_ranks(2, move |group| {
+        for what in ["fails", "panics"] {
+            // Rank 0 builds what it is asked for.
+            let own = if group.rank().get() == 1 { what } else { "" };
+            let builder = RackBuilder::<Failing>::new(own.to_owned());
+            let mut rack = builder.build().unwrap();
+            let mut trainer = trainer(&group, config(&root, 0));
+            let error = trainer.train_rack(&mut rack, &Rows, &loss, 1).unwrap_err();
+            assert_eq!(error.rank().map(|rank| rank.get()), Some(1), "{error}");
+            assert!(error.to_string().contains(what), "{error}");
+        }
+    });
+}
+
+/// What its configuration says happens where a block is made.
+struct Failing;
+
+impl Architecture for Failing {
+    type Config = String;
+
+    fn block(layers: &Layers<'_>, config: &String) -> Result<Box<dyn Layer>> {
+        match config.as_str() {
+            "fails" => Err(Error::new(ErrorKind::InvalidInput, "this block fails")),
+            "panics" => panic!("this block panics"),
+            _ => Ok(Box::new(layers.linear("fc", 4, 4, LinearConfig::default())?)),
+        }
+    }
+}
+
+#[test]
+fn adapters_that_fit_some_stacks_only_are_attached_to_none() {
+    alone(|group| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rack =
+            RackBuilder::<Growing>::new(()).stack(1, None).stack(1, None).build().unwrap();
+        let before = rack.info();
+        let targets = vec!["fc".to_owned()];
+        let config = LoraConfig { rank: 3, targets, ..LoraConfig::default() };
+        let mut trainer = trainer(&group, crate::letters::config(dir.path(), 0));
+        let error = trainer.train_adapters(&mut rack, &Rows, &loss, &config, 2).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+        assert_eq!(rack.info(), before);
+        assert!(rack.store().variables().keys().all(|name| !name.contains("lora")));
+    });
+}
+
+/// Stack 0 is wide, stack 1 is narrow.
+struct Growing;
+
+impl Architecture for Growing {
+    type Config = ();
+
+    fn block(layers: &Layers<'_>, (): &()) -> Result<Box<dyn Layer>> {
+        let is_first =
+            layers.linear("probe", 1, 1, LinearConfig::default())?.name().contains("s.0.b");
+        let width = if is_first { 4 } else { 2 };
+        let config = LinearConfig { bias: false };
+        Ok(Box::new(layers.linear("fc", width, width, config)?))
+    }
 }
 
 #[test]
