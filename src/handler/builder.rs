@@ -167,7 +167,7 @@ fn same_variables(all: &[Vec<Variable>]) -> Result<()> {
 
 /// Seeds for libtorch: one for building the model (`None`, equal on every rank), one per rank for
 /// everything random afterwards.
-pub(super) fn seed_of_rank(seed: u64, rank: Option<Rank>) -> i64 {
+pub(crate) fn seed_of_rank(seed: u64, rank: Option<Rank>) -> i64 {
     let mut hasher = blake3::Hasher::new_derive_key("tch-checkpoint 2026 seed of a rank");
     hasher.update(&seed.to_le_bytes());
     hasher.update(&rank.map_or(u64::MAX, |r| u64::from(r.get())).to_le_bytes());

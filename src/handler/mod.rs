@@ -37,6 +37,7 @@ mod setup;
 mod train;
 mod weights;
 
+pub(crate) use self::builder::seed_of_rank;
 use self::code::KeptCode;
 pub use crate::autosave::{KeepBest, Retention};
 pub use crate::checkpointer::{AsyncMode, InFlight};

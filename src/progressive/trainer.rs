@@ -24,7 +24,7 @@ use crate::agree::{agree, unlike};
 use crate::checkpointer::{At, Checkpointer, CheckpointerConfig, Outcome, Parts, Resume, Resumed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
-use crate::handler::broadcast_tensors;
+use crate::handler::{broadcast_tensors, seed_of_rank};
 use crate::preempt::Preempted;
 use crate::rank::{Rank, WorldSize};
 use crate::save::Checkpoint;
@@ -181,6 +181,9 @@ impl ProgressiveTrainer {
         index: usize,
         trunk: &TrunkStrategy,
     ) -> Result<()> {
+        if self.training.info.step == 0 {
+            self.seed(rack);
+        }
         let optimizer = Optimizer::for_unfrozen(self.config.optimizer, rack.store())?;
         self.training.optimizer = Some(optimizer);
         self.training.info.begin(stage, index, trunk);
@@ -189,6 +192,11 @@ impl ProgressiveTrainer {
             tracing::info!(?stage, index, "a stage of progressive training begins");
         }
         Ok(())
+    }
+
+    /// What is drawn in training follows from the rack's seed and the rank.
+    fn seed<A: Architecture>(&self, rack: &Rack<A>) {
+        tch::manual_seed(seed_of_rank(rack.seed, Some(self.group.rank())));
     }
 
     /// Trains what is trained at present until the stage has had so many steps.
@@ -262,6 +270,8 @@ impl ProgressiveTrainer {
     /// # Errors
     /// As [`Checkpointer::resume`]; [`ErrorKind::Mismatch`] with every difference in structure.
     pub fn resume<A: Architecture>(&mut self, rack: &mut Rack<A>) -> Result<Option<Resumed>> {
+        // For ranks of which no random state was saved: the world has grown.
+        self.seed(rack);
         self.with_parts(rack, |checkpointer, parts| checkpointer.resume(parts))
     }
 

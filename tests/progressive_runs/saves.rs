@@ -5,7 +5,7 @@ use tch_checkpoint::progressive::{
     LoraConfig, Rack, StackPrecision, get_rack_info, get_stack_info,
 };
 
-use crate::letters::{Config, Letters, alone, bits, on_ranks, rack};
+use crate::letters::{Letters, alone, bits, on_ranks, rack};
 
 /// Two stacks of different kinds, one of them frozen and with adapters that do something.
 fn varied() -> Rack<Letters> {
@@ -120,7 +120,6 @@ fn adapters_of_before_do_not_stay() {
         rack.load_stack(&group, 1, &path).unwrap();
         assert!(rack.info().stack_info[1].adapters.is_none());
         assert!(rack.store().variables().keys().all(|name| !name.contains("lora")));
-        drop(Config { width: 16 });
     });
 }
 
