@@ -193,6 +193,12 @@ impl CheckpointerConfig {
         Self { audit, ..self }
     }
 
+    /// Whether what has not changed since an earlier checkpoint is written again.
+    #[must_use]
+    pub fn copy_unchanged(self, copy_unchanged: bool) -> Self {
+        Self { copy_unchanged, ..self }
+    }
+
     /// Event files for TensorBoard in this directory, one folder for each experiment.
     #[must_use]
     pub fn tensorboard(self, directory: impl Into<PathBuf>) -> Self {

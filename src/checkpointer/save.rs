@@ -354,6 +354,7 @@ impl Checkpointer {
             epoch: counters.epoch,
             on_existing,
             audit: self.config.audit,
+            copy_unchanged: self.config.copy_unchanged,
             space_reserve: self.space_reserve,
             ignore_space: self.config.ignore_space,
             ..SaveOptions::default()

@@ -12,7 +12,8 @@ use super::format::{bytes, plain, table, value};
 use super::grid::{Column, Grid, short_id};
 use super::{Output, Stop};
 use crate::catalog::{Found, Wanted, find};
-use crate::layout::SaveId;
+use crate::layout::{SaveId, parse_sums_file};
+use crate::manifest::Manifest;
 use crate::shown::{line, path};
 use crate::storage::LocalStorage;
 
@@ -83,15 +84,49 @@ fn tensors(out: &mut Output<'_>, found: &Found) -> Result<(), Stop> {
     out.table(&shown)
 }
 
+/// A file of a checkpoint.
+struct Listed<'m> {
+    name: &'m str,
+    len: u64,
+    /// The save that wrote it, of data and sums files.
+    save_id: Option<SaveId>,
+}
+
+/// Data files, sums files, others.
+fn listed(m: &Manifest) -> impl Iterator<Item = Listed<'_>> {
+    let data = m.data_files().iter().map(|f| (f, Some(f.save_id)));
+    let data = data.map(|(f, save_id)| Listed { name: &f.name, len: f.len, save_id });
+    let sums = m.sums_files().iter().map(|f| (f, parse_sums_file(&f.name)));
+    let others = sums.chain(m.other_files().iter().map(|f| (f, None)));
+    data.chain(others.map(|(f, save_id)| Listed { name: &f.name, len: f.len, save_id }))
+}
+
+impl Listed<'_> {
+    /// The earlier save that wrote it; this one has only given it another name.
+    fn linked_from(&self, m: &Manifest) -> Option<SaveId> {
+        self.save_id.filter(|save_id| *save_id != m.save_id())
+    }
+
+    fn as_json(&self, m: &Manifest) -> serde_json::Value {
+        let mut file = json!({"name": self.name, "bytes": self.len});
+        if let (Some(save_id), Some(fields)) = (self.save_id, file.as_object_mut()) {
+            fields.insert("save_id".to_owned(), save_id.to_string().into());
+            fields.insert("linked".to_owned(), self.linked_from(m).is_some().into());
+        }
+        file
+    }
+}
+
 /// Ids in names are shortened, unless full names are asked for.
 fn files(out: &mut Output<'_>, found: &Found, has_full_names: bool) -> Result<(), Stop> {
     let m = &found.manifest;
-    let mut shown = Grid::new([("file", Column::Middle(24)), ("size", Column::Right)]);
-    let data = m.data_files().iter().map(|f| (&f.name, f.len));
-    let others = m.sums_files().iter().chain(m.other_files()).map(|f| (&f.name, f.len));
-    for (name, len) in data.chain(others) {
-        let name = if has_full_names { name.clone() } else { with_short_ids(name) };
-        shown.row([name, bytes(len)]);
+    let columns = [("file", Column::Middle(24)), ("size", Column::Right), ("", Column::Left)];
+    let mut shown = Grid::new(columns);
+    for file in listed(m) {
+        let name = if has_full_names { file.name.to_owned() } else { with_short_ids(file.name) };
+        let linked =
+            file.linked_from(m).map(|id| format!("linked from {}", short_id(&id.to_string())));
+        shown.row([name, bytes(file.len), linked.unwrap_or_default()]);
     }
     out.line("")?;
     shown.write(out)
@@ -133,10 +168,7 @@ fn as_json(found: &Found) -> serde_json::Value {
             })
         })
         .collect();
-    let data = m.data_files().iter().map(|f| json!({"name": f.name, "bytes": f.len}));
-    let others = m.sums_files().iter().chain(m.other_files());
-    let files: Vec<_> =
-        data.chain(others.map(|f| json!({"name": f.name, "bytes": f.len}))).collect();
+    let files: Vec<_> = listed(m).map(|file| file.as_json(m)).collect();
     let values: serde_json::Map<_, _> =
         m.values().iter().map(|(name, stored)| (name.to_owned(), plain(stored))).collect();
     json!({

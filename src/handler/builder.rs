@@ -128,6 +128,7 @@ impl<M: Model> HandlerBuilder<M> {
             quiet: false,
             code: KeptCode::default(),
             audit: false,
+            copy_unchanged: false,
             loaded_random: None,
             poisoned: false,
         })

@@ -46,6 +46,14 @@ impl<M: Model> NNHandler<M> {
         self.audit = audit;
     }
 
+    /// Whether saves from now on, automatic ones included, write components again that have not
+    /// changed since an earlier checkpoint of the directory; otherwise their files are linked. The
+    /// same on every rank. Default: no. See
+    /// [`SaveOptions::copy_unchanged`](crate::SaveOptions::copy_unchanged).
+    pub fn copy_unchanged(&mut self, copy_unchanged: bool) {
+        self.copy_unchanged = copy_unchanged;
+    }
+
     /// The code that was saved with a checkpoint on the file system; none if none was. Not
     /// collective. The same as [`load_model_code`], which needs no
     /// libtorch.

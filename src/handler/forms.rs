@@ -104,7 +104,7 @@ impl<M: Model> NNHandler<M> {
             audit: self.audit,
             space_reserve: 0,
             ignore_space: false,
-            copy_unchanged: false,
+            copy_unchanged: self.copy_unchanged,
             libtorch_version: torch::libtorch_version(),
         }
     }

@@ -143,6 +143,7 @@ pub struct NNHandler<M: Model> {
     code: KeptCode,
     /// Whether saves compare replicas first.
     audit: bool,
+    copy_unchanged: bool,
     /// The generator's state when a load had ended, until training begins.
     loaded_random: Option<Vec<u8>>,
     /// Set when a load or a training step failed after it began to change the model.

@@ -59,7 +59,7 @@ pub(super) fn check_world(body: &Body) -> Result<WorldSize> {
 /// Checks names and lengths of all files, and gives the sum of their lengths.
 fn check_files(body: &Body) -> Result<u64> {
     for file in &body.data_files {
-        check_data_file(file, body.sums_files.len())?;
+        check_data_file(file, &body.sums_files)?;
     }
     for file in &body.sums_files {
         let known =
@@ -98,7 +98,7 @@ fn check_code(others: &[OtherFile]) -> Result<()> {
     Ok(())
 }
 
-fn check_data_file(file: &DataFile, sums_files: usize) -> Result<()> {
+fn check_data_file(file: &DataFile, sums_files: &[OtherFile]) -> Result<()> {
     let fault = |message: &str| corrupt(message).with_path(&file.name);
     let named = layout::is_file_name(&file.name).then(|| DataFileName::parse(&file.name)).flatten();
     let named = named.ok_or_else(|| fault("not the name of a data file"))?;
@@ -110,7 +110,11 @@ fn check_data_file(file: &DataFile, sums_files: usize) -> Result<()> {
     require(aligned && start <= HEADER_BYTES_MAX + 8 && start <= file.len, || {
         fault(&format!("its data cannot begin at {start}"))
     })?;
-    require((file.sums_file as usize) < sums_files, || fault("its sums file is not listed"))
+    let sums = sums_files.get(file.sums_file as usize);
+    let sums = sums.ok_or_else(|| fault("its sums file is not listed"))?;
+    // A name that no save gives is another fault.
+    let of_another = layout::parse_sums_file(&sums.name).is_some_and(|id| id != file.save_id);
+    require(!of_another, || fault("its sums file is of another save"))
 }
 
 fn check_tensors(body: &Body) -> Result<()> {

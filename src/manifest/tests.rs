@@ -242,6 +242,11 @@ fn bodies_with_bad_files_are_refused() {
             b.other_files.extend((0..16).map(file));
         }),
         ("sums file is not listed", |b| b.data_files[0].sums_file = 99),
+        ("sums file is of another save", |b| {
+            let other = SaveId::from_bytes([8; 16]);
+            b.sums_files[0].name =
+                b.sums_files[0].name.replace(&ID.to_string(), &other.to_string());
+        }),
         ("sums leave their file", |b| b.data_files[0].sums_begin = u64::MAX - 15),
         ("sums leave their file", |b| b.data_files[0].sums_begin += 4),
         ("sums leave their file", |b| b.sums_files[0].len -= 16),

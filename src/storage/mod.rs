@@ -151,8 +151,8 @@ pub trait Directory: Send + Sync + fmt::Debug {
 
     /// Makes file `name` of directory `from` an entry of directory `to` too, under the same name:
     /// one file, two names. Both are directories in this one; neither is followed if it is a
-    /// link, and neither is `name`. Not durable until `to` is synced. A storage without it says so
-    /// by default.
+    /// link, and neither is `name`. The name is not durable until `to` is synced; what the file
+    /// holds is, whoever wrote it. A storage without it says so by default.
     ///
     /// # Errors
     /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists),

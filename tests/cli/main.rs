@@ -13,6 +13,7 @@ mod launch;
 #[path = "../jobs/launched.rs"]
 #[allow(unreachable_pub, reason = "helpers of tests")]
 mod launched;
+mod linked;
 mod ls;
 mod manual;
 #[path = "../jobs/marked.rs"]

@@ -129,12 +129,22 @@ impl Made {
     }
 
     pub(crate) fn save_as(self, folder: &Folder, name: &str) -> String {
+        // What a test damages is then one checkpoint.
+        self.save_with(folder, name, true)
+    }
+
+    /// What has not changed since an earlier one of the folder is linked.
+    pub(crate) fn save_linked(self, folder: &Folder) -> String {
+        let name = format!("step-{:04}", self.step);
+        self.save_with(folder, &name, false)
+    }
+
+    fn save_with(self, folder: &Folder, name: &str, copy_unchanged: bool) -> String {
         let at = folder.at(name);
         let options = SaveOptions {
             step: self.step,
             epoch: self.epoch,
-            // What a test damages is then one checkpoint.
-            copy_unchanged: true,
+            copy_unchanged,
             ..SaveOptions::default()
         };
         let path = CheckpointPath::parse(&at).unwrap();

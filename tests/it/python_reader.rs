@@ -170,6 +170,20 @@ fn each_data_file_that_is_lost_or_cut_or_longer() {
     assert_reads(&at, 3);
 }
 
+/// What has not changed is a file of the earlier save, under its old name.
+#[test]
+fn files_that_are_linked_from_an_earlier_save() {
+    let dir = tempfile::tempdir().unwrap();
+    let [old, new] = ["old", "new"].map(|name| dir.path().join(name));
+    saved_by(3, &old, 2, false);
+    saved_by(3, &new, 2, false);
+    let names = |at: &Path| data_files(at).into_iter().map(|f| f.file_name().map(Into::into));
+    let names = |at: &Path| names(at).collect::<Vec<Option<PathBuf>>>();
+    assert_eq!(names(&old), names(&new), "all of them are linked");
+    std::fs::remove_dir_all(old).unwrap();
+    assert_reads(&new, 2);
+}
+
 /// The same shapes, another step: the file fits in every other way.
 #[test]
 fn a_file_of_another_save() {

@@ -106,6 +106,10 @@ pub struct CheckpointerConfig {
     /// Whether replicas are compared before each save, see
     /// [`SaveOptions::audit`](crate::SaveOptions::audit). Default: no.
     pub audit: bool,
+    /// Whether components are written again that have not changed since an earlier checkpoint, see
+    /// [`SaveOptions::copy_unchanged`](crate::SaveOptions::copy_unchanged). Default: no, their
+    /// files are linked.
+    pub copy_unchanged: bool,
     /// The directory that `tensorboard --logdir` is given: what is measured and what saves take is
     /// written into event files in `<directory>/<experiment>`. Default: none.
     pub tensorboard: Option<PathBuf>,
@@ -145,6 +149,7 @@ impl Default for CheckpointerConfig {
             resume_strict: true,
             resume_data: true,
             audit: false,
+            copy_unchanged: false,
             tensorboard: None,
         }
     }

@@ -39,6 +39,10 @@ pub(super) struct Save {
     /// With --async: multiply matrices meanwhile, and say at which part of the idle rate.
     #[arg(long, requires = "beside")]
     trainer: bool,
+    /// Link what has not changed, as saves do unless told otherwise: here all of it, so that this
+    /// is the time of comparing.
+    #[arg(long)]
+    unchanged: bool,
     /// Every save is durable: `no` changes nothing, and the JSON says so.
     #[arg(long, value_enum, default_value_t = Durable::Yes)]
     durable: Durable,
@@ -81,7 +85,11 @@ pub(super) fn run(out: &mut Output<'_>, arguments: &Save) -> Result<u8, Stop> {
     let how = How { layout: *layout, rounds: (*rounds).into(), shared: ranks.share_a_process() };
     ranks.play(out, &|group, out| {
         interrupt::watch();
-        let saver = Saves { beside: arguments.beside, trains: arguments.trainer };
+        let saver = Saves {
+            beside: arguments.beside,
+            trains: arguments.trainer,
+            unchanged: arguments.unchanged,
+        };
         let report = measure(group, &spec, &path, &how, &saver)?;
         out.map_or(Ok(()), |out| report.print(out, *json))
     })
@@ -113,6 +121,7 @@ impl How {
 pub(super) struct Saves {
     pub(super) beside: bool,
     pub(super) trains: bool,
+    pub(super) unchanged: bool,
 }
 
 /// Saves `spec` as `path`, again and again; the last one stays.
@@ -158,6 +167,7 @@ struct Saver<'a> {
     is_direct: bool,
     peak: Option<Peak>,
     beside: bool,
+    unchanged: bool,
     /// Memory to copy into, beside training.
     target: Vec<u8>,
     /// The loop that goes on, and its rate when nothing else runs.
@@ -202,6 +212,7 @@ impl<'a> Saver<'a> {
             is_direct: true,
             peak,
             beside: saves.beside,
+            unchanged: saves.unchanged,
             target,
             trainer,
             step: 0,
@@ -250,7 +261,8 @@ impl<'a> Saver<'a> {
 
     fn options(&self) -> SaveOptions {
         let on_existing = OnExisting::Replace;
-        SaveOptions { step: self.step, on_existing, ..SaveOptions::default() }
+        let copy_unchanged = !self.unchanged;
+        SaveOptions { step: self.step, on_existing, copy_unchanged, ..SaveOptions::default() }
     }
 
     fn save_and_wait(&self) -> Result<Round> {

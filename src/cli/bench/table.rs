@@ -114,7 +114,13 @@ fn measure(folder: &Folder, spec: &Spec, rounds: usize, bar: &ProgressBar) -> Re
     let path = CheckpointPath::new(&folder.0, CheckpointName::new("checkpoint")?);
     let how = How { layout: Layout::Sharded, rounds, shared: true };
     let saved = |beside| {
-        let report = save::measure(&group, spec, &path, &how, &Saves { beside, trains: false });
+        let report = save::measure(
+            &group,
+            spec,
+            &path,
+            &how,
+            &Saves { beside, trains: false, unchanged: false },
+        );
         bar.inc(1);
         report
     };

@@ -250,12 +250,18 @@ impl Directory for LocalDir {
     fn link_file(&self, from: &str, to: &str, name: &str) -> Result<()> {
         let (from_path, to_path) = (self.entry(from)?, self.entry(to)?);
         check_name(name, &to_path)?;
-        let directory = |entry: &str, path: &Path| {
+        let directory = |entry: &str, path: PathBuf| -> Result<Self> {
             let opened = self.open(entry, OFlags::RDONLY | OFlags::DIRECTORY);
-            opened.map_err(|errno| no_directory(errno, path))
+            let fd = opened.map_err(|errno| no_directory(errno, &path))?;
+            Ok(Self { fd, path })
         };
-        let (source, target) = (directory(from, &from_path)?, directory(to, &to_path)?);
-        second_name::link((source.as_fd(), &from_path), (target.as_fd(), &to_path), name)
+        let (source, target) = (directory(from, from_path)?, directory(to, to_path)?);
+        let path = source.path.join(name);
+        let (file, _) = source.open_regular(name, OFlags::RDONLY, &path)?;
+        uninterrupted(|| rustix::fs::fsync(&file))
+            .map_err(|errno| creating(errno, "fsyncing", &path, &[]))?;
+        second_name::link((source.fd.as_fd(), &file), target.fd.as_fd(), name)
+            .map_err(|errno| second_name::refused(errno, &target.path.join(name)))
     }
 
     fn space(&self) -> Result<Option<Space>> {

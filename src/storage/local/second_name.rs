@@ -2,31 +2,25 @@
 
 use std::path::Path;
 
-use rustix::fd::{AsFd, BorrowedFd};
-use rustix::fs::{AtFlags, FileType};
+use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, Stat};
 use rustix::io::Errno;
 
 use super::{INTERRUPTIONS_MAX, creating};
-use crate::error::{Error, ErrorKind, Result};
-use crate::storage::errors::no_regular_file;
+use crate::error::{Error, ErrorKind};
 
-/// A directory that is open, and where it is.
-pub(super) type Place<'a> = (BorrowedFd<'a>, &'a Path);
-
-/// Makes the regular file `name` of `from` an entry of `to` too.
+/// Makes entry `name` of the first directory, which is `file`, an entry of `to` too.
 ///
 /// # Errors
-/// As [`Directory::link_file`](crate::storage::Directory::link_file).
-pub(super) fn link(from: Place<'_>, to: Place<'_>, name: &str) -> Result<()> {
-    let source = from.1.join(name);
-    let file = Inode::of(from.0, name)
-        .map_err(|errno| creating(errno, "looking at", &source, &[ErrorKind::NotFound]))?;
-    if !file.is_regular {
-        return Err(no_regular_file(&source));
-    }
-    let call = || rustix::fs::linkat(from.0, name, to.0, name, AtFlags::empty());
-    let is_linked = || Inode::of(to.0, name) == Ok(file);
-    carried_out_once(call, is_linked).map_err(|errno| refused(errno, &to.1.join(name)))
+/// For [`refused`].
+pub(super) fn link(
+    (from, file): (BorrowedFd<'_>, &OwnedFd),
+    to: BorrowedFd<'_>,
+    name: &str,
+) -> Result<(), Errno> {
+    let file = Inode::from(rustix::fs::fstat(file)?);
+    let call = || rustix::fs::linkat(from, name, to, name, AtFlags::empty());
+    carried_out_once(call, || Inode::of(to, name) == Ok(file))
 }
 
 /// What an entry is a name of.
@@ -34,14 +28,17 @@ pub(super) fn link(from: Place<'_>, to: Place<'_>, name: &str) -> Result<()> {
 struct Inode {
     device: u64,
     number: u64,
-    is_regular: bool,
 }
 
 impl Inode {
     fn of(dir: BorrowedFd<'_>, name: &str) -> Result<Self, Errno> {
-        let stat = rustix::fs::statat(dir.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let is_regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        Ok(Self { device: stat.st_dev, number: stat.st_ino, is_regular })
+        rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map(Self::from)
+    }
+}
+
+impl From<Stat> for Inode {
+    fn from(stat: Stat) -> Self {
+        Self { device: stat.st_dev, number: stat.st_ino }
     }
 }
 

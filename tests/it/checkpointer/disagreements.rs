@@ -72,6 +72,7 @@ fn fields() -> Vec<(&'static str, Change)> {
         resume_strict => false,
         resume_data => false,
         audit => true,
+        copy_unchanged => true,
         tensorboard => Some("logs".into()),
     }
 }

@@ -240,7 +240,10 @@ impl Disk {
             return Err(Errno::NOTDIR);
         };
         match self.entry(from, name)? {
-            entry @ Entry::File(_) => self.link(to, name, entry),
+            Entry::File(id) => {
+                self.sync_file(id)?;
+                self.link(to, name, Entry::File(id))
+            }
             _ => Err(Errno::LOOP),
         }
     }

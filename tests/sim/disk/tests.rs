@@ -102,6 +102,42 @@ fn a_file_that_comes_back_may_hold_other_bytes() {
     assert!(contents.iter().any(|bytes| bytes.contains(&2)), "reused");
 }
 
+/// The content is durable with the link, the name with its directory, and bytes of a file that has
+/// another name are given to nobody.
+#[test]
+fn a_second_name_is_lost_or_there_with_all_bytes() {
+    let left = |is_named: bool| -> BTreeSet<Option<Vec<u8>>> {
+        let prepare = |run: &dyn Directory| {
+            let from = run.create_dir("from").unwrap();
+            let to = run.create_dir("to").unwrap();
+            run.sync().unwrap();
+            write(from.as_ref(), "f", &[7; 1500], false);
+            run.link_file("from", "to", "f").unwrap();
+            if is_named {
+                to.sync().unwrap();
+            }
+            from.remove_file("f").unwrap();
+            from.sync().unwrap();
+            write(run, "other", &[9; 1500], false);
+        };
+        (0..400).map(|seed| linked_after_cut(seed, &prepare)).collect()
+    };
+    assert_eq!(left(true), BTreeSet::from([Some(vec![7; 1500])]));
+    assert_eq!(left(false), BTreeSet::from([None, Some(vec![7; 1500])]));
+}
+
+/// What `to/f` holds after a power cut.
+fn linked_after_cut(seed: u64, prepare: &impl Fn(&dyn Directory)) -> Option<Vec<u8>> {
+    let disk = Disk::new(true, Lie::None);
+    let storage = SimStorage(disk.clone());
+    prepare(storage.create_dir_all(Path::new("run")).unwrap().as_ref());
+    disk.lock().cut(&mut Rng::new(seed));
+    let file = storage.open_dir(Path::new("run/to")).unwrap().open_file("f").ok()?;
+    let mut bytes = vec![0; file.len() as usize];
+    file.read_at(0, &mut bytes).unwrap();
+    Some(bytes)
+}
+
 /// After a failed fsync the cache is clean, and what it lost is lost.
 #[test]
 fn a_failed_fsync_loses_what_it_had_to_write() {

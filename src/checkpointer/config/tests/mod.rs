@@ -40,6 +40,7 @@ fn unusual() -> CheckpointerConfig {
         space_warning_mib: 0,
         ignore_space: true,
         audit: true,
+        copy_unchanged: true,
         tensorboard: Some("logs".into()),
     }
 }
