@@ -101,6 +101,9 @@ mod preemption_guide {}
 #[cfg(all(doctest, feature = "torch"))]
 #[doc = include_str!("../docs/tensorboard.md")]
 mod tensorboard_guide {}
+#[cfg(all(doctest, feature = "torch"))]
+#[doc = include_str!("../docs/progressive.md")]
+mod progressive_guide {}
 #[cfg(doctest)]
 #[doc = include_str!("../docs/configuration.md")]
 mod configuration_guide {}

@@ -1,17 +1,18 @@
 //! How a rack is made: anew, or as a stored description says.
 
+use std::fmt;
+
 use tch::{Device, nn};
 
 use super::architecture::Architecture;
 use super::described::{BuildingMode, RackInfo, StackId};
 use super::precision::StackPrecision;
 use super::rack::{End, Rack, STACKS_MAX};
-use super::stack::{BLOCKS_MAX, Stack};
+use super::stack::{BLOCKS_IN_ALL_MAX, BLOCKS_MAX, Stack};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Makes a [`Rack`]. Every rank makes one of the same settings; initial values follow from seed and
 /// identity alone, so that all begin with the same bits.
-#[derive(Debug, Clone)]
 pub struct RackBuilder<A: Architecture> {
     config: A::Config,
     max_stacks: usize,
@@ -152,12 +153,16 @@ impl<A: Architecture> Rack<A> {
             ("embeddings", self.embeddings.is_some(), info.has_embeddings),
             ("a head", self.head.is_some(), info.has_head),
         ];
-        let Some((what, here, there)) = ends.into_iter().find(|(_, a, b)| a != b) else {
+        let differing = ends.into_iter().filter(|(_, here, there)| here != there);
+        let faults: Vec<_> = differing
+            .map(|(what, here, there)| {
+                format!("the stored rack {} {what}, this one {} it", has(there), has(here))
+            })
+            .collect();
+        if faults.is_empty() {
             return Ok(());
-        };
-        let message =
-            format!("the stored rack {} {what}, this architecture {} it", has(there), has(here));
-        Err(Error::new(ErrorKind::Mismatch, message))
+        }
+        Err(Error::new(ErrorKind::Mismatch, faults.join("; ")))
     }
 
     pub(super) fn make_stack(
@@ -166,9 +171,29 @@ impl<A: Architecture> Rack<A> {
         num_blocks: usize,
         precision: StackPrecision,
     ) -> Result<Stack> {
+        let there: usize = self.stacks.iter().map(|stack| stack.blocks.len()).sum();
+        if there.saturating_add(num_blocks) > BLOCKS_IN_ALL_MAX {
+            let message = format!("{num_blocks} blocks beside {there}: over {BLOCKS_IN_ALL_MAX}");
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        }
         self.seeded(id.get(), || {
             Stack::make::<A>(&self.store, &self.config, id, num_blocks, precision)
         })
+    }
+}
+
+impl<A: Architecture> Clone for RackBuilder<A> {
+    fn clone(&self) -> Self {
+        Self { config: self.config.clone(), stacks: self.stacks.clone(), ..*self }
+    }
+}
+
+impl<A: Architecture> fmt::Debug for RackBuilder<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RackBuilder")
+            .field("config", &self.config)
+            .field("stacks", &self.stacks)
+            .finish_non_exhaustive()
     }
 }
 
@@ -183,6 +208,10 @@ fn check(info: &RackInfo) -> Result<()> {
     }
     if info.current_stacks != count {
         return corrupt(format!("counts {} stacks and has {count}", info.current_stacks));
+    }
+    let blocks = info.stack_info.iter().map(|stack| stack.num_blocks);
+    if blocks.fold(0, usize::saturating_add) > BLOCKS_IN_ALL_MAX {
+        return corrupt(format!("has over {BLOCKS_IN_ALL_MAX} blocks"));
     }
     let mut seen = std::collections::BTreeSet::new();
     for (index, stack) in info.stack_info.iter().enumerate() {

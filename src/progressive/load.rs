@@ -37,7 +37,8 @@ impl<A: Architecture> Rack<A> {
     }
 
     /// Takes the rack of the checkpoint `path`, of a rack or of a run. A rack without stacks takes
-    /// its structure too; any other must have that already. The optimizer that trained it is left
+    /// its structure too; any other must have that already. It may have as many stacks as the
+    /// larger of both maxima says. The optimizer that trained it is left
     /// there. Whatever fails, this rack is as it was.
     ///
     /// # Collective
@@ -185,7 +186,7 @@ impl<A: Architecture> Destination for Opened<A> {
         let values = manifest.values();
         check_kind(values, &RACKS)?;
         let config: A::Config = values.json(state::CONFIG)?;
-        let empty = RackBuilder::<A>::new(config).device(self.device).build()?;
+        let empty = RackBuilder::<A>::new(config).max_stacks(1).device(self.device).build()?;
         let rack = empty.fresh_of(values)?;
         refuse_unexpected(manifest, &targets_of(&rack)?)?;
         self.rack = Some(rack);

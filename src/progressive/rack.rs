@@ -4,6 +4,8 @@ mod adapt;
 mod contents;
 mod freeze;
 mod seeded;
+#[cfg(test)]
+mod tests;
 
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -29,7 +31,7 @@ pub(super) const STACKS_MAX: usize = 4096;
 ///
 /// An index is a `usize`, so that there is no negative one:
 ///
-/// ```compile_fail
+/// ```compile_fail,E0600
 /// # fn of<A: tch_checkpoint::progressive::Architecture>(rack: &tch_checkpoint::progressive::Rack<A>) {
 /// let last = rack.stack(-1);
 /// # }

@@ -12,6 +12,9 @@ use crate::torch::Optimizer;
 
 const OPTIMIZER: &str = "optimizer";
 const CACHE: &str = "cache";
+/// Names of the parameters that the optimizer has, as JSON: which are trained has changed since if
+/// a stack was frozen or its adapters were merged.
+const OPTIMIZED: &str = "progressive.optimized";
 
 /// What trains a rack.
 pub(super) struct Training {
@@ -57,6 +60,8 @@ impl<A: Architecture> Stateful for RunState<'_, A> {
         self.rack.save_into(Granularity::Training, state)?;
         state.values.set(TRAINING, Value::json(&self.training.info)?);
         if let Some(optimizer) = &self.training.optimizer {
+            let names: Vec<&str> = optimizer.parameters().map(|(name, _)| name).collect();
+            state.values.set(OPTIMIZED, Value::json(&names)?);
             optimizer.save_state(OPTIMIZER, state)?;
         }
         self.training.cache.save_state(CACHE, state)
@@ -68,7 +73,8 @@ impl<A: Architecture> Stateful for RunState<'_, A> {
         let mut training = Training::new(self.config);
         training.info = values.json(TRAINING)?;
         if training.info.stage != Stage::Idle {
-            let optimizer = Optimizer::for_unfrozen(self.config.optimizer, rack.store())?;
+            let names: Vec<String> = values.json(OPTIMIZED)?;
+            let optimizer = Optimizer::for_named(self.config.optimizer, rack.store(), &names)?;
             training.optimizer = Some(optimizer);
         }
         training.cache.prepare(CACHE, values, own)?;

@@ -16,6 +16,8 @@ use crate::torch::{identity, torch_error};
 
 /// Most blocks of a stack.
 pub(super) const BLOCKS_MAX: usize = 4096;
+/// Most blocks of all stacks together.
+pub(super) const BLOCKS_IN_ALL_MAX: usize = 1 << 16;
 
 /// A list of equal blocks under one name prefix, with a precision, a freeze flag and adapters of
 /// its own.

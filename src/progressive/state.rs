@@ -86,6 +86,8 @@ impl<A: Architecture> Rack<A> {
         if !self.stacks().is_empty() {
             refuse_all(&rack_faults(&self.info(), &info))?;
         }
+        // A run may be given room to go on growing.
+        let info = RackInfo { max_stacks: info.max_stacks.max(self.max_stacks), ..info };
         Self::from_info(self.config().clone(), &info, seed_of(values)?, self.device())
     }
 

@@ -7,6 +7,7 @@
 //! end:    a save when a stage is complete
 //! ```
 
+mod stage;
 mod step;
 
 use std::path::Path;
@@ -45,6 +46,9 @@ pub struct ProgressiveTrainer {
     training: Training,
     /// The optimizer and cache are for the rack that has been trained last.
     has_broadcast: bool,
+    /// Whether the trunk of the cache is known to be that of the rack, which its owner may change
+    /// between two calls.
+    has_hashed: bool,
     stop: Option<Preempted>,
     /// What the last save took.
     saved: Option<Checkpoint>,
@@ -80,6 +84,7 @@ impl ProgressiveTrainer {
             checkpointer,
             training,
             has_broadcast: false,
+            has_hashed: false,
             stop: None,
             saved: None,
         })
@@ -127,8 +132,9 @@ impl ProgressiveTrainer {
     /// are there and were never trained by this run count as trained.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if the rack has no room for so many; those of the architecture,
-    /// the data, libtorch, and of saves.
+    /// [`ErrorKind::InvalidInput`] if the rack has no room for so many, or adapters are merged that
+    /// were to be trained; [`ErrorKind::Disagreement`] if ranks have racks or targets that differ;
+    /// those of the architecture, the data, libtorch, and of saves.
     pub fn train_rack<A: Architecture>(
         &mut self,
         rack: &mut Rack<A>,
@@ -136,16 +142,13 @@ impl ProgressiveTrainer {
         loss: &LossFn,
         target_stacks: usize,
     ) -> Result<()> {
-        if target_stacks > rack.info().max_stacks {
-            let message =
-                format!("{target_stacks} stacks, the rack may have {}", rack.info().max_stacks);
-            return Err(Error::new(ErrorKind::InvalidInput, message));
-        }
+        let what = format!("training to {target_stacks} stacks");
+        self.together(rack, &what, |trainer, rack| trainer.check_room(rack, target_stacks))?;
         while self.stop.is_none() {
             match self.training.info.stage {
                 Stage::Stack(_) if self.training.info.stage_step < self.config.steps_per_stack => {}
                 _ if rack.stacks().len() >= target_stacks => break,
-                _ => self.begin_stack(rack)?,
+                _ => self.together(rack, "another stack", Self::begin_stack)?,
             }
             self.train_stage(rack, batches, loss, self.config.steps_per_stack)?;
         }
@@ -156,7 +159,8 @@ impl ProgressiveTrainer {
     /// for `steps` steps. A run that was interrupted goes on where it was.
     ///
     /// # Errors
-    /// As [`ProgressiveTrainer::train_rack`] and [`Rack::attach_adapters`].
+    /// As [`ProgressiveTrainer::train_rack`] and [`Rack::attach_adapters`]; no stack has got
+    /// adapters then.
     pub fn train_adapters<A: Architecture>(
         &mut self,
         rack: &mut Rack<A>,
@@ -165,43 +169,9 @@ impl ProgressiveTrainer {
         adapters: &LoraConfig,
         steps: u64,
     ) -> Result<()> {
-        if self.training.info.stage != Stage::Adapters {
-            for index in 0..rack.stacks().len() {
-                rack.set_frozen(index, true)?;
-                if rack.stack(index)?.adapters().is_none() {
-                    rack.attach_adapters(index, adapters)?;
-                }
-            }
-            rack.set_ends_frozen(true, true)?;
-            let last = rack.stacks().len().saturating_sub(1);
-            let trunk = TrunkStrategy::Adapters(adapters.clone());
-            self.begin(rack, Stage::Adapters, last, &trunk)?;
-        }
+        let what = format!("{steps} steps of {adapters:?}");
+        self.together(rack, &what, |trainer, rack| trainer.begin_adapters(rack, adapters))?;
         self.train_stage(rack, batches, loss, steps)
-    }
-
-    fn begin_stack<A: Architecture>(&mut self, rack: &mut Rack<A>) -> Result<()> {
-        let id = rack.add_stack(self.config.blocks_per_stack, self.config.new_stack_precision)?;
-        let index = rack.index_of(id).unwrap_or_default();
-        match self.config.trunk.clone() {
-            TrunkStrategy::Trained => {
-                for index in 0..rack.stacks().len() {
-                    rack.set_frozen(index, false)?;
-                }
-                rack.set_ends_frozen(false, false)?;
-            }
-            TrunkStrategy::Frozen => rack.freeze_trunk(id)?,
-            TrunkStrategy::Adapters(adapters) => {
-                rack.freeze_trunk(id)?;
-                for below in (0..rack.stacks().len()).filter(|below| *below != index) {
-                    if rack.stack(below)?.adapters().is_none() {
-                        rack.attach_adapters(below, &adapters)?;
-                    }
-                }
-            }
-        }
-        let trunk = self.config.trunk.clone();
-        self.begin(rack, Stage::Stack(id), index, &trunk)
     }
 
     fn begin<A: Architecture>(
@@ -243,6 +213,7 @@ impl ProgressiveTrainer {
             broadcast_tensors(&self.group, &all)?;
             self.has_broadcast = true;
         }
+        self.has_hashed = false;
         while self.training.info.stage_step < steps && self.stop.is_none() {
             self.step(rack, batches, loss)?;
             self.save_if_due(rack)?;

@@ -8,6 +8,7 @@ mod bytes;
 mod caches;
 mod letters;
 mod lists;
+mod odd;
 mod refused;
 mod resumed;
 mod saves;

@@ -89,10 +89,10 @@ impl ProgressiveTrainer {
             return rack.forward_from(prefix, &evaluated()?, true);
         }
         let trunk = match self.training.cache.trunk() {
-            Some(trunk) if self.training.info.stage_step > 0 => trunk,
-            // The trunk is as it is until the next stage.
+            Some(trunk) if self.has_hashed => trunk,
             _ => rack.trunk_hash(prefix)?,
         };
+        self.has_hashed = true;
         let hidden = match self.training.cache.get(trunk, input)? {
             Some(hidden) => hidden,
             None => {

@@ -28,9 +28,11 @@ pub use sharded::Sharded;
 
 pub(super) use self::groups::{Trainable, trainable};
 use self::sharded::Share;
-use super::{ffi, torch_error};
+use super::{ffi, spec_of, torch_error};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
+use crate::slice::Slice;
+use crate::tensor::TensorSpec;
 
 /// Steps the trainable variables of a [`nn::VarStore`] against their gradients.
 ///
@@ -43,6 +45,8 @@ pub struct Optimizer {
     groups: Vec<ParamGroup>,
     /// The ranks that share the state; absent if every rank keeps all of it.
     sharers: Option<ProcessGroup>,
+    /// Whether parameters of 16 bits have state of 32.
+    widens: bool,
 }
 
 /// A parameter with its state, one tensor per slot of the algorithm.
@@ -120,7 +124,7 @@ impl Optimizer {
     ) -> Result<Self> {
         config.validate()?;
         let groups = groups::empty(&config, groups)?;
-        let mut made = Self { config, groups, sharers };
+        let mut made = Self { config, groups, sharers, widens: false };
         made.add_parameters(store)?;
         groups::check_filled(&made.groups)?;
         Ok(made)
@@ -135,23 +139,51 @@ impl Optimizer {
         self.add_placed(store, &HashMap::new())
     }
 
-    /// The same where the groups of some are known by name.
     /// As [`Optimizer::new`], without the variables that are frozen now, that is, do not require
-    /// gradients: they get no state.
+    /// gradients: they get no state. Of parameters of 16 bits the state has 32, and so has the
+    /// arithmetic of an update: in 16 bits the square of a small gradient is 0.
     ///
     /// # Errors
     /// As [`Optimizer::new`].
     pub fn for_unfrozen(config: impl Into<OptimizerConfig>, store: &nn::VarStore) -> Result<Self> {
-        let config = config.into();
+        Self::for_those(config.into(), store, &|found| found.tensor.requires_grad())
+    }
+
+    /// As [`Optimizer::for_unfrozen`], for the parameters of these names.
+    ///
+    /// # Errors
+    /// As [`Optimizer::new`]; [`ErrorKind::Mismatch`] for a name that no parameter has.
+    pub(crate) fn for_named(
+        config: impl Into<OptimizerConfig>,
+        store: &nn::VarStore,
+        names: &[String],
+    ) -> Result<Self> {
+        let names: HashSet<&str> = names.iter().map(String::as_str).collect();
+        let made =
+            Self::for_those(config.into(), store, &|found| names.contains(found.name.as_str()))?;
+        let there: HashSet<&str> = made.parameters().map(|(name, _)| name).collect();
+        if let Some(absent) = names.iter().filter(|name| !there.contains(*name)).min() {
+            let message = "the checkpoint has this parameter optimized, and here is none";
+            return Err(Error::new(ErrorKind::Mismatch, message).with_tensor(*absent));
+        }
+        Ok(made)
+    }
+
+    fn for_those(
+        config: OptimizerConfig,
+        store: &nn::VarStore,
+        is_wanted: &dyn Fn(&Trainable) -> bool,
+    ) -> Result<Self> {
         config.validate()?;
         let groups = groups::empty(&config, &[])?;
-        let mut made = Self { groups, config, sharers: None };
+        let mut made = Self { groups, config, sharers: None, widens: true };
         let mut found = groups::trainable(store)?;
-        found.retain(|found| found.tensor.requires_grad());
+        found.retain(is_wanted);
         made.add_found(found, &HashMap::new())?;
         Ok(made)
     }
 
+    /// The same where the groups of some are known by name.
     fn add_placed(
         &mut self,
         store: &nn::VarStore,
@@ -174,7 +206,7 @@ impl Optimizer {
                 Some(group) => *group,
                 None => groups::place(&self.groups, &found)?,
             };
-            let parameter = Parameter::new(found, share, &slots)?;
+            let parameter = Parameter::new(found, share, &slots, self.widens)?;
             self.group_at(group).insert(parameter);
         }
         // A store without variables still has a learning rate.
@@ -202,7 +234,7 @@ impl Optimizer {
     /// the parameters before the one named are then updated already. With shared state also as
     /// [`ProcessGroup::all_reduce_or`]; the parameters are then undefined.
     pub fn step(&mut self) -> Result<()> {
-        let Self { config, groups, sharers } = self;
+        let Self { config, groups, sharers, .. } = self;
         tch::no_grad(|| {
             for group in &mut *groups {
                 let (lr, weight_decay) = (group.lr, group.weight_decay);
@@ -269,11 +301,16 @@ impl Optimizer {
 }
 
 impl Parameter {
-    fn new(found: Trainable, share: Share, slots: &[&str]) -> Result<Self> {
+    fn new(found: Trainable, share: Share, slots: &[&str], widens: bool) -> Result<Self> {
         let Trainable { identity, name, tensor, .. } = found;
         let state = || {
             let own = share.view(&tensor)?;
-            let zeros = |own: &Tensor| own.f_detach()?.f_zeros_like();
+            let zeros = |own: &Tensor| match own.kind() {
+                Kind::Half | Kind::BFloat16 if widens => {
+                    Tensor::f_zeros(own.size(), (Kind::Float, own.device()))
+                }
+                _ => own.f_detach()?.f_zeros_like(),
+            };
             let slots = own.iter().flat_map(|own| slots.iter().map(move |_| zeros(own)));
             let slots = slots.collect::<Result<Vec<_>, _>>()?;
             Ok((slots, Tensor::f_zeros([0i64; 0], (Kind::Float, Device::Cpu))?))
@@ -305,8 +342,34 @@ impl Parameter {
         let Some((mut parameter, gradient)) = own(&self.tensor)?.zip(own(&gradient)?) else {
             return Ok(());
         };
+        let is_wide = self.is_wide();
         let (parameter, slots) = (&mut parameter, self.slots.as_mut_slice());
-        config.apply(Update { parameter, gradient: &gradient, slots, step, lr, weight_decay })
+        if !is_wide {
+            let gradient = &gradient;
+            return config.apply(Update { parameter, gradient, slots, step, lr, weight_decay });
+        }
+        let widened = |tensor: &Tensor| tensor.f_to_kind(Kind::Float);
+        let wide = widened(parameter).and_then(|wide| Ok((wide, widened(&gradient)?)));
+        let (mut wide, gradient) = wide.map_err(|e| torch_error("widening a parameter", &e))?;
+        let update =
+            Update { parameter: &mut wide, gradient: &gradient, slots, step, lr, weight_decay };
+        config.apply(update)?;
+        let rounded = parameter.f_copy_(&wide);
+        rounded.map_err(|e| torch_error("rounding a parameter", &e))
+    }
+
+    /// Whether its state has more bits than it has.
+    fn is_wide(&self) -> bool {
+        self.slots.first().is_some_and(|slot| slot.kind() != self.tensor.kind())
+    }
+
+    /// Of which whole the slots of this rank are which box.
+    fn place(&self) -> Result<Option<(TensorSpec, Slice)>> {
+        let Some((spec, own)) = self.share.place() else { return Ok(None) };
+        match self.slots.first() {
+            Some(slot) if self.is_wide() => Ok(Some((spec_of(slot)?, own))),
+            _ => Ok(Some((spec, own))),
+        }
     }
 }
 

@@ -22,7 +22,7 @@ impl Stateful for Optimizer {
             for (slot, tensor) in self.slots_of(parameter) {
                 let name = tensor_name(prefix, &join(&parameter.name, slot))?;
                 let source = TchSource::new(tensor).map_err(|e| e.with_tensor(name.as_str()))?;
-                let Some((spec, own)) = parameter.share.place() else { continue };
+                let Some((spec, own)) = parameter.place()? else { continue };
                 state.add_slice(&component, name, spec, own, Arc::new(source.steady()))?;
             }
             if let Some(step) = self.step_of(parameter) {
@@ -39,7 +39,7 @@ impl Stateful for Optimizer {
             for (slot, tensor) in self.slots_of(parameter) {
                 let name = tensor_name(prefix, &join(&parameter.name, slot))?;
                 let sink = TchSink::new(tensor).map_err(|e| e.with_tensor(name.as_str()))?;
-                let Some((spec, own)) = parameter.share.place() else { continue };
+                let Some((spec, own)) = parameter.place()? else { continue };
                 targets.add_slice(name, spec, own, Box::new(sink))?;
             }
             if let Some(step) = self.step_of(parameter) {
@@ -121,7 +121,8 @@ impl Optimizer {
         let placed = members(&stored)?;
         let group = |group: StoredGroup| ParamGroup::new(&config, group.names);
         let groups = stored.into_iter().map(group).collect();
-        let mut made = Self { config, groups, sharers: is_sharded.then(|| ranks.clone()) };
+        let mut made =
+            Self { config, groups, sharers: is_sharded.then(|| ranks.clone()), widens: false };
         made.add_placed(store, &placed)?;
         Ok(made)
     }
