@@ -8,6 +8,7 @@
 //! the coordinator links its files into the attempt. Where that fails (the checkpoint is gone, or
 //! files cannot have two names), all ranks plan once more, and everything is written.
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::unchanged::{Unchanged, unchanged};
@@ -236,8 +237,13 @@ fn begin(
     let (save_id, on_existing) = (merged.save_id, options.on_existing);
     let attempt = Attempt::begin(parent, path.name(), save_id, on_existing, &need, &pace)?;
     for (from, part) in same.checkpoints.iter().zip(&same.components) {
-        if let Err(error) = attempt.link(from, part) {
+        if let Err(error) = attempt.link(from, part, &pace) {
             tracing::info!(%error, component = %part.component, "cannot be linked; all is written");
+            // A file that has as many names as it can have is followed by one that has one.
+            let is_full = error.os_code() == Some(Errno::MLINK.raw_os_error());
+            if error.kind() == ErrorKind::Unsupported && !is_full {
+                group.earlier().give_up(path.directory());
+            }
             attempt.close(&pace);
             return Ok(None);
         }

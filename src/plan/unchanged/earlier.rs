@@ -24,6 +24,8 @@ pub(crate) struct Seen {
 pub(crate) struct EarlierSaves {
     /// On the coordinator: checkpoints by directory, the newest first.
     seen: Vec<(PathBuf, Vec<Seen>)>,
+    /// On the coordinator: directories whose files cannot have two names.
+    without_links: Vec<PathBuf>,
     /// What the coordinator told last, with its hash.
     told: Option<([u8; 16], Arc<Vec<LinkedComponent>>)>,
 }
@@ -55,6 +57,18 @@ impl EarlierSaves {
     /// Coordinator: what is remembered of a directory is not so any more.
     pub(crate) fn forget(&mut self, directory: &Path) {
         self.seen.retain(|(known, _)| known != directory);
+    }
+
+    /// Coordinator: files there cannot have two names, so that looking for candidates is vain.
+    pub(crate) fn give_up(&mut self, directory: &Path) {
+        if self.can_link(directory) {
+            self.without_links.push(directory.to_path_buf());
+            self.without_links.drain(..self.without_links.len().saturating_sub(DIRECTORIES_MAX));
+        }
+    }
+
+    pub(crate) fn can_link(&self, directory: &Path) -> bool {
+        !self.without_links.iter().any(|known| known == directory)
     }
 
     pub(crate) fn seen(&self, directory: &Path) -> Option<Vec<Seen>> {

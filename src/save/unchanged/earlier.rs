@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::compare::{Depth, are_same};
 use crate::catalog;
 use crate::error::{ErrorKind, Result};
-use crate::group::ProcessGroup;
+use crate::group::{ProcessGroup, Progress};
 use crate::layout::CheckpointName;
 use crate::plan::LinkedComponent;
 use crate::plan::unchanged::{CHECKPOINTS_MAX, Seen};
@@ -32,6 +32,9 @@ pub(super) fn candidates(
     directory: &Path,
     state: &StateDict,
 ) -> Result<Vec<Candidate>> {
+    if !group.earlier().can_link(directory) {
+        return Ok(Vec::new());
+    }
     let Ok(parent) = storage.open_dir(directory) else {
         // So that the checkpoints of another storage of this name are not taken for its own.
         group.earlier().keep_seen(directory, Vec::new());
@@ -42,7 +45,7 @@ pub(super) fn candidates(
     let is_there = |seen: &Seen| parent.open_dir(&seen.name).is_ok();
     let mut seen: Vec<Seen> = remembered.into_iter().flatten().filter(is_there).collect();
     if seen.is_empty() {
-        seen = look(parent.as_ref());
+        seen = look(parent.as_ref(), &group.progress());
     }
     let components: BTreeSet<&Component> =
         seen.iter().flat_map(|seen| seen.manifest.data_files()).map(|f| &f.component).collect();
@@ -85,9 +88,10 @@ fn could_be(
 
 /// The newest checkpoints of a directory, the newest first. What cannot be read is passed over: it
 /// is for others to report.
-fn look(parent: &dyn Directory) -> Vec<Seen> {
+fn look(parent: &dyn Directory, progress: &Progress) -> Vec<Seen> {
     let mut seen = Vec::new();
     let mut keep = |name: &CheckpointName, found: Result<catalog::Found>| {
+        progress.add(1);
         let Ok(found) = found else { return };
         // Under any other name a sweep may take it away at any time.
         if found.entry == name.as_str() {

@@ -2,6 +2,9 @@
 //! have one name only.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 
 use tch_checkpoint::ErrorKind;
 use tch_checkpoint::group::ProcessGroup;
@@ -51,8 +54,13 @@ fn where_files_have_one_name_everything_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().to_path_buf();
     on_ranks(3, move |group| {
-        let storage = Hooked::new(&LocalStorage::new(), |call| match call.operation {
-            "link_file" => Err(unsupported()),
+        let asked = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&asked);
+        let storage = Hooked::new(&LocalStorage::new(), move |call| match call.operation {
+            "link_file" => {
+                count.fetch_add(1, Relaxed);
+                Err(unsupported())
+            }
             _ => Ok(()),
         });
         let mut job = Job::usual();
@@ -63,6 +71,8 @@ fn where_files_have_one_name_everything_is_written() {
             job.check(&group, &storage, &at);
             job = job.step();
         }
+        let once = u32::from(group.is_coordinator());
+        assert_eq!(asked.load(Relaxed), once, "it is not tried again");
     });
 }
 
