@@ -145,12 +145,11 @@ fn a_trunk_that_was_changed_within_a_stage_is_what_the_next_step_sees() {
             settings.activation_cache_mib = mebibytes;
             settings.checkpoint.keep_last = Some(100);
             tch::manual_seed(5);
-            let mut first = rack();
-            trainer(&group, settings.clone()).train_rack(&mut first, &Rows, &loss, 2).unwrap();
-            let saved = list_checkpoints(dir.path().join("letters")).unwrap();
-            let within = saved.iter().find(|checkpoint| checkpoint.step == 11).unwrap();
             let mut rack = rack();
             let mut trainer = trainer(&group, settings);
+            trainer.train_rack(&mut rack, &Rows, &loss, 2).unwrap();
+            let saved = list_checkpoints(dir.path().join("letters")).unwrap();
+            let within = saved.iter().find(|checkpoint| checkpoint.step == 11).unwrap();
             trainer.restore_from_checkpoint(&within.path, &mut rack).unwrap();
             assert_eq!(trainer.activation_cache().is_empty(), mebibytes == 0);
             let weight = rack.store().variables()["stacks.0.blocks.0.up.weight"].shallow_clone();
@@ -325,6 +324,27 @@ fn ties_come_back_as_ties_with_racks_and_with_stacks() {
             let name = format!("blocks.1.{name}");
             assert_eq!(ours[&format!("stacks.0.{name}")], theirs[&format!("stacks.1.{name}")]);
         }
+    });
+}
+
+#[test]
+fn adapters_that_were_detached_are_followed_by_new_ones() {
+    alone(|group| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut whole = rack();
+        let mut first = trainer(&group, config(dir.path(), 0));
+        first.train_rack(&mut whole, &Rows, &loss, 2).unwrap();
+        first.train_adapters(&mut whole, &Rows, &loss, &adapters(), 3).unwrap();
+        for index in 0..2 {
+            whole.merge_adapters(index).unwrap();
+            whole.detach_adapters(index).unwrap();
+        }
+        first.train_adapters(&mut whole, &Rows, &loss, &adapters(), 3).unwrap();
+        assert_eq!(first.get_training_info().step, 18);
+        assert!(whole.stacks().iter().all(|stack| stack.adapters().is_some()));
+        let mut resumed = rack();
+        trainer(&group, config(dir.path(), 0)).resume(&mut resumed).unwrap().unwrap();
+        assert!(bits(&resumed) == bits(&whole));
     });
 }
 
