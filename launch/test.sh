@@ -69,6 +69,7 @@ for path in tests/*.rs tests/*/main.rs; do
   esac
 done
 run cargo build --features "$all" --bins --examples
+run cargo run --quiet --features "$all" --example progressive
 run cargo test --features "$all" --lib "${with_libtorch[@]}"
 run cargo test --features "$all" --doc
 python3 -c 'import torch.distributed.run' 2>/dev/null ||

@@ -19,7 +19,8 @@ pub use code::{CODE_BYTES_MAX, CODE_FILE_BYTES_MAX, CODE_FILES_MAX, is_code_path
 pub use hugging_face::HF_CONFIG;
 pub(crate) use hugging_face::{
     EXPORT_COMPONENT, EXPORT_CONFIG, EXPORT_EPOCH, EXPORT_MARKS, EXPORT_SAVE_ID, EXPORT_STEP,
-    HF_FILES_MAX, MODEL_CONFIG, hf_file, hf_index, is_hf_index, parse_hf_file,
+    HF_FILES_MAX, MODEL_CONFIG, PEFT_CONFIG, PEFT_MODEL, hf_file, hf_index, is_hf_index,
+    parse_hf_file,
 };
 
 /// The commit record of a checkpoint, inside its directory.

@@ -14,6 +14,8 @@
 
 mod asked;
 mod draft;
+#[cfg(feature = "torch")]
+mod files;
 mod hugging_face;
 mod options;
 mod plan;
@@ -37,6 +39,8 @@ use crate::tensor::{Dtype, TensorName, TensorSpec};
 
 use asked::Asked;
 use draft::Draft;
+#[cfg(feature = "torch")]
+pub(crate) use files::{NewFile, hash_text, write_directory};
 pub use hugging_face::{HuggingFace, parse_bytes};
 pub use options::ExportOptions;
 use plan::FilePlan;

@@ -12,6 +12,9 @@ use crate::pytorch::{Archive, Source};
 use crate::shard::read_header;
 use crate::storage::{Directory, EntryKind};
 
+/// Descriptions of models and of adapters.
+const CONFIGS: [&str; 2] = [layout::HF_CONFIG, layout::PEFT_CONFIG];
+
 /// What is under the name of an export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Taken {
@@ -52,7 +55,7 @@ fn of_directory(dir: &dyn Directory) -> Result<Taken> {
         return Ok(other.map_or(Taken::ExportedDirectory, |entry| Taken::Beside(entry.name)));
     }
     let (mut configs, mut has_tensors) = (BTreeSet::new(), false);
-    let is_document = |name: &str| name == layout::HF_CONFIG || layout::is_hf_index(name);
+    let is_document = |name: &str| CONFIGS.contains(&name) || layout::is_hf_index(name);
     let (documents, others): (Vec<_>, Vec<_>) =
         entries.into_iter().partition(|entry| is_document(&entry.name));
     for entry in others {
@@ -65,8 +68,8 @@ fn of_directory(dir: &dyn Directory) -> Result<Taken> {
         has_tensors = true;
     }
     for entry in documents {
-        let is_ours = match entry.name == layout::HF_CONFIG {
-            true => config_hash(dir)?.is_some_and(|hash| configs.contains(&hash)),
+        let is_ours = match CONFIGS.contains(&entry.name.as_str()) {
+            true => config_hash(dir, &entry.name)?.is_some_and(|hash| configs.contains(&hash)),
             false => unless_broken(read_index(dir, &entry.name))?
                 .is_some_and(|index| index.is_some_and(|index| index.is_ours())),
         };
@@ -106,13 +109,13 @@ fn marks(dir: &dyn Directory, name: &str) -> Result<Option<Option<String>>> {
 }
 
 /// The hash of the description of a model, as files beside it state it.
-fn config_hash(dir: &dyn Directory) -> Result<Option<String>> {
-    let read = read_small(dir, layout::HF_CONFIG, CONFIG_BYTES_MAX, "a description of a model");
+fn config_hash(dir: &dyn Directory, name: &str) -> Result<Option<String>> {
+    let read = read_small(dir, name, CONFIG_BYTES_MAX, "a description of a model");
     Ok(unless_broken(read)?.flatten().map(|bytes| hash_text(&bytes)))
 }
 
 /// The hash of a description, as text.
-pub(super) fn hash_text(bytes: &[u8]) -> String {
+pub(crate) fn hash_text(bytes: &[u8]) -> String {
     layout::SaveId::from_bytes(hash16(bytes)).to_string()
 }
 

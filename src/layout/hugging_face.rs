@@ -18,6 +18,10 @@ pub(crate) const EXPORT_EPOCH: &str = "tch_checkpoint.source_epoch";
 pub(crate) const EXPORT_COMPONENT: &str = "tch_checkpoint.component";
 /// Hash of the description that lies beside it.
 pub(crate) const EXPORT_CONFIG: &str = "tch_checkpoint.config_hash";
+/// The files of adapters, as PEFT names them.
+#[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "adapters need libtorch"))]
+pub(crate) const PEFT_MODEL: &str = "adapter_model.safetensors";
+pub(crate) const PEFT_CONFIG: &str = "adapter_config.json";
 /// Most files that an index is taken to name, and an export writes for a component.
 pub(crate) const HF_FILES_MAX: usize = 10_000;
 

@@ -37,8 +37,18 @@ pub struct ActivationCache {
     /// The least recently used first.
     entries: Vec<Entry>,
     bytes: u64,
+    /// What a load is about to bring: kept apart until every byte of it is in place.
+    incoming: Option<Incoming>,
     hits: u64,
     misses: u64,
+}
+
+/// Entries of one trunk that a load fills.
+#[derive(Debug)]
+struct Incoming {
+    trunk: [u8; 16],
+    entries: Vec<Entry>,
+    bytes: u64,
 }
 
 #[derive(Debug)]
@@ -63,11 +73,24 @@ struct Index {
     entries: Vec<Stored>,
 }
 
+impl Stored {
+    /// An entry to be filled.
+    fn empty(&self) -> Result<Entry> {
+        let shape: Vec<i64> =
+            self.spec.shape().iter().map(|n| i64::try_from(*n).unwrap_or(i64::MAX)).collect();
+        let kind = kind_of(self.spec.dtype()).map_err(|_| unfit("an unknown dtype"))?;
+        let output = Tensor::f_empty(&shape, (kind, Device::Cpu));
+        let output = output.map_err(|e| torch_error("making room for an activation", &e))?;
+        Ok(Entry { batch: unhex(&self.batch)?, output, bytes: self.spec.size_bytes() })
+    }
+}
+
 impl ActivationCache {
     /// Keeps at most so many bytes; 0 keeps nothing.
     #[must_use]
     pub fn new(max_bytes: u64) -> Self {
-        Self { max_bytes, trunk: None, entries: Vec::new(), bytes: 0, hits: 0, misses: 0 }
+        let (entries, bytes, incoming) = (Vec::new(), 0, None);
+        Self { max_bytes, trunk: None, entries, bytes, incoming, hits: 0, misses: 0 }
     }
 
     /// Whether it keeps anything at all.
@@ -229,8 +252,7 @@ impl Stateful for ActivationCache {
 
     /// Makes room for what is stored of this rank, as far as it may be kept.
     fn prepare(&mut self, prefix: &str, _values: &Values, own: &Values) -> Result<()> {
-        (self.trunk, self.bytes) = (None, 0);
-        self.entries.clear();
+        self.incoming = None;
         if own.find(&index_name(prefix)).is_none() || !self.is_on() {
             return Ok(());
         }
@@ -241,27 +263,25 @@ impl Stateful for ActivationCache {
         if index.entries.len() > ENTRIES_MAX {
             return Err(unfit("too many entries"));
         }
-        self.trunk = Some(unhex(&index.trunk)?);
+        let (mut entries, mut bytes) = (Vec::new(), 0u64);
         // The most recently used are the last ones.
         for stored in index.entries.iter().rev() {
-            let bytes = stored.spec.size_bytes();
-            if self.bytes.saturating_add(bytes) > self.max_bytes {
+            let sum = bytes.saturating_add(stored.spec.size_bytes());
+            if sum > self.max_bytes {
                 break;
             }
-            let shape: Vec<i64> =
-                stored.spec.shape().iter().map(|n| i64::try_from(*n).unwrap_or(i64::MAX)).collect();
-            let kind = kind_of(stored.spec.dtype()).map_err(|_| unfit("an unknown dtype"))?;
-            let output = Tensor::f_empty(&shape, (kind, Device::Cpu));
-            let output = output.map_err(|e| torch_error("making room for an activation", &e))?;
-            self.bytes += bytes;
-            self.entries.insert(0, Entry { batch: unhex(&stored.batch)?, output, bytes });
+            bytes = sum;
+            entries.push(stored.empty()?);
         }
+        entries.reverse();
+        self.incoming = Some(Incoming { trunk: unhex(&index.trunk)?, entries, bytes });
         Ok(())
     }
 
     fn load_targets<'a>(&'a mut self, prefix: &str, targets: &mut LoadTargets<'a>) -> Result<()> {
-        let trunk = self.trunk.map(|trunk| hex(&trunk)).unwrap_or_default();
-        for entry in &self.entries {
+        let Some(Incoming { trunk, entries, .. }) = &self.incoming else { return Ok(()) };
+        let trunk = hex(trunk);
+        for entry in entries {
             let sink = TchSink::new(&entry.output)?;
             let name = name_of(prefix, &trunk, &hex(&entry.batch))?;
             targets.add(name, sink.spec().clone(), Box::new(sink))?;
@@ -270,6 +290,11 @@ impl Stateful for ActivationCache {
     }
 
     fn load_values(&mut self, _prefix: &str, _values: &Values, _own: &Values) -> Result<()> {
+        (self.trunk, self.bytes) = (None, 0);
+        self.entries.clear();
+        if let Some(Incoming { trunk, entries, bytes }) = self.incoming.take() {
+            (self.trunk, self.entries, self.bytes) = (Some(trunk), entries, bytes);
+        }
         Ok(())
     }
 }

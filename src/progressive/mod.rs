@@ -1,6 +1,7 @@
 //! Progressive training: a model that grows by stacks, of which the newest is trained.
 
 mod adapters;
+mod adapters_alone;
 mod architecture;
 mod builder;
 mod cache;
@@ -8,6 +9,7 @@ mod described;
 mod layers;
 mod list;
 mod load;
+mod peft;
 mod precision;
 mod rack;
 mod run_state;
@@ -28,6 +30,7 @@ pub use list::{
     Contents, ProgressiveCheckpoint, get_rack_info, get_stack_info, get_training_info,
     list_checkpoints, load_progressive_checkpoint,
 };
+pub use peft::{PeftAdapter, PeftLinear, PeftOptions, read_peft, write_peft};
 pub use precision::StackPrecision;
 pub use rack::Rack;
 pub use stack::Stack;

@@ -97,6 +97,12 @@ impl Stack {
         &self.linears
     }
 
+    /// The name of a layer within its block: `fc`, not `stacks.0.blocks.1.fc`.
+    pub(super) fn within<'a>(&self, name: &'a str) -> &'a str {
+        let rest = name.strip_prefix(&format!("{}.blocks.", self.prefix()));
+        rest.and_then(|rest| rest.split_once('.')).map_or(name, |(_, within)| within)
+    }
+
     pub(super) fn is_merged(&self) -> bool {
         !self.merged_weights().is_empty()
     }

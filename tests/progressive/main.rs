@@ -6,10 +6,14 @@
 
 mod adapters;
 mod building;
+mod cache;
 mod frozen;
 mod initial;
 mod models;
+mod peft;
 mod precision;
 mod refused_adapters;
+#[path = "../tier/mod.rs"]
+mod tier;
 mod ties;
 mod trunk_hash;

@@ -112,6 +112,9 @@ fn a_cache_of_another_trunk_is_emptied() {
     loaded.load_targets("cache", &mut targets).unwrap();
     assert_eq!(targets.targets().len(), 1);
     drop(targets);
+    assert!(loaded.is_empty(), "nothing before all has come");
+    loaded.load_values("cache", &state.values, &state.rank_values).unwrap();
+    assert_eq!(loaded.len(), 1);
     assert!(loaded.expect([2; 16]) && loaded.is_empty());
     assert!(!loaded.expect([2; 16]));
 }
@@ -122,7 +125,8 @@ fn a_stored_index_is_not_believed() {
         let mut own = Values::new();
         own.set("cache.index", tch_checkpoint::state::Value::Json(text.to_owned()));
         let mut cache = ActivationCache::new(1000);
-        cache.prepare("cache", &Values::new(), &own).map(|()| cache.len())
+        cache.prepare("cache", &Values::new(), &own)?;
+        cache.load_values("cache", &Values::new(), &own).map(|()| cache.len())
     };
     let entry = r#"{"batch":"00000000000000000000000000000001","spec":SPEC}"#;
     let trunk = "00000000000000000000000000000002";

@@ -3,6 +3,7 @@
 #![allow(unreachable_pub)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod adapters_alone;
 mod bytes;
 mod caches;
 mod letters;

@@ -112,16 +112,11 @@ fn named<'a>(linear: &Linear, lora: &'a Lora) -> [(String, &'a tch::Tensor); 2] 
 
 /// Names of linear layers within their blocks: `fc`, not `stacks.0.blocks.1.fc`.
 fn names_within(stack: &Stack) -> Vec<String> {
-    stack.linears().iter().map(|linear| name_within(stack, linear).to_owned()).collect()
-}
-
-fn name_within<'a>(stack: &Stack, linear: &'a Linear) -> &'a str {
-    let rest = linear.name().strip_prefix(&format!("{}.blocks.", stack.prefix()));
-    rest.and_then(|rest| rest.split_once('.')).map_or(linear.name(), |(_, within)| within)
+    stack.linears().iter().map(|linear| stack.within(linear.name()).to_owned()).collect()
 }
 
 fn targets(stack: &Stack, config: &LoraConfig) -> Result<Vec<Linear>> {
     let globs = config.globs()?;
-    let fits = |linear: &&Linear| globs.matches(name_within(stack, linear));
+    let fits = |linear: &&Linear| globs.matches(stack.within(linear.name()));
     Ok(stack.linears().iter().filter(fits).cloned().collect())
 }
