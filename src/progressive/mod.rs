@@ -14,6 +14,7 @@ mod precision;
 mod rack;
 mod run_state;
 mod save;
+mod snapshot;
 mod stack;
 mod state;
 mod trainer;
@@ -33,6 +34,7 @@ pub use list::{
 pub use peft::{PeftAdapter, PeftLinear, PeftOptions, read_peft, write_peft};
 pub use precision::StackPrecision;
 pub use rack::Rack;
+pub use snapshot::RackSnapshot;
 pub use stack::Stack;
 pub use trainer::{Batches, LossFn, ProgressiveTrainer};
 pub use training::{Stage, StageHistory, TrainingConfig, TrainingInfo, TrunkStrategy};

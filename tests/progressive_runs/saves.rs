@@ -123,6 +123,27 @@ fn adapters_of_before_do_not_stay() {
     });
 }
 
+#[test]
+fn a_rack_becomes_again_what_it_was() {
+    let (mut rack, whole) = (varied(), varied());
+    let state = rack.get_model_state().unwrap();
+    for (_, variable) in rack.store().variables() {
+        tch::no_grad(|| drop(variable.shallow_clone().fill_(7.0)));
+    }
+    rack.append_stack(1, None).unwrap();
+    rack.detach_adapters(1).unwrap();
+    rack.load_model_state(&state).unwrap();
+    assert!(bits(&rack) == bits(&whole) && rack.info() == whole.info());
+    assert_eq!(state.info(), &whole.info());
+    let config = crate::letters::Config { width: 17 };
+    let mut wider =
+        tch_checkpoint::progressive::RackBuilder::<Letters>::new(config).build().unwrap();
+    let before = bits(&wider);
+    let error = wider.load_model_state(&state).unwrap_err();
+    assert_eq!(error.kind(), tch_checkpoint::ErrorKind::Mismatch);
+    assert!(bits(&wider) == before);
+}
+
 /// Head and embeddings are part of a rack, also of one without stacks.
 #[test]
 fn the_ends_come_back_too() {

@@ -43,6 +43,7 @@ fn values_are_read_as_the_types_of_their_fields() {
         ("SPACE_WARNING_MIB", "0"),
         ("IGNORE_SPACE", "yes"),
         ("AUDIT", "on"),
+        ("COPY_UNCHANGED", "on"),
         ("TENSORBOARD", "logs"),
     ]);
     let mut expected = unusual();
