@@ -1,12 +1,13 @@
 //! Racks and stacks out of checkpoints: read into fresh tensors, verified, voted, then taken over.
 
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use tch::{Device, Tensor, no_grad};
 
 use super::architecture::Architecture;
 use super::builder::RackBuilder;
-use super::described::{RackInfo, StackInfo};
+use super::described::{RackInfo, StackId, StackInfo};
 use super::rack::Rack;
 use super::state::{self, Granularity, check_kind, refuse_all, stack_faults};
 use super::{stack, variables};
@@ -142,6 +143,8 @@ fn load_into(
     load(group, storage, &wanted, destination, &rules, Atomicity::InPlace)
 }
 
+/// Most blocks of a stack that have no tensors.
+const BARE_BLOCKS_MAX: usize = 64;
 /// Most names that an error lists.
 const UNEXPECTED_MAX: usize = 20;
 const RACKS: [Granularity; 2] = [Granularity::Training, Granularity::Rack];
@@ -175,6 +178,30 @@ fn refuse_unexpected(manifest: &Manifest, targets: &LoadTargets<'_>) -> Result<(
     refuse_all(&names.take(UNEXPECTED_MAX).collect::<Vec<_>>())
 }
 
+/// Refuses a description of more blocks than the checkpoint has tensors for, before they are made.
+fn check_blocks(manifest: &Manifest, stacks: &[StackInfo]) -> Result<()> {
+    let mut there: HashMap<StackId, HashSet<&str>> = HashMap::new();
+    for tensor in manifest.tensors() {
+        let rest = tensor.name.as_str().strip_prefix("stacks.");
+        let Some((id, rest)) = rest.and_then(|rest| rest.split_once('.')) else { continue };
+        let block = rest.strip_prefix("blocks.").and_then(|rest| rest.split('.').next());
+        if let (Ok(id), Some(block)) = (id.parse(), block) {
+            there.entry(StackId::new(id)).or_default().insert(block);
+        }
+    }
+    for stack in stacks {
+        let blocks = there.get(&stack.id).map_or(0, HashSet::len);
+        if stack.num_blocks > blocks.saturating_add(BARE_BLOCKS_MAX) {
+            let message = format!(
+                "stack {} of {} blocks has tensors of {blocks}",
+                stack.id, stack.num_blocks
+            );
+            return Err(Error::new(ErrorKind::Corrupt, message));
+        }
+    }
+    Ok(())
+}
+
 /// A rack that does not exist until the checkpoint is known.
 struct Opened<A: Architecture> {
     device: Device,
@@ -185,6 +212,7 @@ impl<A: Architecture> Destination for Opened<A> {
     fn prepare(&mut self, manifest: &Manifest) -> Result<()> {
         let values = manifest.values();
         check_kind(values, &RACKS)?;
+        check_blocks(manifest, &values.json::<RackInfo>(state::RACK)?.stack_info)?;
         let config: A::Config = values.json(state::CONFIG)?;
         let empty = RackBuilder::<A>::new(config).max_stacks(1).device(self.device).build()?;
         let rack = empty.fresh_of(values)?;
@@ -212,6 +240,7 @@ struct Whole<'r, A: Architecture> {
 impl<A: Architecture> Destination for Whole<'_, A> {
     fn prepare(&mut self, manifest: &Manifest) -> Result<()> {
         check_kind(manifest.values(), &RACKS)?;
+        check_blocks(manifest, &manifest.values().json::<RackInfo>(state::RACK)?.stack_info)?;
         let fresh = self.live.fresh_of(manifest.values())?;
         refuse_unexpected(manifest, &targets_of(&fresh)?)?;
         self.fresh = Some(fresh);
@@ -244,6 +273,7 @@ impl<A: Architecture> Destination for OneStack<'_, A> {
         self.live.check_config(values)?;
         let stored: StackInfo = values.json(state::STACK)?;
         refuse_all(&stack_faults(&here, &stored))?;
+        check_blocks(manifest, std::slice::from_ref(&stored))?;
         let alone = StackInfo { stack_idx: 0, ..stored.clone() };
         let next_id = stored.id.get().saturating_add(1);
         let info =

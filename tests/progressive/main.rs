@@ -14,6 +14,7 @@ mod peft;
 mod precision;
 mod refused_adapters;
 #[path = "../tier/mod.rs"]
+#[allow(clippy::print_stderr, reason = "shared with other test binaries")]
 mod tier;
 mod ties;
 mod trunk_hash;

@@ -12,3 +12,4 @@ mod odd;
 mod refused;
 mod resumed;
 mod saves;
+mod structures;

@@ -1,14 +1,13 @@
 //! Runs that are not as usual: ranks that differ, short numbers, merged adapters, ties.
 
-use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Tensor, no_grad};
 use tch_checkpoint::progressive::{
-    Architecture, Layer, Layers, Linear, LinearConfig, LoraConfig, Rack, RackBuilder,
-    StackPrecision, TrunkStrategy, list_checkpoints,
+    Architecture, Layer, Layers, LinearConfig, LoraConfig, Rack, RackBuilder, StackPrecision,
+    TrunkStrategy, list_checkpoints,
 };
 use tch_checkpoint::{Error, ErrorKind, Result};
 
-use crate::letters::{Config, Letters, Rows, alone, bits, config, loss, on_ranks, rack, trainer};
+use crate::letters::{Letters, Rows, alone, bits, config, loss, on_ranks, rack, trainer};
 
 fn adapters() -> LoraConfig {
     LoraConfig { rank: 2, ..LoraConfig::default() }
@@ -145,12 +144,11 @@ fn a_trunk_that_was_changed_within_a_stage_is_what_the_next_step_sees() {
             settings.activation_cache_mib = mebibytes;
             settings.checkpoint.keep_last = Some(100);
             tch::manual_seed(5);
-            let mut first = rack();
-            trainer(&group, settings.clone()).train_rack(&mut first, &Rows, &loss, 2).unwrap();
-            let saved = list_checkpoints(dir.path().join("letters")).unwrap();
-            let within = saved.iter().find(|checkpoint| checkpoint.step == 11).unwrap();
             let mut rack = rack();
             let mut trainer = trainer(&group, settings);
+            trainer.train_rack(&mut rack, &Rows, &loss, 2).unwrap();
+            let saved = list_checkpoints(dir.path().join("letters")).unwrap();
+            let within = saved.iter().find(|checkpoint| checkpoint.step == 11).unwrap();
             trainer.restore_from_checkpoint(&within.path, &mut rack).unwrap();
             assert_eq!(trainer.activation_cache().is_empty(), mebibytes == 0);
             let weight = rack.store().variables()["stacks.0.blocks.0.up.weight"].shallow_clone();
@@ -229,102 +227,23 @@ impl Architecture for Growing {
 }
 
 #[test]
-fn a_rack_that_may_have_more_stacks_than_the_stored_one_may_go_on_growing() {
+fn adapters_that_were_detached_are_followed_by_new_ones() {
     alone(|group| {
         let dir = tempfile::tempdir().unwrap();
-        let of = |max| {
-            let builder = RackBuilder::<Letters>::new(Config { width: 16 });
-            builder.seed(3).max_stacks(max).build().unwrap()
-        };
-        let (mut small, mut large) = (of(1), of(3));
+        let mut whole = rack();
         let mut first = trainer(&group, config(dir.path(), 0));
-        first.train_rack(&mut small, &Rows, &loss, 1).unwrap();
-        let mut second = trainer(&group, config(dir.path(), 0));
-        second.resume(&mut large).unwrap().unwrap();
-        assert_eq!(large.info().max_stacks, 3);
-        second.train_rack(&mut large, &Rows, &loss, 2).unwrap();
-        // The other way round nothing is cut off.
-        let mut again = of(1);
-        let mut third = trainer(&group, config(dir.path(), 0));
-        third.resume(&mut again).unwrap().unwrap();
-        assert_eq!((again.stacks().len(), again.info().max_stacks), (2, 3));
-    });
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Tied;
-
-struct Twice(Linear, Tensor);
-
-impl Layer for Twice {
-    fn forward(&self, input: &Tensor, train: bool) -> Tensor {
-        self.0.forward(input, train).linear(&self.1, None::<&Tensor>)
-    }
-}
-
-struct Ends(Tensor);
-
-impl Layer for Ends {
-    fn forward(&self, input: &Tensor, _: bool) -> Tensor {
-        input.linear(&self.0, None::<&Tensor>)
-    }
-}
-
-impl Architecture for Tied {
-    type Config = ();
-
-    fn embeddings(layers: &Layers<'_>, (): &()) -> Result<Option<Box<dyn Layer>>> {
-        Ok(Some(Box::new(Ends(layers.path().randn_standard("weight", &[4, 4])))))
-    }
-
-    fn block(layers: &Layers<'_>, (): &()) -> Result<Box<dyn Layer>> {
-        let linear = layers.linear("fc", 4, 4, LinearConfig::default())?;
-        let again = layers.tie("again", &format!("{}.weight", linear.name()))?;
-        Ok(Box::new(Twice(linear, again)))
-    }
-
-    fn head(layers: &Layers<'_>, (): &()) -> Result<Option<Box<dyn Layer>>> {
-        Ok(Some(Box::new(Ends(layers.tie("weight", "embeddings.weight")?))))
-    }
-}
-
-fn tied(seed: u64) -> Rack<Tied> {
-    let builder = RackBuilder::<Tied>::new(()).seed(seed);
-    builder.stack(2, None).stack(2, None).build().unwrap()
-}
-
-fn ones() -> Tensor {
-    Tensor::ones([1, 4], (Kind::Float, Device::Cpu))
-}
-
-fn is_tied(rack: &Rack<Tied>, first: &str, second: &str) -> bool {
-    let variables = rack.store().variables();
-    variables[first].data_ptr() == variables[second].data_ptr()
-}
-
-#[test]
-fn ties_come_back_as_ties_with_racks_and_with_stacks() {
-    alone(|group| {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut saved, path) = (tied(1), dir.path().join("rack"));
-        saved.attach_adapters(1, &adapters()).unwrap();
-        let output = saved.forward(&ones(), false).unwrap();
-        saved.save_rack(&group, &path).unwrap();
-        let opened = Rack::<Tied>::open_rack(&group, &path, Device::Cpu).unwrap();
-        assert!(is_tied(&opened, "embeddings.weight", "head.weight"));
-        assert!(is_tied(&opened, "stacks.1.blocks.0.again", "stacks.1.blocks.0.fc.weight"));
-        assert_eq!(opened.forward(&ones(), false).unwrap(), output);
-
-        let path = dir.path().join("stack");
-        saved.save_stack(&group, 1, &path).unwrap();
-        let mut other = tied(2);
-        other.load_stack(&group, 0, &path).unwrap();
-        assert!(is_tied(&other, "stacks.0.blocks.0.again", "stacks.0.blocks.0.fc.weight"));
-        let (ours, theirs) = (other.store().variables(), saved.store().variables());
-        for name in ["again", "fc.weight", "fc.bias"] {
-            let name = format!("blocks.1.{name}");
-            assert_eq!(ours[&format!("stacks.0.{name}")], theirs[&format!("stacks.1.{name}")]);
+        first.train_rack(&mut whole, &Rows, &loss, 2).unwrap();
+        first.train_adapters(&mut whole, &Rows, &loss, &adapters(), 3).unwrap();
+        for index in 0..2 {
+            whole.merge_adapters(index).unwrap();
+            whole.detach_adapters(index).unwrap();
         }
+        first.train_adapters(&mut whole, &Rows, &loss, &adapters(), 3).unwrap();
+        assert_eq!(first.get_training_info().step, 18);
+        assert!(whole.stacks().iter().all(|stack| stack.adapters().is_some()));
+        let mut resumed = rack();
+        trainer(&group, config(dir.path(), 0)).resume(&mut resumed).unwrap().unwrap();
+        assert!(bits(&resumed) == bits(&whole));
     });
 }
 

@@ -58,8 +58,10 @@ fn rack() -> Rack<Tied> {
     rack
 }
 
-/// Components with the names of their variables and aliases.
-fn listed(rack: &Rack<Tied>) -> Vec<(String, Vec<String>, Vec<(String, String)>)> {
+/// A component with the names of its variables and its aliases.
+type Listed = (String, Vec<String>, Vec<(String, String)>);
+
+fn listed(rack: &Rack<Tied>) -> Vec<Listed> {
     let parts = rack.parts().unwrap().into_iter();
     let named = parts.map(|part| {
         let names = part.variables.into_iter().map(|(name, _)| name).collect();
@@ -125,7 +127,8 @@ fn a_rack_of_a_description_is_described_by_it() {
 fn descriptions_of_no_rack_are_corrupt_and_build_nothing() {
     let _generator = generator();
     let good = rack().info();
-    let cases: [(&str, fn(&mut RackInfo)); 11] = [
+    type Change = fn(&mut RackInfo);
+    let cases: [(&str, Change); 11] = [
         ("an identity twice", |info| info.stack_info[1].id = info.stack_info[0].id),
         ("an identity not given yet", |info| info.next_id = 1),
         ("another count", |info| info.current_stacks = 3),

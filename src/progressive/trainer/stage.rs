@@ -111,17 +111,17 @@ impl ProgressiveTrainer {
         self.begin(rack, Stage::Stack(id), index, &trunk)
     }
 
-    /// Does nothing if that is what is trained already.
+    /// Does nothing if that is what is trained already; adapters that were detached since are none.
     pub(super) fn begin_adapters<A: Architecture>(
         &mut self,
         rack: &mut Rack<A>,
         adapters: &LoraConfig,
     ) -> Result<()> {
         unmerged(rack)?;
-        if self.training.info.stage == Stage::Adapters {
+        let attached = attach_all(rack, adapters)?;
+        if self.training.info.stage == Stage::Adapters && attached.is_empty() {
             return Ok(());
         }
-        attach_all(rack, adapters)?;
         for index in 0..rack.stacks().len() {
             rack.set_frozen(index, true)?;
         }
