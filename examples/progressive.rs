@@ -8,6 +8,13 @@
 //! It needs no flags and leaves nothing behind: it works in a temporary directory, starts its ranks
 //! itself and trains on the text of this project's own guides. Takes a minute or two.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "the text has 100,000 letters"
+)]
+
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -18,6 +25,13 @@ use tch_checkpoint::progressive::{
 };
 use tch_checkpoint::torch::AdamW;
 use tch_checkpoint::{ProcessGroup, Result};
+
+/// A line of results. Whoever has closed stdout does not want to know.
+macro_rules! say {
+    ($($line:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($line)*);
+    }};
+}
 
 #[path = "progressive/checks.rs"]
 mod checks;
@@ -49,7 +63,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error}");
+            let _ = writeln!(std::io::stderr(), "error: {error}");
             ExitCode::FAILURE
         }
     }
@@ -61,9 +75,9 @@ fn parent() -> std::io::Result<bool> {
     let (whole, killed) = (scratch.path().join("whole"), scratch.path().join("killed"));
     let mut checks = Checks::default();
 
-    println!("{STACKS} stacks of {STEPS_PER_STACK} steps on 2 ranks, without interruption …");
+    say!("{STACKS} stacks of {STEPS_PER_STACK} steps on 2 ranks, without interruption …");
     checks.that("two ranks end well", ranks::run(&whole, None)?);
-    println!("the same again, killed within the second stack, and between it and the third …");
+    say!("the same again, killed within the second stack, and between it and the third …");
     let (within, between) = (STEPS_PER_STACK * 3 / 2, STEPS_PER_STACK * 2);
     checks.that("killed within a stack", !ranks::run(&killed, Some(within))?);
     checks.that("killed between stacks", !ranks::run(&killed, Some(between))?);
@@ -101,7 +115,7 @@ fn look(directory: &Path, checks: &mut Checks) {
     };
     #[expect(clippy::cast_precision_loss, reason = "a ratio")]
     let more = own as f64 / needed as f64;
-    println!(
+    say!(
         "\n{}: {own} bytes written for {needed} bytes of adapters and their optimizer state ({more:.4})",
         newest.name
     );
@@ -109,15 +123,19 @@ fn look(directory: &Path, checks: &mut Checks) {
 }
 
 fn table(outcome: &Outcome) {
-    println!(
+    say!(
         "\n  {:<10} {:>6} {:>11} {:>10} {:>11}",
-        "trained", "steps", "first loss", "last loss", "validation"
+        "trained",
+        "steps",
+        "first loss",
+        "last loss",
+        "validation"
     );
     let names = (1..=STACKS).map(|n| format!("stack {n}")).chain(["adapters".to_owned()]);
     for ((name, stage), validation) in names.zip(&outcome.history).zip(&outcome.validation) {
         let shown = |loss: Option<f64>| loss.unwrap_or(f64::NAN);
         let StageHistory { steps, first_loss, final_loss, .. } = stage;
-        println!(
+        say!(
             "  {name:<10} {steps:>6} {:>11.4} {:>10.4} {validation:>11.4}",
             shown(*first_loss),
             shown(*final_loss)
@@ -134,7 +152,7 @@ fn rank(group: &ProcessGroup) -> Result<ExitCode> {
     if let Some(resumed) = trainer.resume(&mut rack)?
         && group.is_coordinator()
     {
-        println!("  resumed at step {} with {} stacks", resumed.state.step, rack.stacks().len());
+        say!("  resumed at step {} with {} stacks", resumed.state.step, rack.stacks().len());
     }
     let mut validation = ranks::validation_so_far();
     for stacks in 1..=STACKS {

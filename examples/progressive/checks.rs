@@ -1,5 +1,6 @@
 //! What is looked at when the ranks have ended.
 
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -22,9 +23,9 @@ impl Checks {
 
     /// Prints them; whether all hold.
     pub(crate) fn tell(self) -> bool {
-        println!();
+        say!("");
         for (what, holds) in &self.0 {
-            println!("  {} {what}", if *holds { "ok    " } else { "FAILED" });
+            say!("  {} {what}", if *holds { "ok    " } else { "FAILED" });
         }
         self.0.iter().all(|(_, holds)| *holds)
     }

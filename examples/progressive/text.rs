@@ -15,6 +15,7 @@ const TEXT: &str = concat!(
 const PARTS: usize = 10;
 /// Letters out of which the next one is to be told.
 pub(crate) const CONTEXT: i64 = 12;
+const LENGTH: usize = 12;
 /// Places of the text in a batch of one rank.
 const BATCH: u64 = 64;
 
@@ -37,9 +38,9 @@ impl Text {
         let number = |byte: u8| letters.binary_search(&byte).unwrap_or(0) as i64;
         let places: Vec<i64> = TEXT.bytes().map(number).collect();
         let part = places.len() / (4 * PARTS);
-        let begins = 0..places.len() - CONTEXT as usize;
+        let begins = 0..places.len() - LENGTH;
         // Parts from all over the text.
-        let (validated, trained) = begins.partition(|begin| begin / part % PARTS == 0);
+        let (validated, trained) = begins.partition(|begin| (begin / part).is_multiple_of(PARTS));
         Self { letters, places, trained, validated, stop_at }
     }
 
@@ -51,7 +52,7 @@ impl Text {
     fn rows(&self, begins: impl Iterator<Item = usize>) -> (Tensor, Tensor) {
         let (mut input, mut target) = (Vec::new(), Vec::new());
         for begin in begins {
-            let end = begin + CONTEXT as usize;
+            let end = begin + LENGTH;
             input.extend_from_slice(&self.places[begin..end]);
             target.push(self.places[end]);
         }
