@@ -288,7 +288,7 @@ fn ranks_that_give_different_paths_are_told_so() {
 /// One rank saves into a directory, another into a file, or several files.
 #[test]
 fn ranks_that_save_in_different_ways_are_told_so() {
-    let phases = ["plan", "plan file", "plan files"];
+    let phases = ["unchanged", "plan file", "plan files"];
     let ways = VERBS.into_iter().zip(phases);
     let pairs = ways.clone().flat_map(|usual| ways.clone().map(move |other| (usual, other)));
     let mut count = 0;
