@@ -62,7 +62,7 @@ pub enum Held {
 /// nothing. What goes away meanwhile counts as nothing. Not collective: one process looks.
 ///
 /// # Errors
-/// [`ErrorKind::NotFound`] if there is no such directory; [`ErrorKind::Storage`].
+/// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is no such directory; [`ErrorKind::Storage`](crate::ErrorKind::Storage).
 pub fn usage(storage: &dyn Storage, directory: &Path) -> Result<Usage> {
     let parent = catalog::open_parent(storage, directory)?;
     usage_of(parent.as_ref(), &mut || {})
