@@ -291,6 +291,11 @@ fn torchrun_kill_while_committing() {
 }
 
 #[test]
+fn torchrun_kill_while_looking_for_what_has_not_changed() {
+    kill_in_each_place_of_a_save(TORCHRUN, "unchanged");
+}
+
+#[test]
 fn torchrun_kill_while_loading() {
     kill_in_each_place_of_a_load(TORCHRUN);
 }

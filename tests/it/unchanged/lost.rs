@@ -6,12 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
-use tch_checkpoint::ErrorKind;
 use tch_checkpoint::group::ProcessGroup;
+use tch_checkpoint::save::{SaveOptions, save};
+use tch_checkpoint::state::{StateDict, TensorSource};
 use tch_checkpoint::storage::{Fault, FaultyStorage, LocalStorage, MemoryStorage};
+use tch_checkpoint::tensor::Component;
+use tch_checkpoint::{Error, ErrorKind, Result};
 
 use super::{Job, bytes_of, files_of, names};
-use crate::harness::on_ranks;
+use crate::harness::{content, name, on_ranks, path};
 use crate::hooked::{Hooked, unsupported};
 
 #[test]
@@ -157,5 +160,54 @@ fn whatever_fails_while_linking_leaves_whole_checkpoints() {
             at += 1;
         }
         assert!(at > 20, "so few operations: {at}");
+    }
+}
+
+/// A box that can be read up to its first block, and then is off the bus, or panics.
+struct Failing {
+    bytes: Vec<u8>,
+    panics: bool,
+}
+
+impl TensorSource for Failing {
+    fn read_into(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let begin = offset as usize;
+        if out.len() > 16 * 1024 || begin > 0 {
+            assert!(!self.panics, "off the bus");
+            return Err(Error::new(ErrorKind::Device, "off the bus"));
+        }
+        out.copy_from_slice(&self.bytes[begin..begin + out.len()]);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_state_that_cannot_be_read_while_it_is_compared_is_every_ranks_error() {
+    for panics in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().to_path_buf();
+        let errors = on_ranks(2, move |group| {
+            let job = Job::usual();
+            job.save(&group, &root.join("a"));
+            let mut state = StateDict::new();
+            for held in &job.tensors {
+                let slice = held.of(&group);
+                let bytes = content(&held.name, &held.spec(), &slice, held.generation);
+                let fails = group.rank().get() == 1 && held.name == "trunk.1.weight";
+                let source: Arc<dyn TensorSource> =
+                    if fails { Arc::new(Failing { bytes, panics }) } else { Arc::new(bytes) };
+                let component = Component::new(held.component).unwrap();
+                state.add(&component, name(&held.name), held.spec(), source).unwrap();
+            }
+            let (to, options) = (path(root.join("b").to_str().unwrap()), SaveOptions::default());
+            let error = save(&group, &LocalStorage::new(), &to, &state, &options).unwrap_err();
+            job.check(&group, &LocalStorage::new(), &root.join("a"));
+            assert!(!root.join("b").exists());
+            (error.kind(), error.phase().map(str::to_owned), error.rank().map(|rank| rank.get()))
+        });
+        let kind = if panics { ErrorKind::Panic } else { ErrorKind::Device };
+        for error in errors {
+            assert_eq!(error, (kind, Some("compare".to_owned()), Some(1)));
+        }
     }
 }
