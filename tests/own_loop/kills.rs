@@ -29,8 +29,9 @@ enum Committed {
 /// The second save of a job is its visit to these. Of parts, a save writes three, and five beside training,
 /// where headers are parts of their own.
 const PLACES: &[(&str, Committed)] = &[
-    ("kill@unchanged.voted@1@2", Committed::No),
+    // First: a load, with which later ones begin, has a phase of that name too.
     ("kill@plan.voted@1@2", Committed::No),
+    ("kill@unchanged.voted@1@2", Committed::No),
     ("kill@commit.enter@0@2", Committed::No),
     ("kill@commit.enter@1@2", Committed::No),
     ("kill@write.part@0@6", Committed::No),
