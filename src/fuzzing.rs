@@ -93,6 +93,7 @@ fn plan(shape: &[u64], rows: std::ops::Range<u64>) -> LocalPlan {
         on_existing: OnExisting::Refuse,
         space_reserve: 1 << 20,
         ignore_space: false,
+        copy_unchanged: false,
         libtorch_version: "2.9.0".into(),
     };
     let mut values = Values::new();
