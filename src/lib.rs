@@ -15,6 +15,7 @@ mod clock;
 mod dims;
 pub mod error;
 mod json;
+pub mod device;
 mod memory;
 mod nearest;
 mod numbers;

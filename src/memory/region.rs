@@ -2,8 +2,11 @@
 //! first touch of a page costs more than the disk.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::zeroed;
+use crate::device::budget::{Budget, Lease};
+use crate::device::{Device, Locked};
 use crate::error::{Error, Result};
 
 /// Where it begins, and what is placed in it: what direct I/O asks for.
@@ -14,6 +17,8 @@ const SURPLUS_MAX: usize = 32 << 20;
 /// Zeroes, or whatever was in it when it was used before; it begins on a page. Pages that no byte
 /// was written to take no memory.
 pub(crate) struct Region {
+    /// Before the memory, for it is dropped before it.
+    locked: Option<(Locked, Lease)>,
     bytes: Vec<u8>,
     begin: usize,
     #[cfg(test)]
@@ -31,6 +36,7 @@ impl Region {
         let bytes = zeroed(len.checked_add(PAGE as u64).ok_or_else(short)?).map_err(|_| short())?;
         let begin = bytes.as_ptr().align_offset(PAGE).min(PAGE);
         Ok(Self {
+            locked: None,
             bytes,
             begin,
             #[cfg(test)]
@@ -51,6 +57,25 @@ impl Region {
             Some(region) => Ok(region),
             None => Self::new(len),
         }
+    }
+
+    /// Locks its pages, for copies from and to devices, as long as it lives; `false` if `budget` has
+    /// not as much.
+    ///
+    /// # Errors
+    /// As [`Device::lock_pages`].
+    pub(crate) fn lock(&mut self, device: &dyn Device, budget: &Arc<Budget>) -> Result<bool> {
+        if self.locked.is_some() {
+            return Ok(true);
+        }
+        let Some(lease) = budget.take(self.bytes.len() as u64) else { return Ok(false) };
+        let memory = self.bytes_mut();
+        // SAFETY: the buffer is never made longer, so that it stays where it is until it is dropped,
+        // which is after `locked`.
+        #[allow(unsafe_code)]
+        let locked = unsafe { device.lock_pages(memory.as_mut_ptr(), memory.len())? };
+        self.locked = Some((locked, lease));
+        Ok(true)
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
