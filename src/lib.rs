@@ -12,10 +12,10 @@ extern crate self as tch_checkpoint;
 
 // Words
 mod clock;
+pub mod device;
 mod dims;
 pub mod error;
 mod json;
-pub mod device;
 mod memory;
 mod nearest;
 mod numbers;

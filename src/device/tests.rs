@@ -79,7 +79,8 @@ fn a_failed_copy_is_an_error_and_the_next_one_gets_a_new_ring() {
 
 #[test]
 fn a_write_that_fails_later_is_an_error_when_it_is_settled() {
-    let device = FakeDevice::new("fake:0", Faults { fail: Some(1), delay: LAG, ..Faults::default() });
+    let device =
+        FakeDevice::new("fake:0", Faults { fail: Some(1), delay: LAG, ..Faults::default() });
     let mut target = vec![0; 10];
     let memory = device.memory_mut(&mut target);
     let pending = device.rings().write(&memory, 0, &[7; 10]).unwrap().unwrap();
