@@ -380,3 +380,6 @@ fn open_reader(
 fn open_entry(storage: &dyn Storage, resolved: &Resolved) -> Result<Arc<dyn Directory>> {
     storage.open_dir(&resolved.directory)?.open_dir(&resolved.entry)
 }
+
+#[cfg(test)]
+mod tests;

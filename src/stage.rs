@@ -6,6 +6,7 @@
 //! that it has not changed.
 
 mod copy;
+mod devices;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use self::copy::{Copier, From};
+use self::devices::Devices;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Progress;
 use crate::memory::region::{PAGE, Region};
@@ -51,6 +53,7 @@ pub(crate) struct Staging {
     /// The sources of what is late, and of nothing else.
     late_state: StateDict,
     watch: Watch,
+    devices: Devices,
 }
 
 /// The share of one rank as nobody else can change it.
@@ -74,8 +77,8 @@ struct Late {
 
 impl Staging {
     /// Copies what `share` says out of `state`, with several threads. Needs as much memory as
-    /// that; `kept` is used if it is large enough. A source that does not lie in host memory is
-    /// asked by this thread alone.
+    /// that; `kept` is used if it is large enough. A source that lies neither in host memory nor on
+    /// a [`Device`](crate::device::Device) is asked by this thread alone.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if the plan does not fit `state`, [`ErrorKind::Storage`] if
@@ -87,7 +90,8 @@ impl Staging {
         kept: Option<Region>,
         progress: &Progress,
     ) -> Result<Self> {
-        let mut postponed = Postponed::default();
+        let (mut postponed, mut devices) = (Postponed::default(), Devices::default());
+        let mut staged = Staged::new(share.plan, kept)?;
         let mut sources = Vec::with_capacity(share.plan.files.len());
         for (number, file) in share.plan.files.iter().enumerate() {
             let mut of_file = Vec::with_capacity(file.pieces.len());
@@ -97,8 +101,11 @@ impl Staging {
                 let cut = Cut::of_boxes(piece, boxes.of(&piece.name)).map_err(place)?;
                 let is_late = copying == Copying::SteadyLater && cut.entry.source.is_steady();
                 of_file.push(if is_late || sabotage::is_on(Defect::LaxBackground) {
+                    devices.expect(&cut).map_err(place)?;
                     postponed.add(&file.component, piece, &cut)?;
                     postponed.late.push(Late { file: number, piece: of_file.len() });
+                    From::Later
+                } else if devices.take(&mut staged, &cut, (number, of_file.len())).map_err(place)? {
                     From::Later
                 } else {
                     cut.host_bytes()?.map_or(From::Source(cut), From::Memory)
@@ -106,14 +113,14 @@ impl Staging {
             }
             sources.push(of_file);
         }
-        let mut staged = Staged::new(share.plan, kept)?;
         let mut copier = Copier::new(share.rank, progress);
         for ((file, out), sources) in staged.data_mut().zip(&sources) {
             copier.add(&file.ends, sources, out)?;
         }
         copier.run()?;
+        let staged = devices.copy(staged, progress)?;
         let Postponed { late, state: late_state, watch } = postponed;
-        Ok(Self { staged, late, late_state, watch })
+        Ok(Self { staged, late, late_state, watch, devices })
     }
 
     /// Copies what is left of `share`, the same as before, and gives what nobody else can change,
@@ -122,14 +129,17 @@ impl Staging {
     /// # Errors
     /// As [`Staging::begin`] and [`Watch::check`].
     pub(crate) fn finish(self, share: Share<'_>, progress: &Progress) -> Result<(Staged, Watch)> {
-        let Self { mut staged, late, late_state, watch } = self;
+        let Self { mut staged, late, late_state, watch, mut devices } = self;
         for Late { file, piece: number } in late {
             let piece = share.plan.files.get(file).and_then(|file| file.pieces.get(number));
-            let (piece, out) =
-                piece.zip(staged.piece_mut(file, number)).ok_or_else(copy::misfit)?;
+            let piece = piece.ok_or_else(copy::misfit)?;
             let place = |e: Error| e.with_tensor(piece.name.as_str());
             let cut = Cut::new(piece, &late_state).map_err(place)?;
-            let mut offset = cut.begin;
+            if devices.take(&mut staged, &cut, (file, number)).map_err(place)? {
+                continue;
+            }
+            let (mut offset, out) = (cut.begin, staged.piece_mut(file, number));
+            let out = out.ok_or_else(copy::misfit)?;
             for part in out.chunks_mut(STEP) {
                 // Others may use the box now, and by mistake even change it: no reference to its
                 // memory is held here, the source copies by its own means.
@@ -138,6 +148,7 @@ impl Staging {
                 progress.add(part.len() as u64);
             }
         }
+        let staged = devices.copy(staged, progress)?;
         watch.check()?;
         Ok((staged, watch))
     }
@@ -194,10 +205,15 @@ impl Staged {
         })
     }
 
-    fn piece_mut(&mut self, file: usize, piece: usize) -> Option<&mut [u8]> {
+    /// Where a piece lies in the region.
+    fn place_of(&self, file: usize, piece: usize) -> Option<Range<usize>> {
         let StagedFile { data, ends, .. } = self.files.get(file)?;
         let begin = piece.checked_sub(1).map_or(Some(0), |before| ends.get(before).copied())?;
-        let place = data.start + begin..data.start + ends.get(piece)?;
+        Some(data.start + begin..data.start + ends.get(piece)?)
+    }
+
+    fn piece_mut(&mut self, file: usize, piece: usize) -> Option<&mut [u8]> {
+        let place = self.place_of(file, piece)?;
         self.region.bytes_mut().get_mut(place)
     }
 

@@ -27,22 +27,25 @@ pub(crate) struct Queues {
     patience: Duration,
 }
 
+impl Default for Queues {
+    fn default() -> Self {
+        Self { queues: Vec::new(), patience: PATIENCE }
+    }
+}
+
 impl Queues {
-    /// One per device. What they copy is what the computing streams have left by the time of this
-    /// call, as long as nobody changes it later.
+    /// Opens one for `device`, unless it has one. What it copies is what the computing stream has
+    /// left by the time of this call, as long as nobody changes it later.
     ///
     /// # Errors
     /// [`ErrorKind::Device`].
-    pub(crate) fn open<'a>(devices: impl Iterator<Item = &'a Arc<dyn Device>>) -> Result<Self> {
-        let mut queues: Vec<(Arc<dyn Device>, Box<dyn Queue>)> = Vec::new();
-        for device in devices {
-            if queues.iter().all(|(known, _)| known.name() != device.name()) {
-                let mut queue = device.open_queue()?;
-                queue.wait_for_compute()?;
-                queues.push((Arc::clone(device), queue));
-            }
+    pub(crate) fn open(&mut self, device: &Arc<dyn Device>) -> Result<()> {
+        if self.queues.iter().all(|(known, _)| known.name() != device.name()) {
+            let mut queue = device.open_queue()?;
+            queue.wait_for_compute()?;
+            self.queues.push((Arc::clone(device), queue));
         }
-        Ok(Self { queues, patience: PATIENCE })
+        Ok(())
     }
 
     #[cfg(test)]

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::budget::Budget;
-use super::{Device, DeviceMemory, Locked, Mark, Queue, Rings};
+use super::{Device, DeviceMemory, Locked, Mark, Queue, Rings, Uploads};
 use crate::error::{Error, ErrorKind, Result};
+use crate::state::{TensorSink, TensorSource};
 
 /// What is to go wrong. Operations are counted from 1 over all queues of the device.
 #[derive(Debug, Clone, Copy, Default)]
@@ -95,6 +96,67 @@ impl FakeDevice {
     /// How often the computing stream was told to wait.
     pub(crate) fn held(&self) -> u64 {
         self.shared.held.load(SeqCst)
+    }
+}
+
+/// A tensor on such a device, to save or to fill.
+pub(crate) struct FakeTensor {
+    device: Arc<FakeDevice>,
+    bytes: Mutex<Vec<u8>>,
+    is_steady: bool,
+    uploads: Uploads,
+}
+
+impl FakeTensor {
+    pub(crate) fn new(device: &Arc<FakeDevice>, bytes: Vec<u8>) -> Self {
+        let (device, bytes) = (Arc::clone(device), Mutex::new(bytes));
+        Self { device, bytes, is_steady: false, uploads: Uploads::default() }
+    }
+
+    pub(crate) fn steady(self) -> Self {
+        Self { is_steady: true, ..self }
+    }
+
+    /// A step of training.
+    pub(crate) fn fill(&self, byte: u8) {
+        self.bytes.lock().fill(byte);
+    }
+
+    pub(crate) fn now(&self) -> Vec<u8> {
+        self.bytes.lock().clone()
+    }
+}
+
+impl TensorSource for FakeTensor {
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        Some(self.device.memory_mut(&mut self.bytes.lock()))
+    }
+
+    fn read_into(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let memory = self.device.memory_mut(&mut self.bytes.lock());
+        if memory.read(offset, out)? {
+            return Ok(());
+        }
+        self.bytes.lock().read_into(offset, out)
+    }
+
+    fn is_steady(&self) -> bool {
+        self.is_steady
+    }
+}
+
+impl TensorSink for FakeTensor {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let memory = self.device.memory_mut(self.bytes.get_mut());
+        match memory.write(offset, bytes)? {
+            Some(pending) => self.uploads.add(pending),
+            None => self.bytes.get_mut().write_at(offset, bytes)?,
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.uploads.settle()
     }
 }
 

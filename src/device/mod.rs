@@ -31,7 +31,7 @@ use std::ffi::c_void;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-pub use self::rings::{Pending, Rings};
+pub use self::rings::{Pending, Rings, Uploads};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A device with memory of its own.

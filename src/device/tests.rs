@@ -147,8 +147,10 @@ fn locked_region(device: &Arc<FakeDevice>, len: usize) -> Region {
 }
 
 fn queues(device: &Arc<FakeDevice>) -> Queues {
-    let device: Arc<dyn Device> = device.clone();
-    Queues::open([&device, &device].into_iter()).unwrap().with_patience(SHORT)
+    let (mut queues, device): (_, Arc<dyn Device>) = (Queues::default(), device.clone());
+    queues.open(&device).unwrap();
+    queues.open(&device).unwrap();
+    queues.with_patience(SHORT)
 }
 
 #[test]

@@ -76,7 +76,13 @@ pub(super) fn fill(
     reader.read_parts(parts, sharing, takers).map_err(|failed| match want(failed.item) {
         Ok((_, wanted)) => failed.error.with_tensor(wanted.name().as_str()),
         Err(_) => failed.error,
-    })
+    })?;
+    let sinks = own.into_iter().zip(wanted);
+    let sinks = sinks.filter_map(|(sink, wanted)| Some((sink?, wanted)));
+    for (sink, wanted) in sinks {
+        sink.flush().map_err(|e| e.with_tensor(wanted.name().as_str()))?;
+    }
+    Ok(())
 }
 
 /// All ranges in file order.

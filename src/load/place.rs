@@ -31,10 +31,17 @@ impl Reading<'_> {
     /// Copies what was staged into the destination.
     pub(super) fn place(&self, staged: Staged, destination: &mut dyn Destination) -> Result<()> {
         let mut targets = self.same_targets(destination)?;
-        let sinks = targets.targets_mut().values_mut().flatten();
-        for (target, bytes) in sinks.zip(staged.0).filter(|(_, bytes)| !bytes.is_empty()) {
-            target.sink.write_at(0, &bytes)?;
+        let mut written = Vec::with_capacity(self.wanted.len());
+        let sinks = targets.targets_mut().values_mut().flatten().zip(self.wanted);
+        for ((target, wanted), bytes) in sinks.zip(staged.0).filter(|(_, b)| !b.is_empty()) {
+            let place = |e: Error| e.with_tensor(wanted.name().as_str());
+            target.sink.write_at(0, &bytes).map_err(place)?;
             self.progress.add(bytes.len() as u64);
+            written.push((target, wanted));
+        }
+        // Copies to a device go on while the next ones are begun.
+        for (target, wanted) in written {
+            target.sink.flush().map_err(|e| e.with_tensor(wanted.name().as_str()))?;
         }
         Ok(())
     }

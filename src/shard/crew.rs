@@ -3,9 +3,9 @@
 //!
 //! It begins with the calling thread alone. Each time that the writer was idle for more than an
 //! eighth of the time that it wrote, one more thread fills, up to [`FILLERS_MAX`]: a fast disk
-//! gets what it can take, and a slow one costs one core. Only bytes in host memory are filled by
-//! several threads; a device has one queue. All saves of a process together add no more threads
-//! than there are cores. Threads inherit the priority of the one that calls.
+//! gets what it can take, and a slow one costs one core. Only bytes in host memory, and of devices
+//! that give each thread a queue, are filled by several threads. All saves of a process together add
+//! no more threads than there are cores. Threads inherit the priority of the one that calls.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -69,8 +69,9 @@ struct Crew<'a> {
     sums: Mutex<Sums>,
     times: Mutex<FillTimes>,
     failed: Mutex<Option<Failure>>,
-    /// Whether all that is to be filled lies in host memory, once somebody has asked.
-    is_in_host: OnceLock<bool>,
+    /// Whether all that is to be filled lies where any thread may copy it from, once somebody has
+    /// asked.
+    is_anybodys: OnceLock<bool>,
     jobs: Sender<Job>,
     /// Buffers, and rooms for new ones.
     free: Receiver<Option<Buffer>>,
@@ -116,11 +117,14 @@ impl Crew<'_> {
 
     /// Whether threads beside each other can fill what is left.
     fn may_grow(&self) -> bool {
-        let is_in_host = || {
+        let is_anybodys = || {
             let mut cuts = self.files.iter().flat_map(|file| &file.cuts);
-            cuts.all(|cut| cut.entry.source.bytes().is_some())
+            cuts.all(|cut| {
+                let source = &cut.entry.source;
+                source.bytes().is_some() || source.device_memory().is_some()
+            })
         };
-        !self.slots.lock().is_empty() && *self.is_in_host.get_or_init(is_in_host)
+        !self.slots.lock().is_empty() && *self.is_anybodys.get_or_init(is_anybodys)
     }
 }
 
@@ -203,7 +207,7 @@ pub(super) fn write_files(
         sums: Mutex::new(Sums { content, next: 0, early: BTreeMap::new() }),
         times: Mutex::default(),
         failed: Mutex::default(),
-        is_in_host: OnceLock::new(),
+        is_anybodys: OnceLock::new(),
         jobs,
         free,
     };

@@ -8,6 +8,7 @@ use crate::plan::PlannedFile;
 use crate::slice::Slice;
 use crate::tensor::{Dtype, TensorSpec};
 
+mod devices;
 mod files;
 
 /// Host or device memory that others may change, with a version.

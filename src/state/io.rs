@@ -1,5 +1,6 @@
 //! Where tensor bytes come from and go to.
 
+use crate::device::DeviceMemory;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Where the bytes of one box come from when saving: little-endian, row-major over the box.
@@ -11,6 +12,12 @@ use crate::error::{Error, ErrorKind, Result};
 pub trait TensorSource: Send + Sync {
     /// The whole box, if it already lies contiguous in host memory.
     fn bytes(&self) -> Option<&[u8]> {
+        None
+    }
+
+    /// The whole box, if it lies contiguous in the memory of a device: copies then go on a queue of
+    /// their own, beside the computation. It stays there as long as the source. Default: `None`.
+    fn device_memory(&self) -> Option<DeviceMemory> {
         None
     }
 
@@ -64,6 +71,15 @@ pub trait TensorSink: Send {
     /// # Errors
     /// [`ErrorKind::Device`] if a copy to the device fails.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Returns when all that was written has arrived: a copy to a device may still be on its way
+    /// when [`TensorSink::write_at`] returns. Called once, after the last write. Default: nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] if a copy to the device failed.
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl<T: TensorSink + ?Sized> TensorSink for &mut T {
@@ -73,6 +89,10 @@ impl<T: TensorSink + ?Sized> TensorSink for &mut T {
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         (**self).write_at(offset, bytes)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        (**self).flush()
     }
 }
 

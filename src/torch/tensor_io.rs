@@ -1,5 +1,6 @@
-//! Tensors as [`TensorSource`] and [`TensorSink`]: contiguous host memory without a copy, anything
-//! else through bounded copies. Bytes go through unchanged, whatever the dtype.
+//! Tensors as [`TensorSource`] and [`TensorSink`]: contiguous host memory without a copy, contiguous
+//! memory of CUDA devices on queues of their own, anything else through bounded copies. Bytes go
+//! through unchanged, whatever the dtype.
 
 use std::slice;
 
@@ -8,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::convert::spec_of;
 use super::ffi::{self, Form};
 use super::torch_error;
+use crate::device::{DeviceMemory, Uploads, cuda};
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{TensorSink, TensorSource};
 use crate::tensor::TensorSpec;
@@ -19,8 +21,8 @@ mod tests;
 const GATHER_ELEMENTS_MAX: i64 = 1 << 18;
 
 /// A tensor to save. Holds the storage, so the variable may be dropped or moved to another
-/// device meanwhile; its values must not change until they are staged. On a GPU it is read on the
-/// current stream of the thread that copies: work that is queued on another one is not waited for.
+/// device meanwhile; its values must not change until they are staged. On a GPU, work that was
+/// queued on the default stream before is waited for; that on another stream is not.
 #[derive(Debug)]
 pub struct TchSource {
     region: Region,
@@ -69,6 +71,10 @@ impl TensorSource for TchSource {
         Some(unsafe { slice::from_raw_parts(pointer, length) })
     }
 
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        self.region.device_memory()
+    }
+
     fn read_into(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         self.region.check(offset, out.len())?;
         // A step that does not wait for a save may change a steady tensor meanwhile, which libtorch
@@ -92,10 +98,15 @@ impl TensorSource for TchSource {
     }
 }
 
-/// A tensor to fill, in place and without autograd. Every write goes through to the tensor at
-/// once. While a load runs, nobody else may use the tensor.
+/// A tensor to fill, in place and without autograd. What is written is in the tensor after
+/// [`flush`](TensorSink::flush), and in host memory at once. While a load runs, nobody else may use
+/// the tensor.
 #[derive(Debug)]
-pub struct TchSink(Region);
+pub struct TchSink {
+    region: Region,
+    /// Copies to a device that may still be on their way.
+    uploads: Uploads,
+}
 
 impl TchSink {
     /// # Errors
@@ -110,21 +121,21 @@ impl TchSink {
             return Err(Error::new(ErrorKind::Unsupported, message)
                 .with_help("load into the tensor that it is a view of"));
         }
-        Region::new(tensor).map(Self)
+        Ok(Self { region: Region::new(tensor)?, uploads: Uploads::default() })
     }
 
     /// Dtype and shape.
     #[must_use]
     pub fn spec(&self) -> &TensorSpec {
-        &self.0.spec
+        &self.region.spec
     }
 }
 
 impl TensorSink for TchSink {
     fn bytes_mut(&mut self) -> Option<&mut [u8]> {
-        let (pointer, length) = self.0.host_memory()?;
+        let (pointer, length) = self.region.host_memory()?;
         // Before the change, so that whoever finds it half done can know.
-        ffi::count_change(self.0.tensor()).ok()?;
+        ffi::count_change(self.region.tensor()).ok()?;
         // SAFETY: as in `TchSource::bytes`; exclusive use during a load is the contract of this
         // type.
         #[allow(unsafe_code)]
@@ -132,10 +143,31 @@ impl TensorSink for TchSink {
     }
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.0.check(offset, bytes.len())?;
-        match self.bytes_mut() {
-            Some(place) => place.write_at(offset, bytes),
-            None => self.0.write(to_i64(offset), bytes),
+        self.region.check(offset, bytes.len())?;
+        if let Some(place) = self.bytes_mut() {
+            return place.write_at(offset, bytes);
+        }
+        if let Some(memory) = self.region.device_memory() {
+            ffi::count_change(self.region.tensor())?;
+            let Some(pending) = memory.write(offset, bytes)? else {
+                return self.region.write(to_i64(offset), bytes);
+            };
+            self.uploads.add(pending);
+            return Ok(());
+        }
+        self.region.write(to_i64(offset), bytes)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.uploads.settle()
+    }
+}
+
+impl Drop for TchSink {
+    /// Whoever uses the tensor next finds all of it there, or knows of an error.
+    fn drop(&mut self) {
+        if let Err(error) = self.flush() {
+            tracing::error!(%error, "a tensor was not filled");
         }
     }
 }
@@ -200,6 +232,14 @@ impl Region {
             return Some((std::ptr::NonNull::dangling().as_ptr(), 0));
         }
         Some((flat.data_ptr().cast(), length))
+    }
+
+    /// The whole of it, if it is contiguous memory of a CUDA device.
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        match &self.place {
+            Place::Flat(flat) => flat_memory(flat),
+            Place::Strided(_) => None,
+        }
     }
 
     fn read(&self, offset: i64, out: &mut [u8]) -> Result<()> {
@@ -279,9 +319,25 @@ fn scatter(words: &mut Tensor, elements: &std::ops::Range<i64>, bytes: &Tensor) 
     Ok(())
 }
 
+/// A dimension of bytes on a CUDA device. One that the driver does not show is left to libtorch.
+fn flat_memory(flat: &Tensor) -> Option<DeviceMemory> {
+    let Device::Cuda(index) = flat.device() else { return None };
+    let bytes = u64::try_from(flat.numel()).ok().filter(|bytes| *bytes > 0)?;
+    let device = cuda::device(index).inspect_err(|error| {
+        tracing::debug!(%error, "copies of this device are left to libtorch");
+    });
+    let address = flat.data_ptr().addr() as u64;
+    Some(DeviceMemory { device: device.ok()?, address, bytes })
+}
+
 fn read_flat(flat: &Tensor, offset: i64, out: &mut [u8]) -> Result<()> {
     if flat.device() == Device::Cpu {
         return ffi::read_host(flat, offset, out);
+    }
+    if let Some(memory) = flat_memory(flat)
+        && memory.read(offset.unsigned_abs(), out)?
+    {
+        return Ok(());
     }
     let copy = || blob(out)?.f_copy_(&flat.f_narrow(0, offset, to_i64(out.len() as u64))?);
     copy().map_err(|e| torch_error("copying from the device", &e))
