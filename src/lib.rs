@@ -122,6 +122,7 @@ pub use handler::{Dataset, InitOptions, LoadOptions, Loader, Model, NNHandler, T
 pub use import::{ImportOptions, import};
 pub use load::{Atomicity, Destination, load, load_partial, read_tensor};
 pub use plan::OnExisting;
+pub use plan::load::Replicas;
 pub use rank::{LocalRank, Rank, WorldSize};
 pub use report::{LoadTimes, SaveReport};
 pub use save::{Checkpoint, SaveOptions, save};

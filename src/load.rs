@@ -16,15 +16,12 @@ use std::sync::Arc;
 use crate::catalog::{self, Wanted};
 use crate::codec::Bytes;
 use crate::error::{Error, ErrorKind, Result};
-use crate::files;
-use crate::group::{Channel, ProcessGroup, Progress};
+use crate::group::{Channel, ProcessGroup};
 use crate::layout::SaveId;
 use crate::manifest::{Form, Manifest};
-use crate::plan::load::{LoadPlan, LoadReport, LoadRules, WantedBox, plan_load};
-use crate::report::LoadTimes;
-use crate::shard::{ShardReader, Sharing};
+use crate::plan::load::{LoadReport, LoadRules, Replicas};
 use crate::state::{LoadTargets, Values};
-use crate::storage::{Directory, Storage};
+use crate::storage::Storage;
 use crate::tensor::TensorName;
 use crate::trace::Operation;
 
@@ -33,9 +30,11 @@ mod clock;
 mod fill;
 mod in_parts;
 mod missing;
+mod once;
 mod one;
 mod partial;
 mod place;
+mod session;
 mod sharing;
 mod stored;
 
@@ -48,8 +47,8 @@ pub(crate) use in_parts::{PART_BYTES, PartReader, named};
 use missing::explain_missing;
 pub use one::{read_floats, read_tensor};
 pub use partial::{Filled, PartialLoaded, PartialOptions, PartialReport, load_partial};
-use place::{Reading, wanted_boxes};
 pub(crate) use place::{read_boxes, read_boxes_into};
+use session::Session;
 use sharing::Share;
 pub(crate) use stored::stored_state;
 
@@ -214,15 +213,17 @@ fn load_once(
         };
         let opened = clock.plan(open)?;
         let unexpected = opened.report.unexpected.clone();
-        let share = Share::new(group, &opened.manifest, &opened.plan, &opened.wanted);
+        let Session { manifest, plan, wanted, on_device, .. } = &opened;
+        let share = Share::new(group, manifest, plan, wanted, on_device);
         session = Some(opened);
         Ok((unexpected, share))
     };
     let unwanted = |by_rank: Vec<(_, Share)>| {
         let (unexpected, shares): (_, Vec<_>) = by_rank.into_iter().unzip();
-        Ok((check_unexpected(unexpected, rules)?, sharing::overlap(&shares)))
+        let once = rules.replicas == Replicas::ReadOnce && sharing::all_want_the_same(&shares);
+        Ok((check_unexpected(unexpected, rules)?, sharing::overlap(&shares) && !once, once))
     };
-    let (unexpected, overlap) = group.phase_all(Channel::Save, "plan", planned, unwanted)?;
+    let (unexpected, overlap, once) = group.phase_all(Channel::Save, "plan", planned, unwanted)?;
     let Some(mut session) = session else {
         return Err(Error::new(ErrorKind::Disagreement, "phase plan passed without a plan"));
     };
@@ -230,29 +231,35 @@ fn load_once(
     session.report.unexpected = unexpected;
 
     let gone = |e| explain_missing(group, storage, &resolved, session.manifest.save_id(), e);
+    let once = once.then(|| session.share_out(group));
     let reading = session.reading(group.progress(), sharing::sharing(group, overlap));
     let verdict = clock.verdict();
-    let times = match atomicity {
-        Atomicity::InPlace => {
-            let read = || {
-                clock.read(&session, || reading.direct(destination).map_err(gone))?;
-                clock.place(|| session.give_values(group, destination))
+    let times = if atomicity == Atomicity::InPlace && once.is_none() {
+        let read = || {
+            clock.read(&session, || reading.direct(destination).map_err(gone))?;
+            clock.place(|| session.give_values(group, destination))
+        };
+        group.phase_all(Channel::Save, "place", read, verdict)?
+    } else {
+        let mut staged = None;
+        let read = || {
+            let mut stage = || match &once {
+                Some(once) => once.stage(&reading, destination),
+                None => reading.staged(),
             };
-            group.phase_all(Channel::Save, "place", read, verdict)?
-        }
-        Atomicity::Atomic => {
-            let mut staged = None;
-            let read = || {
-                staged = Some(clock.read(&session, || reading.staged().map_err(gone))?);
-                Ok(())
-            };
-            group.phase_all(Channel::Save, "read", read, |_| Ok(()))?;
-            let place = || {
-                reading.place(staged.take().unwrap_or_default(), destination)?;
-                session.give_values(group, destination)
-            };
-            group.phase_all(Channel::Save, "place", || clock.place(place), verdict)?
-        }
+            staged = Some(clock.read(&session, || stage().map_err(gone))?);
+            Ok(())
+        };
+        group.phase_all(Channel::Save, "read", read, |_| Ok(()))?;
+        let place = || {
+            let staged = staged.take().unwrap_or_default();
+            match &once {
+                Some(once) => once.place(&reading, group, staged, destination)?,
+                None => reading.place(staged, destination)?,
+            }
+            session.give_values(group, destination)
+        };
+        group.phase_all(Channel::Save, "place", || clock.place(place), verdict)?
     };
     Ok(session.finish(&resolved, times))
 }
@@ -297,88 +304,6 @@ fn check_unexpected(by_rank: Vec<Vec<TensorName>>, rules: &LoadRules) -> Result<
     }
     LoadReport { unexpected: unexpected.clone(), ..LoadReport::default() }.check(rules)?;
     Ok(unexpected)
-}
-
-/// One rank's part of a load, once the checkpoint is known.
-struct Session {
-    manifest: Arc<Manifest>,
-    reader: ShardReader,
-    wanted: Vec<WantedBox>,
-    plan: LoadPlan,
-    report: LoadReport,
-}
-
-impl Session {
-    /// Everything that can be decided before the first tensor byte is read.
-    fn open(
-        group: &ProcessGroup,
-        storage: &dyn Storage,
-        resolved: &Resolved,
-        manifest: Manifest,
-        destination: &mut dyn Destination,
-        rules: &LoadRules,
-    ) -> Result<Self> {
-        let manifest = Arc::new(manifest);
-        // Files first: nothing is made for tensors that are not there, whatever a manifest claims.
-        let reader = open_reader(storage, resolved, &manifest, group.progress())
-            .map_err(|e| explain_missing(group, storage, resolved, manifest.save_id(), e))?;
-        destination.prepare(&manifest)?;
-        let wanted = wanted_boxes(&destination.targets()?)?;
-        let (plan, report) = plan_load(&manifest, &wanted, rules);
-        let own_fault = !report.missing.is_empty() || !report.mismatched.is_empty();
-        if own_fault {
-            report.check(rules)?;
-        }
-        let session = Self { manifest, reader, wanted, plan, report };
-        session.check_values(group, destination)?;
-        Ok(session)
-    }
-
-    fn reading(&self, progress: Progress, sharing: Sharing) -> Reading<'_> {
-        let Self { reader, plan, wanted, .. } = self;
-        Reading { reader, plan, wanted, sharing, progress }
-    }
-
-    fn rank_values(&self, group: &ProcessGroup) -> Option<&Values> {
-        self.manifest.rank_values(group.rank())
-    }
-
-    fn check_values(&self, group: &ProcessGroup, destination: &dyn Destination) -> Result<()> {
-        destination.check_values(&self.manifest, self.rank_values(group))
-    }
-
-    fn give_values(&self, group: &ProcessGroup, destination: &mut dyn Destination) -> Result<()> {
-        destination.take_values(&self.manifest, self.rank_values(group))
-    }
-
-    fn finish(self, resolved: &Resolved, times: LoadTimes) -> Loaded {
-        Loaded {
-            path: resolved.directory.join(&resolved.entry),
-            save_id: self.manifest.save_id(),
-            bytes_read: self.reader.bytes_read(),
-            manifest: self.manifest,
-            report: LoadReport { times, ..self.report },
-        }
-    }
-}
-
-fn open_reader(
-    storage: &dyn Storage,
-    resolved: &Resolved,
-    manifest: &Manifest,
-    progress: Progress,
-) -> Result<ShardReader> {
-    let dir = match manifest.form() {
-        Form::Directory => open_entry(storage, resolved)?,
-        _ => files::place_of(storage, &resolved.directory, &resolved.entry, manifest)?,
-    };
-    let reader = ShardReader::of(dir, manifest).on_read(move |bytes| progress.add(bytes));
-    reader.check_lengths()?;
-    Ok(reader)
-}
-
-fn open_entry(storage: &dyn Storage, resolved: &Resolved) -> Result<Arc<dyn Directory>> {
-    storage.open_dir(&resolved.directory)?.open_dir(&resolved.entry)
 }
 
 #[cfg(test)]

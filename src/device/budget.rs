@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// MiB of page-locked memory of this process; without it there is no bound.
+#[cfg(any(test, feature = "torch"))]
 pub(crate) const VARIABLE: &str = "TCH_CHECKPOINT_PINNED_MIB";
 
 /// A bound, and what is taken of it.
@@ -25,7 +26,8 @@ impl Budget {
         Arc::new(Self { limit, taken: AtomicU64::new(0) })
     }
 
-    /// As the variable says: a number of MiB. What is no number bounds nothing, with a warning.
+    /// Of the process: as the variable says: a number of MiB. What is no number bounds nothing, with a warning.
+    #[cfg(any(test, feature = "torch"))]
     pub(crate) fn of_text(text: Option<&str>) -> Arc<Self> {
         let Some(text) = text.filter(|text| !text.is_empty()) else { return Self::new(u64::MAX) };
         let Ok(mib) = text.parse::<u64>() else {

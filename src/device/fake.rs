@@ -46,7 +46,6 @@ struct Shared {
     locked_most: AtomicU64,
     /// What the computing stream still has to do, as a time at which it is done.
     computes_until: Mutex<Option<Instant>>,
-    held: AtomicU64,
 }
 
 impl FakeDevice {
@@ -55,7 +54,7 @@ impl FakeDevice {
     }
 
     pub(crate) fn with_budget(name: &str, faults: Faults, budget: &Arc<Budget>) -> Arc<Self> {
-        let (shared, rings) = (Arc::default(), Rings::new(budget));
+        let (shared, rings) = (Arc::default(), Rings::within(budget));
         Arc::new(Self { name: name.to_owned(), faults, shared, rings })
     }
 
@@ -91,11 +90,6 @@ impl FakeDevice {
     /// Bytes that are page-locked, and the most that ever were.
     pub(crate) fn locked(&self) -> (u64, u64) {
         (self.shared.locked.load(SeqCst), self.shared.locked_most.load(SeqCst))
-    }
-
-    /// How often the computing stream was told to wait.
-    pub(crate) fn held(&self) -> u64 {
-        self.shared.held.load(SeqCst)
     }
 }
 
@@ -146,6 +140,10 @@ impl TensorSource for FakeTensor {
 }
 
 impl TensorSink for FakeTensor {
+    fn device_memory(&mut self) -> Option<DeviceMemory> {
+        Some(self.device.memory_mut(self.bytes.get_mut()))
+    }
+
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let memory = self.device.memory_mut(self.bytes.get_mut());
         match memory.write(offset, bytes)? {
@@ -302,7 +300,6 @@ impl Queue for FakeQueue {
     }
 
     fn hold_compute(&mut self) -> Result<()> {
-        self.shared.held.fetch_add(1, SeqCst);
         Ok(())
     }
 

@@ -88,7 +88,14 @@ impl Uploads {
 }
 
 impl Rings {
-    pub(crate) fn new(budget: &Arc<Budget>) -> Self {
+    /// Of a device of one's own: not more than `bytes_max` of its copies are page-locked.
+    #[must_use]
+    pub fn new(bytes_max: u64) -> Self {
+        Self::within(&Budget::new(bytes_max))
+    }
+
+    /// Within a bound that others share.
+    pub(crate) fn within(budget: &Arc<Budget>) -> Self {
         let (budget, is_refused) = (Arc::clone(budget), AtomicBool::new(false));
         Self { budget, is_refused, rings: Mutex::default() }
     }

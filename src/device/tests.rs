@@ -189,7 +189,7 @@ fn a_part_beyond_the_region_or_its_memory_is_refused() {
     let bytes = pattern(1000);
     for range in [0..1001, 100_000..100_001] {
         let region = locked_region(&device, 1000);
-        let parts = parts(&device.memory(&bytes), &[range]);
+        let parts = parts(&device.memory(&bytes), std::slice::from_ref(&range));
         let error = queues(&device).fill(region, &parts, &Progress::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
     }
@@ -201,7 +201,7 @@ fn queues_copy_what_was_there_when_they_were_opened() {
     device.compute_for(Duration::from_millis(30));
     let bytes = pattern(100);
     let mut queues = queues(&device).with_patience(Duration::from_secs(10));
-    let parts = parts(&device.memory(&bytes), &[0..100]);
+    let parts = parts(&device.memory(&bytes), &[0..50, 50..100]);
     let region = locked_region(&device, 100);
     queues.fill(region, &parts, &Progress::default()).unwrap();
     assert!(!device.computes());

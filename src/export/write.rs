@@ -101,7 +101,8 @@ impl<'f> Writer<'f> {
             Some(WantedBox::new(tensor.stored.clone(), tensor.from.clone(), part.clone()))
         };
         let wanted = parts.iter().filter_map(of_part).collect::<Result<Vec<_>>>()?;
-        let rules = LoadRules { strict: false, components: Some(Vec::new()) };
+        let rules =
+            LoadRules { strict: false, components: Some(Vec::new()), ..LoadRules::default() };
         let (reads, _) = plan_load(self.manifest, &wanted, &rules);
         self.verify_headers(&reads)?;
         if !is_cast {

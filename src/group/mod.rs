@@ -18,6 +18,7 @@
 
 mod background;
 mod data;
+pub(crate) mod device_plane;
 mod env;
 mod exchange;
 mod frame;
@@ -44,8 +45,8 @@ mod threads;
 mod turn;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -54,6 +55,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::background::Seat;
 use self::data::{DataPlane, NoData};
+pub(crate) use self::device_plane::DevicePlane;
 pub use self::job::JobId;
 use self::phase::Answers;
 pub(crate) use self::phase::{guarded, panic_text};
@@ -161,6 +163,8 @@ struct Inner {
     /// Absent in a job of one rank.
     star: Option<Star>,
     data: Box<dyn DataPlane>,
+    /// Between devices, once all ranks have agreed on one.
+    device_plane: OnceLock<Arc<dyn DevicePlane>>,
     /// What this rank knows of plans that all have agreed on.
     plans: Mutex<PlanCache>,
     /// What it knows of checkpoints out of which saves take something over.
@@ -358,6 +362,7 @@ impl ProcessGroup {
             progress,
             star,
             data,
+            device_plane: OnceLock::new(),
             plans: Mutex::default(),
             earlier: Mutex::default(),
             background: background::Place::default(),

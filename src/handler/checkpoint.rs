@@ -363,7 +363,7 @@ fn rules(lenient: bool, skipped: &[(bool, Component)]) -> Result<LoadRules> {
     let all = [Component::model(), Component::optimizer(), Component::ema(), callbacks];
     let any = skipped.iter().any(|(skip, _)| *skip);
     let components = any.then(|| all.into_iter().filter(is_wanted).collect());
-    Ok(LoadRules { strict: !lenient, components })
+    Ok(LoadRules { strict: !lenient, components, ..LoadRules::default() })
 }
 
 pub(super) fn report(loaded: &Loaded) {

@@ -183,7 +183,7 @@ impl<M: Model> NNHandler<M> {
 
 /// Of the checkpoint only the model counts.
 fn rules(strict: bool) -> LoadRules {
-    LoadRules { strict, components: Some(vec![Component::model()]) }
+    LoadRules { strict, components: Some(vec![Component::model()]), ..LoadRules::default() }
 }
 
 fn tell(group: &ProcessGroup, loaded: &Loaded) {

@@ -24,10 +24,12 @@ pub(super) struct Asked {
 impl Asked {
     /// The first field in which another rank differs, in words.
     fn difference(&self, theirs: &Self) -> Option<String> {
-        let Self { wanted, rules: LoadRules { strict, components }, atomicity } = self;
+        let Self { wanted, rules, atomicity } = self;
+        let LoadRules { strict, components, replicas } = rules;
         unlike("the checkpoint to be loaded", wanted, &theirs.wanted)
             .or_else(|| unlike("`strict`", strict, &theirs.rules.strict))
             .or_else(|| unlike("`components`", components, &theirs.rules.components))
+            .or_else(|| unlike("`replicas`", replicas, &theirs.rules.replicas))
             .or_else(|| unlike("`atomicity`", atomicity, &theirs.atomicity))
     }
 }

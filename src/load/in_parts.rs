@@ -52,7 +52,8 @@ impl<'f> PartReader<'f> {
             WantedBox::new(tensor.name.clone(), tensor.spec.clone(), part.clone())
         });
         let wanted = wanted.collect::<Result<Vec<_>>>()?;
-        let rules = LoadRules { strict: false, components: Some(Vec::new()) };
+        let rules =
+            LoadRules { strict: false, components: Some(Vec::new()), ..LoadRules::default() };
         let (plan, _) = plan_load(self.manifest, &wanted, &rules);
         for reads in &plan.reads {
             if self.verified.insert(reads.file) {

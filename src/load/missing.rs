@@ -1,6 +1,7 @@
 //! What a file that is not there means.
 
-use super::{Resolved, open_entry};
+use super::Resolved;
+use super::session::open_entry;
 use crate::catalog;
 use crate::error::{Error, ErrorKind};
 use crate::files;

@@ -61,7 +61,7 @@ pub fn read_tensor(
     name: &str,
 ) -> Result<(TensorSpec, Vec<u8>)> {
     let mut one = One { name: TensorName::new(name)?, read: None };
-    let rules = LoadRules { strict: false, components: Some(Vec::new()) };
+    let rules = LoadRules { strict: false, components: Some(Vec::new()), ..LoadRules::default() };
     let group = ProcessGroup::solo();
     load(&group, storage, wanted, &mut one, &rules, Atomicity::InPlace)?;
     one.read.ok_or_else(|| Error::new(ErrorKind::NotFound, "no tensor was read").with_tensor(name))

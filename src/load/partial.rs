@@ -124,7 +124,7 @@ pub fn load_partial(
 ) -> Result<PartialLoaded> {
     agree_on_selection(group, selection, options)?;
     let components = selection.rules().components.clone();
-    let rules = LoadRules { strict: false, components };
+    let rules = LoadRules { strict: false, components, ..LoadRules::default() };
     let mut selected = Selected {
         inner: destination,
         selection,

@@ -25,15 +25,28 @@ pub(super) struct Reading<'a> {
 /// This rank's bytes, verified and on the host: one buffer per wanted box, empty for what the
 /// checkpoint does not hold, which stays as it is (lenient loads).
 #[derive(Default)]
-pub(super) struct Staged(Vec<Vec<u8>>);
+pub(super) struct Staged {
+    pub(super) buffers: Vec<Vec<u8>>,
+    /// For what comes from other ranks; empty if nothing does.
+    pub(super) room: Vec<u8>,
+}
 
-impl Reading<'_> {
+impl<'a> Reading<'a> {
+    /// The same of a part of the plan.
+    pub(super) fn of<'b>(&self, plan: &'b LoadPlan) -> Reading<'b>
+    where
+        'a: 'b,
+    {
+        let Self { reader, wanted, sharing, .. } = *self;
+        Reading { reader, plan, wanted, sharing, progress: self.progress.clone() }
+    }
+
     /// Copies what was staged into the destination.
     pub(super) fn place(&self, staged: Staged, destination: &mut dyn Destination) -> Result<()> {
         let mut targets = self.same_targets(destination)?;
         let mut written = Vec::with_capacity(self.wanted.len());
         let sinks = targets.targets_mut().values_mut().flatten().zip(self.wanted);
-        for ((target, wanted), bytes) in sinks.zip(staged.0).filter(|(_, b)| !b.is_empty()) {
+        for ((target, wanted), bytes) in sinks.zip(staged.buffers).filter(|(_, b)| !b.is_empty()) {
             let place = |e: Error| e.with_tensor(wanted.name().as_str());
             target.sink.write_at(0, &bytes).map_err(place)?;
             self.progress.add(bytes.len() as u64);
@@ -46,8 +59,17 @@ impl Reading<'_> {
         Ok(())
     }
 
+    /// Whether the targets are still those of the plan: asked before a vote, so that no rank finds
+    /// out after it.
+    pub(super) fn check_targets(&self, destination: &mut dyn Destination) -> Result<()> {
+        self.same_targets(destination).map(drop)
+    }
+
     /// The targets, which must still be those with which the plan was made.
-    fn same_targets<'d>(&self, destination: &'d mut dyn Destination) -> Result<LoadTargets<'d>> {
+    pub(super) fn same_targets<'d>(
+        &self,
+        destination: &'d mut dyn Destination,
+    ) -> Result<LoadTargets<'d>> {
         let targets = destination.targets()?;
         let lists = targets.targets().iter();
         let mut boxes =
@@ -94,7 +116,7 @@ impl Reading<'_> {
             sinks.push(slice);
         }
         self.fill(&mut sinks)?;
-        Ok(Staged(buffers))
+        Ok(Staged { buffers, room: Vec::new() })
     }
 
     fn verify_headers(&self) -> Result<()> {
@@ -127,7 +149,8 @@ pub(crate) fn read_boxes(
     wanted: &[WantedBox],
 ) -> Result<Vec<Vec<u8>>> {
     let (sharing, progress) = (Sharing::Alone, Progress::default());
-    let Staged(buffers) = Reading { reader, plan, wanted, sharing, progress }.read_staged()?;
+    let Staged { buffers, .. } =
+        Reading { reader, plan, wanted, sharing, progress }.read_staged()?;
     Ok(buffers)
 }
 

@@ -30,15 +30,16 @@ impl Share {
         manifest: &Manifest,
         plan: &LoadPlan,
         wanted: &[WantedBox],
+        on_device: &[bool],
     ) -> Self {
-        let boxes = if group.world_size().get() > 1 { hash(wanted) } else { [0; 16] };
+        let boxes = if group.world_size().get() > 1 { hash(wanted, on_device) } else { [0; 16] };
         let (bytes, stored) = (plan.bytes_wanted(), manifest.tensor_bytes());
         Self { boxes, bytes, stored, local_rank: group.local_rank().0 }
     }
 }
 
 /// Taken as it goes: a list of all names would be memory that may be short.
-fn hash(wanted: &[WantedBox]) -> [u8; 16] {
+fn hash(wanted: &[WantedBox], on_device: &[bool]) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new();
     for wanted in wanted {
         hasher.update(wanted.name().as_str().as_bytes());
@@ -47,6 +48,9 @@ fn hash(wanted: &[WantedBox]) -> [u8; 16] {
         for number in wanted.slice().offsets().iter().chain(wanted.slice().lengths()) {
             hasher.update(&number.to_le_bytes());
         }
+    }
+    for is_on_device in on_device {
+        hasher.update(&[u8::from(*is_on_device)]);
     }
     truncated(&hasher.finalize())
 }
@@ -60,6 +64,12 @@ pub(super) fn overlap(shares: &[Share]) -> bool {
     let two_want_the_same = boxes.windows(2).any(|pair| matches!(pair, [a, b] if a == b));
     let share_a_host = shares.iter().any(|share| share.local_rank > 0);
     share_a_host && (two_want_the_same || together > stored)
+}
+
+/// Whether all ranks want exactly the same.
+pub(super) fn all_want_the_same(shares: &[Share]) -> bool {
+    let same = |share: &Share| shares.first().is_some_and(|first| share.boxes == first.boxes);
+    shares.len() > 1 && shares.iter().all(same)
 }
 
 /// How this rank reads.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+mod once;
+
 use super::*;
 use crate::catalog::CheckpointPath;
 use crate::device::fake::{FakeDevice, FakeTensor, Faults};
@@ -43,10 +45,13 @@ struct OnDevice(Vec<(TensorName, FakeTensor)>);
 
 impl OnDevice {
     fn new(faults: Faults) -> Self {
-        let device = FakeDevice::new("fake:0", faults);
+        Self::on(&FakeDevice::new("fake:0", faults))
+    }
+
+    fn on(device: &Arc<FakeDevice>) -> Self {
         let tensor = |name: &&str| {
             let bytes = vec![99; stored(name).len()];
-            (TensorName::new(*name).unwrap(), FakeTensor::new(&device, bytes))
+            (TensorName::new(*name).unwrap(), FakeTensor::new(device, bytes))
         };
         Self(NAMES.iter().map(tensor).collect())
     }
@@ -68,22 +73,26 @@ impl Destination for OnDevice {
     }
 }
 
-/// Two ranks load, of which the second has a device with `faults`.
-fn load_on_two(
+fn groups(world: u32) -> Vec<ProcessGroup> {
+    let deadlines = Deadlines { progress: Duration::from_secs(20), ..Deadlines::default() };
+    ProcessGroup::threads(WorldSize::new(world).unwrap(), deadlines)
+}
+
+/// All load, each into what `model` makes for it.
+fn load_on(
+    groups: &[ProcessGroup],
     storage: &MemoryStorage,
-    faults: Faults,
+    model: impl Fn(&ProcessGroup) -> OnDevice + Sync,
+    replicas: Replicas,
     atomicity: Atomicity,
 ) -> Vec<(Result<Loaded>, OnDevice)> {
-    let deadlines = Deadlines { progress: Duration::from_secs(20), ..Deadlines::default() };
-    let groups = ProcessGroup::threads(WorldSize::new(2).unwrap(), deadlines);
+    let model = &model;
     std::thread::scope(|scope| {
         let ranks = groups.iter().map(|group| {
             scope.spawn(move || {
-                let own =
-                    if group.rank() == Rank::COORDINATOR { Faults::default() } else { faults };
-                let mut model = OnDevice::new(own);
+                let mut model = model(group);
                 let wanted = Wanted::parse("runs/a").unwrap();
-                let rules = LoadRules::default();
+                let rules = LoadRules { replicas, ..LoadRules::default() };
                 let loaded = load(group, storage, &wanted, &mut model, &rules, atomicity);
                 (loaded, model)
             })
@@ -91,6 +100,27 @@ fn load_on_two(
         let ranks: Vec<_> = ranks.collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
+}
+
+/// Two ranks load, of which the second has a device with `faults`.
+fn load_on_two(
+    storage: &MemoryStorage,
+    faults: Faults,
+    atomicity: Atomicity,
+) -> Vec<(Result<Loaded>, OnDevice)> {
+    let model = |group: &ProcessGroup| {
+        OnDevice::new(if group.is_coordinator() { Faults::default() } else { faults })
+    };
+    load_on(&groups(2), storage, model, Replicas::ReadEach, atomicity)
+}
+
+/// Flips a bit in the last byte of the data.
+fn damage(storage: &MemoryStorage) {
+    let directory = storage.open_dir("runs/a".as_ref()).unwrap();
+    let names = directory.list().unwrap();
+    let data = names.iter().find(|entry| entry.name.ends_with(".safetensors")).unwrap();
+    let file = std::path::Path::new("runs/a").join(&data.name);
+    storage.corrupt(&file, storage.read(&file).unwrap().len() as u64 - 1, 1).unwrap();
 }
 
 #[test]
@@ -128,11 +158,7 @@ fn a_copy_that_fails_on_one_rank_fails_the_load_on_all_and_names_it() {
 #[test]
 fn a_device_changes_only_after_every_rank_has_verified_its_bytes() {
     let storage = checkpoint();
-    let directory = storage.open_dir("runs/a".as_ref()).unwrap();
-    let names = directory.list().unwrap();
-    let data = names.iter().find(|entry| entry.name.ends_with(".safetensors")).unwrap();
-    let file = std::path::Path::new("runs/a").join(&data.name);
-    storage.corrupt(&file, storage.read(&file).unwrap().len() as u64 - 1, 1).unwrap();
+    damage(&storage);
     for (loaded, model) in load_on_two(&storage, Faults::default(), Atomicity::Atomic) {
         assert_eq!(loaded.unwrap_err().kind(), ErrorKind::Corrupt);
         assert!(model.is_all(|name| vec![99; stored(name).len()]));

@@ -1,5 +1,6 @@
 //! Which bytes a rank reads: [`plan_load`], and what it finds amiss: [`LoadReport`].
 
+mod owners;
 mod report;
 
 use std::collections::BTreeMap;
@@ -7,6 +8,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::owners::{Owner, Owners};
 pub(crate) use self::report::list;
 pub use self::report::{LoadReport, Mismatch};
 use crate::error::{Error, ErrorKind, Result};
@@ -67,12 +69,32 @@ pub struct LoadRules {
     /// The components whose tensors count as unexpected when nobody wants them; `None` for all
     /// but [`Component::cache`].
     pub components: Option<Vec<Component>>,
+    /// How ranks that want the same get it.
+    pub replicas: Replicas,
 }
 
 impl Default for LoadRules {
     fn default() -> Self {
-        Self { strict: true, components: None }
+        Self { strict: true, components: None, replicas: Replicas::default() }
     }
+}
+
+/// How ranks that want the same bytes get them, as all ranks of data-parallel training do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Replicas {
+    /// Every rank reads and verifies all of it. Ranks of one host read from the disk once, through
+    /// its page cache.
+    #[default]
+    ReadEach,
+    /// Every byte is read and verified once in the job, and goes to all other ranks from there.
+    ///
+    /// The rule: it counts where all ranks want exactly the same boxes; otherwise each reads its
+    /// own. Tensors on the devices of a group that uses NCCL are shared out over all ranks by
+    /// bytes, in the order of their names, and each rank broadcasts its part from device to
+    /// device. Everything else is read by rank 0, which broadcasts it over the group's data plane.
+    /// Whoever reads stages its part on the host; nothing is sent before all parts are verified.
+    ReadOnce,
 }
 
 /// Everything a rank reads.
@@ -95,6 +117,19 @@ impl LoadPlan {
     pub fn bytes_read(&self) -> u64 {
         let items = self.reads.iter().flat_map(|file| &file.reads);
         items.map(|item| item.bytes.end - item.bytes.start).sum()
+    }
+}
+
+impl LoadPlan {
+    /// What of it is read for the boxes that `keep` names by their numbers.
+    pub(crate) fn only(&self, keep: impl Fn(usize) -> bool) -> Self {
+        let reads = self.reads.iter().filter_map(|file| {
+            let kept = file.reads.iter().filter(|item| keep(item.target)).cloned();
+            let reads: Vec<ReadItem> = kept.collect();
+            (!reads.is_empty()).then_some(FileReads { file: file.file, reads })
+        });
+        // What reaches a destination is the same, wherever it was read.
+        Self { reads: reads.collect(), bytes_wanted: self.bytes_wanted }
     }
 }
 

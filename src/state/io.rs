@@ -66,6 +66,11 @@ pub trait TensorSink: Send {
         None
     }
 
+    /// The whole box, if it lies contiguous in the memory of a device. Default: `None`.
+    fn device_memory(&mut self) -> Option<DeviceMemory> {
+        None
+    }
+
     /// Places `bytes` that begin `offset` bytes into the box.
     ///
     /// # Errors
@@ -85,6 +90,10 @@ pub trait TensorSink: Send {
 impl<T: TensorSink + ?Sized> TensorSink for &mut T {
     fn bytes_mut(&mut self) -> Option<&mut [u8]> {
         (**self).bytes_mut()
+    }
+
+    fn device_memory(&mut self) -> Option<DeviceMemory> {
+        (**self).device_memory()
     }
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {

@@ -142,6 +142,10 @@ impl TensorSink for TchSink {
         Some(unsafe { slice::from_raw_parts_mut(pointer, length) })
     }
 
+    fn device_memory(&mut self) -> Option<DeviceMemory> {
+        self.region.device_memory()
+    }
+
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.region.check(offset, bytes.len())?;
         if let Some(place) = self.bytes_mut() {

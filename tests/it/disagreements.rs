@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tch_checkpoint::catalog::Wanted;
 use tch_checkpoint::load::{Atomicity, PartialOptions, load, load_partial};
-use tch_checkpoint::plan::load::LoadRules;
+use tch_checkpoint::plan::load::{LoadRules, Replicas};
 use tch_checkpoint::save::{SaveOptions, save, save_async};
 use tch_checkpoint::select::{Rename, Selection, SelectionRules};
 use tch_checkpoint::single::{save_multi_files, save_single_file};
@@ -323,7 +323,8 @@ struct Asked {
 
 #[test]
 fn everything_that_one_rank_asks_otherwise_of_a_load() {
-    let LoadRules { strict, components } = LoadRules::default();
+    let LoadRules { strict, components, replicas } = LoadRules::default();
+    assert_eq!(replicas, Replicas::ReadEach);
     assert_eq!(components, None);
     type Ask = Box<dyn Fn(&mut Asked) + Send + Sync>;
     let cases: Vec<(&str, Ask)> = vec![
@@ -340,6 +341,7 @@ fn everything_that_one_rank_asks_otherwise_of_a_load() {
             "`components` differs",
             Box::new(|asked| asked.rules.components = Some(vec![Component::model()])),
         ),
+        ("`replicas` differs", Box::new(|asked| asked.rules.replicas = Replicas::ReadOnce)),
         ("`atomicity` differs", Box::new(|asked| asked.atomicity = Atomicity::InPlace)),
     ];
     for (number, (words, change)) in (0..).zip(cases) {

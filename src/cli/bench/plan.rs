@@ -189,7 +189,7 @@ impl Job {
         let (manifest, time) = clocked(|| Manifest::parse(&bytes))?;
         parts.parse = time;
         let wanted = self.wanted(self.world.ranks().last().unwrap_or(Rank::COORDINATOR))?;
-        let rules = LoadRules { strict: false, components: None };
+        let rules = LoadRules { strict: false, ..LoadRules::default() };
         let ((plan, report), time) = clocked(|| Ok(plan_load(&manifest, &wanted, &rules)))?;
         parts.load = time;
         report.check(&rules)?;

@@ -38,7 +38,7 @@ pub(crate) fn device(index: usize) -> Result<Arc<dyn Device>> {
     }
     let context = Context::primary(index)?;
     let name = format!("cuda:{index}");
-    let device = Arc::new(CudaDevice { name, context, rings: Rings::new(process_budget()) });
+    let device = Arc::new(CudaDevice { name, context, rings: Rings::within(process_budget()) });
     devices.insert(index, Arc::clone(&device));
     Ok(device)
 }

@@ -89,7 +89,7 @@ impl Place {
         };
         let right: Vec<Vec<u8>> = boxes.iter().map(right).collect();
         let before: Vec<Vec<u8>> = right.iter().map(|bytes| vec![BEFORE; bytes.len()]).collect();
-        let rules = LoadRules { strict: true, components };
+        let rules = LoadRules { components, ..LoadRules::default() };
         Self { boxes, buffers: before.clone(), before, right, rules }
     }
 
