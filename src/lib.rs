@@ -16,6 +16,8 @@ pub mod device;
 mod dims;
 pub mod error;
 mod json;
+#[cfg(any(feature = "torch", feature = "cli"))]
+mod mapped;
 mod memory;
 mod nearest;
 mod numbers;

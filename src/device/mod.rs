@@ -6,7 +6,7 @@
 //! here and knows no CUDA: `ring` goes through a few page-locked slots, for any host memory;
 //! `direct` fills a page-locked region; `budget` bounds what is locked; `rings` keeps rings for
 //! the next who copies. `cuda` is the device of production, `fake` that of tests, with
-//! failures, delays and hangs at will.
+//! failures, delays and hangs at will. `placement` says whether each rank has a GPU of its own.
 //!
 //! # Order
 //! A computing stream and a queue know nothing of one another but for two calls:
@@ -17,6 +17,8 @@ pub(crate) mod budget;
 pub(crate) mod direct;
 #[cfg(test)]
 pub(crate) mod fake;
+#[cfg(any(test, feature = "torch"))]
+pub(crate) mod placement;
 pub(crate) mod ring;
 pub(crate) mod rings;
 #[cfg(test)]

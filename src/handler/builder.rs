@@ -7,7 +7,7 @@ use tch::{Device, Tensor, nn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::handler::auto_save::{Beside, Line};
-use crate::handler::device::device_of_rank;
+use crate::handler::device::{agree_on_device, device_of_rank};
 use crate::handler::{
     Callbacks, History, InEpoch, KeptCode, Model, NNHandler, Parts, Preemption, StepSettings, ddp,
 };
@@ -65,14 +65,17 @@ impl<M: Model> HandlerBuilder<M> {
     ///
     /// # Errors
     /// From joining the process group, and from the broadcast; [`ErrorKind::InvalidInput`] for a
-    /// CUDA device beyond those that there are; [`ErrorKind::Unsupported`] for variables that cannot
-    /// be sent to other ranks.
+    /// CUDA device beyond those that there are, and for one that another rank has as well, unless
+    /// `TCH_CHECKPOINT_SHARE_GPU` is 1 on all ranks; [`ErrorKind::Device`] if only some ranks have
+    /// one; [`ErrorKind::Unsupported`] for variables that cannot be sent to other ranks.
     pub fn build(mut self) -> Result<NNHandler<M>> {
         let group = match self.group.take() {
             Some(group) => group,
             None => ProcessGroup::from_env()?,
         };
         self.group = Some(group.clone());
+        let (device, _) = agree_on_device(&group, self.device)?;
+        self.device = Some(device);
         let mut built = None;
         let build = || {
             let handler = self.build_local()?;

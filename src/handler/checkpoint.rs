@@ -16,6 +16,7 @@ use crate::handler::alike::agree_on_load;
 use crate::handler::auto_save::Marks;
 use crate::handler::callbacks::{self, agree_on_values, replace_values, values_of_callbacks};
 use crate::handler::destination::{Fresh, Live, cuda_index};
+use crate::handler::device::agree_on_device;
 use crate::handler::{History, KeptCode, Model, NNHandler, ddp};
 use crate::load::{Atomicity, Loaded, load, wanted_of};
 use crate::plan::OnExisting;
@@ -249,7 +250,8 @@ impl<M: Model> NNHandler<M> {
     /// random state is seeded anew, from the seed, the rank and the step.
     ///
     /// # Errors
-    /// As [`load`](fn@crate::load::load); [`ErrorKind::Mismatch`] lists every difference.
+    /// As [`load`](fn@crate::load::load); [`ErrorKind::Mismatch`] lists every difference; of devices
+    /// as [`HandlerBuilder::build`](crate::handler::HandlerBuilder::build).
     pub fn load(path: impl AsRef<Path>, options: LoadOptions) -> Result<Self> {
         let group = match &options.group {
             Some(group) => group.clone(),
@@ -257,7 +259,9 @@ impl<M: Model> NNHandler<M> {
         };
         let wanted = agree_on_load(&group, path.as_ref(), &options)?;
         let storage = options.storage.clone().unwrap_or_else(super::builder::default_storage);
-        let mut fresh = Fresh::<M> { group: group.clone(), options: &options, handler: None };
+        let (device, _) = agree_on_device(&group, options.device)?;
+        let mut fresh =
+            Fresh::<M> { group: group.clone(), options: &options, device, handler: None };
         let skipped = [
             (options.skip_optimizer, Component::optimizer()),
             (options.skip_ema, Component::ema()),

@@ -188,6 +188,7 @@ impl<M: Model> NNHandler<M> {
 pub(super) struct Fresh<'o, M: Model> {
     pub(super) group: ProcessGroup,
     pub(super) options: &'o LoadOptions,
+    pub(super) device: Device,
     pub(super) handler: Option<NNHandler<M>>,
 }
 
@@ -195,10 +196,8 @@ impl<M: Model> Fresh<'_, M> {
     fn build(&self, values: &Values) -> Result<NNHandler<M>> {
         let config: M::Config = values.json("model.config")?;
         let seed = seed_of(values)?;
-        let mut builder = HandlerBuilder::<M>::new(config).process_group(&self.group).seed(seed);
-        if let Some(device) = self.options.device {
-            builder = builder.device(device);
-        }
+        let builder = HandlerBuilder::<M>::new(config).process_group(&self.group).seed(seed);
+        let mut builder = builder.device(self.device);
         if let Some(storage) = &self.options.storage {
             builder = builder.storage(storage.clone());
         }

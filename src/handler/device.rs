@@ -1,23 +1,68 @@
-//! Which device a rank trains on.
+//! Which device a rank trains on, and that no other rank does.
 
 use tch::Device;
 
+use crate::device::cuda::device_id;
+use crate::device::placement::{self, Place, Placement, SHARE_VARIABLE, Unit};
 use crate::error::{Error, ErrorKind, Result};
+use crate::group::{Channel, ProcessGroup};
+use crate::torch;
+
+/// Phase "devices": the device of this rank, once all ranks know that each of them has a GPU of its
+/// own, or none has one.
+///
+/// # Collective
+/// Every rank.
+///
+/// # Errors
+/// As [`device_of_rank`] and [`placement::judge`], on every rank.
+pub(super) fn agree_on_device(
+    group: &ProcessGroup,
+    explicit: Option<Device>,
+) -> Result<(Device, Placement)> {
+    let mut device = Device::Cpu;
+    let own = || {
+        device = device_of_rank(explicit, group.local_rank().0)?;
+        Ok(place(device))
+    };
+    let decide = |places: Vec<Place>| placement::judge(&places);
+    let placement = group.phase_all(Channel::Training, "devices", own, decide)?;
+    if placement.is_shared && group.is_coordinator() {
+        tracing::warn!("ranks share a GPU ({SHARE_VARIABLE}=1): slower, and without NCCL");
+    }
+    Ok((device, placement))
+}
+
+fn place(device: Device) -> Place {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let unit = match device {
+        Device::Cpu => Unit::Cpu { why: torch::why_no_cuda() },
+        Device::Cuda(index) => {
+            let id = device_id(index).inspect_err(|error| {
+                tracing::debug!(%error, "nobody can say whether ranks share this GPU");
+            });
+            Unit::Cuda { index, visible: torch::cuda_devices(), id: id.ok() }
+        }
+        _ => Unit::Other,
+    };
+    let may_share = std::env::var(SHARE_VARIABLE).is_ok_and(|value| value == "1");
+    Place { host, unit, may_share }
+}
 
 /// The explicit device, else this rank's CUDA device; the CPU where there is no CUDA at all.
 pub(super) fn device_of_rank(explicit: Option<Device>, local_rank: u32) -> Result<Device> {
-    let visible = if tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
-    choose(explicit, local_rank, usize::try_from(visible).unwrap_or(0))
+    let visible = torch::cuda_devices();
+    if let (Some(Device::Cuda(index)), Some(reason)) = (explicit, torch::why_no_cuda()) {
+        tracing::warn!(index, reason, "no CUDA device here; using the CPU");
+    }
+    choose(explicit, local_rank, visible)
 }
 
 /// The rule, for `visible` CUDA devices. Where a launcher shows each rank one GPU, all ranks find
 /// it under index 0.
 fn choose(explicit: Option<Device>, local_rank: u32, visible: usize) -> Result<Device> {
     Ok(match explicit {
-        Some(Device::Cuda(index)) if visible == 0 => {
-            tracing::warn!(index, "no CUDA device here; using the CPU");
-            Device::Cpu
-        }
+        Some(Device::Cuda(_)) if visible == 0 => Device::Cpu,
         Some(Device::Cuda(index)) if index >= visible => {
             let message = format!("CUDA device {index} of {visible}");
             return Err(Error::new(ErrorKind::InvalidInput, message)
@@ -32,6 +77,8 @@ fn choose(explicit: Option<Device>, local_rank: u32, visible: usize) -> Result<D
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::group::Deadlines;
+    use crate::rank::WorldSize;
 
     #[test]
     fn ranks_spread_over_the_devices_that_they_see() {
@@ -51,5 +98,17 @@ mod tests {
             assert_eq!(found, chosen, "{explicit:?}, local rank {local_rank} of {visible}");
         }
         assert_eq!(choose(Some(cuda(4)), 0, 4).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn ranks_on_the_cpu_agree_and_are_told_that_there_is_no_gpu_for_each() {
+        let groups = ProcessGroup::threads(WorldSize::new(2).unwrap(), Deadlines::default());
+        let agreed: Vec<_> = std::thread::scope(|scope| {
+            let agree = |group| move || agree_on_device(&group, Some(Device::Cpu));
+            let ranks: Vec<_> = groups.into_iter().map(|group| scope.spawn(agree(group))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        });
+        let none = Placement { one_gpu_each: false, is_shared: false };
+        assert_eq!(agreed, [Ok((Device::Cpu, none)), Ok((Device::Cpu, none))]);
     }
 }

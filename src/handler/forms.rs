@@ -12,6 +12,7 @@ use crate::handler::alike::agree_on_config;
 use crate::handler::auto_save::Marks;
 use crate::handler::builder::default_storage;
 use crate::handler::checkpoint::report;
+use crate::handler::device::agree_on_device;
 use crate::handler::weights::{LiveWeights, NewWeights};
 use crate::handler::{Model, NNHandler, ddp};
 use crate::load::{Atomicity, Loaded, load, wanted_of};
@@ -124,7 +125,8 @@ impl<M: Model> NNHandler<M> {
     /// # Errors
     /// As [`load`](fn@crate::load::load): [`ErrorKind::Mismatch`] lists every name, shape and dtype
     /// that does not fit; [`ErrorKind::InvalidInput`] if there is no configuration anywhere;
-    /// [`ErrorKind::Disagreement`] if ranks give different ones, or other rename rules.
+    /// [`ErrorKind::Disagreement`] if ranks give different ones, or other rename rules; of devices
+    /// as [`HandlerBuilder::build`](crate::handler::HandlerBuilder::build).
     pub fn initialize_from_checkpoint(
         path: impl AsRef<Path>,
         config: Option<M::Config>,
@@ -137,7 +139,8 @@ impl<M: Model> NNHandler<M> {
         let storage = options.storage.clone().unwrap_or_else(default_storage);
         let asked = agree_on_config(&group, path.as_ref(), config.as_ref(), &options.rename)?;
         let (wanted, names) = (asked.wanted.or_unverified(), asked.names);
-        let mut new = NewWeights::<M>::new(&group, &options, names, config);
+        let (device, _) = agree_on_device(&group, options.device)?;
+        let mut new = NewWeights::<M>::new(&group, device, &options, names, config);
         let rules = rules(options.strict);
         let loaded = load(&group, &*storage, &wanted, &mut new, &rules, Atomicity::InPlace)?;
         let handler = new.into_handler().ok_or_else(|| {

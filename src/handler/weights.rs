@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use tch::Device;
 use tch::nn::VarStore;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -79,6 +80,7 @@ fn unwrapped_once(names: &[&str], prefix: &str) -> Option<String> {
 /// A handler that is built once the checkpoint's configuration is known.
 pub(super) struct NewWeights<'o, M: Model> {
     group: ProcessGroup,
+    device: Device,
     options: &'o InitOptions,
     names: Selection,
     config: Option<M::Config>,
@@ -88,11 +90,12 @@ pub(super) struct NewWeights<'o, M: Model> {
 impl<'o, M: Model> NewWeights<'o, M> {
     pub(super) fn new(
         group: &ProcessGroup,
+        device: Device,
         options: &'o InitOptions,
         names: Selection,
         config: Option<M::Config>,
     ) -> Self {
-        Self { group: group.clone(), options, names, config, built: None }
+        Self { group: group.clone(), device, options, names, config, built: None }
     }
 
     pub(super) fn into_handler(self) -> Option<NNHandler<M>> {
@@ -117,10 +120,8 @@ impl<'o, M: Model> NewWeights<'o, M> {
 impl<M: Model> Destination for NewWeights<'_, M> {
     fn prepare(&mut self, manifest: &Manifest) -> Result<()> {
         let config = self.config(manifest.values())?;
-        let mut builder = HandlerBuilder::<M>::new(config).process_group(&self.group);
-        if let Some(device) = self.options.device {
-            builder = builder.device(device);
-        }
+        let builder = HandlerBuilder::<M>::new(config).process_group(&self.group);
+        let mut builder = builder.device(self.device);
         if let Some(storage) = &self.options.storage {
             builder = builder.storage(storage.clone());
         }

@@ -33,6 +33,7 @@
 pub mod autocast;
 pub mod clip;
 pub mod convert;
+mod cuda_library;
 pub mod ema;
 mod ffi;
 mod gradients;
@@ -50,6 +51,8 @@ pub mod var_store;
 pub use autocast::{Autocast, Precision};
 pub use clip::Clip;
 pub use convert::{dtype_of, kind_of, spec_of};
+pub use cuda_library::{cuda_devices, why_no_cuda};
+
 pub use ema::{Ema, EmaConfig};
 pub(crate) use gradients::{clear as clear_gradient, identity};
 pub use optim::{

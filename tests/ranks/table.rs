@@ -118,7 +118,7 @@ pub const SCENARIOS: [(&str, &[&str]); 6] = [
     ("beside", &["plan beside", "commit"]),
     ("load", &["manifest", "plan", "read", "place"]),
     ("loop", &["configure", "look", "due", "poll", "state", "commit"]),
-    ("train", &["build", "train", "callbacks", "poll", "state", "commit"]),
+    ("train", &["devices", "build", "train", "callbacks", "poll", "state", "commit"]),
 ];
 
 /// One job.

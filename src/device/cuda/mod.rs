@@ -5,6 +5,7 @@
 //! streams that do not wait for it by themselves.
 
 mod driver;
+mod identity;
 mod queue;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use cudarc::driver::sys;
 use parking_lot::Mutex;
 
 use self::driver::{Context, check};
+pub(crate) use self::identity::device_id;
 use self::queue::CudaQueue;
 use super::budget::{self, Budget};
 use super::{Device, Locked, Queue, Rings};

@@ -1,12 +1,13 @@
 //! Values that follow from a seed alone, while the generators of the process stay as they were.
 
 use parking_lot::ReentrantMutex;
-use tch::Cuda;
 
 use super::Rack;
 use crate::error::Result;
 use crate::progressive::architecture::Architecture;
-use crate::torch::{cpu_rng_state, cuda_rng_state, set_cpu_rng_state, set_cuda_rng_state};
+use crate::torch::{
+    cpu_rng_state, cuda_devices, cuda_rng_state, set_cpu_rng_state, set_cuda_rng_state,
+};
 
 /// Held while the generators are someone else's: ranks that are threads share them. Reentrant, as
 /// an architecture may build a rack within a rack.
@@ -22,7 +23,7 @@ struct Generators {
 impl Generators {
     /// All of them, as seeding is of all devices.
     fn now() -> Result<Self> {
-        let devices = u16::try_from(Cuda::device_count()).unwrap_or(0);
+        let devices = u16::try_from(cuda_devices()).unwrap_or(0);
         let cuda = (0..devices).map(|index| Ok((index, cuda_rng_state(index)?)));
         Ok(Self { cpu: cpu_rng_state()?, cuda: cuda.collect::<Result<_>>()? })
     }
