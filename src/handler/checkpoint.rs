@@ -15,8 +15,9 @@ use crate::group::{Channel, ProcessGroup};
 use crate::handler::alike::agree_on_load;
 use crate::handler::auto_save::Marks;
 use crate::handler::callbacks::{self, agree_on_values, replace_values, values_of_callbacks};
-use crate::handler::destination::{Fresh, Live, cuda_index};
+use crate::handler::destination::{Fresh, Live};
 use crate::handler::device::agree_on_device;
+use crate::handler::random::RandomNow;
 use crate::handler::{History, KeptCode, Model, NNHandler, ddp};
 use crate::load::{Atomicity, Loaded, load, wanted_of};
 use crate::plan::OnExisting;
@@ -188,10 +189,7 @@ impl<M: Model> NNHandler<M> {
             values.set(AUTO_SAVER, Value::json(&saver.state_after(self.beside.landed()))?);
         }
         self.callbacks.save_state(self.group.rank(), &mut state)?;
-        state.rank_values.set("rng.cpu", torch::cpu_rng_state()?);
-        if let Device::Cuda(index) = self.device {
-            state.rank_values.set("rng.cuda", torch::cuda_rng_state(cuda_index(index)?)?);
-        }
+        RandomNow::of(self.device)?.save(&mut state.rank_values);
         self.code.attach_to(&mut state)?;
         Ok(state)
     }

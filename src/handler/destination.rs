@@ -8,8 +8,8 @@ use tch::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::handler::auto_save::AutoSaverState;
-use crate::handler::builder::seed_of_rank;
 use crate::handler::checkpoint::{AUTO_SAVER, OPTIMIZER, USER};
+use crate::handler::random::RandomNow;
 use crate::handler::{
     AutoSaver, HandlerBuilder, History, InEpoch, LoadOptions, Model, NNHandler, Parts, StepSettings,
 };
@@ -95,12 +95,6 @@ fn refuse_weights_only(values: &Values) -> Result<()> {
         .with_help("name one that was saved in full; weights alone cannot be resumed"))
 }
 
-/// The index of a CUDA device as the generators know it.
-pub(super) fn cuda_index(index: usize) -> Result<u16> {
-    let beyond = |_| Error::new(ErrorKind::Device, format!("no CUDA device {index}"));
-    u16::try_from(index).map_err(beyond)
-}
-
 impl<M: Model> NNHandler<M> {
     fn targets(&mut self) -> Result<LoadTargets<'_>> {
         let mut targets = LoadTargets::new();
@@ -123,10 +117,7 @@ impl<M: Model> NNHandler<M> {
         of_a_handler(self.parts.check_values(values))?;
         self.callbacks.check_incoming()?;
         let Some(own) = self.own_random(manifest, rank_values) else { return Ok(()) };
-        if let (Device::Cuda(index), Some(_)) = (self.device, own.find("rng.cuda")) {
-            torch::rng::check_cuda_rng_state(cuda_index(index)?, &own.bytes("rng.cuda")?)?;
-        }
-        torch::rng::check_cpu_rng_state(&of_a_handler(own.bytes("rng.cpu"))?)
+        of_a_handler(self.check_random(own))
     }
 
     fn take_values(&mut self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
@@ -135,8 +126,8 @@ impl<M: Model> NNHandler<M> {
             optimizer.load_values(OPTIMIZER, manifest.values(), &Values::new())?;
         }
         self.parts.load_values(manifest.values())?;
-        self.continue_random(&stored, self.own_random(manifest, rank_values))?;
-        self.loaded_random = Some(torch::cpu_rng_state()?);
+        self.continue_random(stored.seed, stored.step, self.own_random(manifest, rank_values))?;
+        self.loaded_random = Some(RandomNow::of(self.device)?);
         self.in_epoch = self.position(manifest)?;
         (self.epoch, self.step, self.seed) = (stored.epoch, stored.step, stored.seed);
         self.steps = stored.steps;
@@ -170,17 +161,6 @@ impl<M: Model> NNHandler<M> {
         rank_values: Option<&'v Values>,
     ) -> Option<&'v Values> {
         rank_values.filter(|_| self.is_same_world(manifest))
-    }
-
-    fn continue_random(&self, stored: &Stored, own: Option<&Values>) -> Result<()> {
-        // Seeds every generator; states that were saved then replace it.
-        let seed = seed_of_rank(stored.seed, Some(self.group.rank()));
-        tch::manual_seed(seed.wrapping_add_unsigned(stored.step));
-        let Some(own) = own else { return Ok(()) };
-        if let (Device::Cuda(index), Some(_)) = (self.device, own.find("rng.cuda")) {
-            torch::set_cuda_rng_state(cuda_index(index)?, &own.bytes("rng.cuda")?)?;
-        }
-        torch::set_cpu_rng_state(&own.bytes("rng.cpu")?)
     }
 }
 

@@ -32,6 +32,7 @@ mod model;
 mod parts;
 mod preempt;
 mod progress;
+mod random;
 mod resume_check;
 mod setup;
 mod train;
@@ -60,6 +61,7 @@ pub use resume_check::{Difference, check_resume};
 use in_epoch::InEpoch;
 use parts::Parts;
 use preempt::Preemption;
+use random::RandomNow;
 use train::StepSettings;
 
 /// Loss of a batch: output and target to a scalar, the mean over the samples of the batch.
@@ -145,7 +147,7 @@ pub struct NNHandler<M: Model> {
     audit: bool,
     copy_unchanged: bool,
     /// The generator's state when a load had ended, until training begins.
-    loaded_random: Option<Vec<u8>>,
+    loaded_random: Option<RandomNow>,
     /// Set when a load or a training step failed after it began to change the model.
     poisoned: bool,
 }

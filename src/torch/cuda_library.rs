@@ -82,8 +82,9 @@ pub fn why_no_cuda() -> Option<String> {
     WHY.get_or_init(why).clone()
 }
 
-/// The rest is advice on installing Python packages.
+/// Of what was said when its random state was asked for. The rest is advice on Python packages.
 fn first_sentence(text: &str) -> &str {
+    let text = text.split_once(": ").map_or(text, |(_, said)| said);
     text.find(". ").and_then(|end| text.get(..end)).unwrap_or(text)
 }
 
@@ -126,7 +127,7 @@ mod tests {
             (0, Some(reason)) => assert!(!reason.is_empty() && !reason.contains('\n'), "{reason}"),
             (devices, reason) => assert_eq!((devices > 0, reason), (true, None)),
         }
-        assert_eq!(first_sentence("No driver. Please install 1.2."), "No driver");
+        assert_eq!(first_sentence("asking: No driver. Get 1.2."), "No driver");
         assert_eq!(first_sentence("No driver"), "No driver");
     }
 

@@ -43,8 +43,10 @@ impl Stateful for GradScaler {
 
 /// This rank's random state: that of the process's CPU generator, and of a CUDA device.
 ///
-/// Each rank gets its own back. On a rank that saved none (the world has grown) the generators
-/// stay as they are: seed them from the rank before loading.
+/// Each rank gets its own back, for its device, whatever number that has here. On a rank that saved
+/// none (the world has grown) the generators stay as they are, and so does that of a CUDA device
+/// where the state was saved on a CPU: seed them from the rank before loading. The state of a CUDA
+/// device is left out, with one line in the log, where it is loaded on a CPU.
 ///
 /// ```
 /// use tch::{Device, Kind, Tensor};
@@ -108,9 +110,16 @@ impl Stateful for RandomState {
             None => tracing::warn!("no random state was saved for this rank; its own is kept"),
         }
         match (self.cuda()?, bytes(&join(prefix, "cuda"), rank_values)?) {
-            (Some(index), Some(state)) => rng::set_cuda_rng_state(index, state),
-            _ => Ok(()),
+            (Some(index), Some(state)) => return rng::set_cuda_rng_state(index, state),
+            (None, Some(_)) => {
+                tracing::warn!("the random state of a CUDA device is not used: this is none");
+            }
+            (Some(_), None) => {
+                tracing::warn!("no random state of a CUDA device was saved; its own is kept");
+            }
+            (None, None) => {}
         }
+        Ok(())
     }
 }
 

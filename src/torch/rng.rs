@@ -105,6 +105,8 @@ mod tests {
 
     #[test]
     fn a_device_that_is_not_there_is_an_error() {
-        assert_eq!(cuda_rng_state(99).unwrap_err().kind(), ErrorKind::Device);
+        for index in [99, 128, 256, u16::MAX] {
+            assert_eq!(cuda_rng_state(index).unwrap_err().kind(), ErrorKind::Device, "{index}");
+        }
     }
 }

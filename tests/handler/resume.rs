@@ -1,7 +1,9 @@
 //! A run that was saved and resumed ends as the one that was not interrupted, bit for bit.
 
+use tch_checkpoint::catalog::CheckpointPath;
 use tch_checkpoint::group::ProcessGroup;
 use tch_checkpoint::handler::{LoadOptions, NNHandler};
+use tch_checkpoint::save::{SaveOptions, save};
 use tch_checkpoint::torch::{Adam, AdamW, OptimizerConfig, RmsProp, Sgd};
 
 use crate::harness::{captured, exclusive, memory};
@@ -140,5 +142,25 @@ fn random_numbers_drawn_after_a_load_are_told_once() {
         let (trained, told) = captured(|| again.train(1).and_then(|()| again.train(1)));
         trained.unwrap();
         assert_eq!(told.matches("between load and train").count(), times, "{told}");
+    }
+}
+
+/// The state of the GPU's generator is nothing for a CPU, and no reason to refuse the rest.
+#[test]
+fn a_run_of_a_gpu_goes_on_without_one_and_says_that_it_is_not_exact() {
+    let _generator = exclusive();
+    let (solo, (_, storage)) = (ProcessGroup::solo(), memory());
+    let saved = handler(&solo, &storage, DROPOUT, Adam::default());
+    let mut state = saved.state_dict().unwrap();
+    saved.save("runs/cpu").unwrap();
+    state.rank_values.set("rng.cuda", vec![7; 16]);
+    let path = CheckpointPath::parse("runs/cuda").unwrap();
+    save(&solo, storage.as_ref(), &path, &state, &SaveOptions::default()).unwrap();
+    for (name, times) in [("runs/cuda", 1), ("runs/cpu", 0)] {
+        let (again, told) = captured(|| loaded(&solo, &storage, name).unwrap());
+        assert_eq!(told.matches("not bit for bit").count(), times, "{name}: {told}");
+        assert_eq!(hash(&again), hash(&saved));
+        // What is saved now has no state of a GPU any more.
+        assert!(again.state_dict().unwrap().rank_values.find("rng.cuda").is_none());
     }
 }

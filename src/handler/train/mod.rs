@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handler::auto_save::Occasion;
 use crate::handler::in_epoch::{DataFacts, InEpoch};
 use crate::handler::progress::EpochDisplay;
+use crate::handler::random::RandomNow;
 use crate::handler::{Feed, Model, NNHandler};
 use crate::torch::SchedulerUnit;
 
@@ -117,7 +118,7 @@ impl<M: Model> NNHandler<M> {
     /// A program that makes data after a load, say, draws numbers that the saved run did not draw.
     fn warn_of_other_random_state(&mut self) {
         let Some(loaded) = self.loaded_random.take() else { return };
-        let is_same = crate::torch::cpu_rng_state().is_ok_and(|now| now == loaded);
+        let is_same = RandomNow::of(self.device).is_ok_and(|now| now == loaded);
         if !is_same && self.group.is_coordinator() {
             tracing::warn!(
                 "random numbers were drawn, or the generator was seeded, between load and train: \

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <limits>
 #include <mutex>
 
 #ifdef __SSE2__
@@ -69,6 +70,9 @@ bool is_sparse_layout(c10::Layout layout) {
 
 at::Generator generator_of(int cuda_index) {
   if (cuda_index < 0) return at::detail::getDefaultCPUGenerator();
+  // A larger number would be cut to that of another device.
+  TORCH_CHECK(cuda_index <= std::numeric_limits<c10::DeviceIndex>::max(), "no CUDA device ",
+              cuda_index);
   auto device = c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(cuda_index));
   return at::globalContext().defaultGenerator(device);
 }
