@@ -83,9 +83,10 @@ else
   expect "the same program finds CUDA with the libtorch that has it" "$WITH_CUDA" "$said"
 fi
 
-said=$(LIBTORCH=$torch "$built/debug/tch-checkpoint" doctor "$crate")
+said=$(LIBTORCH=$torch "$built/debug/tch-checkpoint" doctor --program "$program" "$crate")
 expect "doctor says that this libtorch has CUDA" 'libtorch .*with CUDA' "$said"
+expect "doctor says that the program keeps it" 'program .*CUDA is loaded with it' "$said"
 if [ ! -e /proc/driver/nvidia/version ]; then
-  expect "doctor says that the driver is missing" 'cuda .*no NVIDIA driver' "$said"
+  expect "doctor says that the driver is missing" 'libtorch .*no NVIDIA driver' "$said"
 fi
 say "all is well with $torch"

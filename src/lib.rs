@@ -16,7 +16,7 @@ pub mod device;
 mod dims;
 pub mod error;
 mod json;
-#[cfg(any(feature = "torch", feature = "cli"))]
+#[cfg(any(test, feature = "torch"))]
 mod mapped;
 mod memory;
 mod nearest;

@@ -3,8 +3,10 @@
 //! Every look has a deadline, and nothing is left behind.
 
 mod disk;
+mod elf;
 mod libraries;
 mod network;
+mod program;
 mod system;
 
 use std::path::PathBuf;
@@ -20,6 +22,9 @@ pub(super) struct Doctor {
     /// Where checkpoints are to go.
     #[arg(default_value = ".")]
     dir: PathBuf,
+    /// A program that trains: whether it was linked so that it keeps CUDA.
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
     /// One JSON object for each thing instead of text.
     #[arg(long)]
     json: bool,
@@ -85,8 +90,10 @@ impl Finding {
 
 pub(super) fn run(out: &mut Output<'_>, arguments: &Doctor) -> Result<u8, Stop> {
     let dir = arguments.dir.clone();
-    let looks: [Box<dyn FnOnce() -> Vec<Finding>>; 8] = [
+    let program = arguments.program.clone();
+    let looks: [Box<dyn FnOnce() -> Vec<Finding>>; 9] = [
         Box::new(libraries::libtorch),
+        Box::new(move || program.map_or_else(Vec::new, |path| program::linked(&path))),
         Box::new(libraries::cuda),
         Box::new(libraries::nccl),
         Box::new(libraries::mpi),

@@ -8,8 +8,10 @@ use crate::cli::bounded::{Ran, said, within};
 
 /// The version of libtorch that this version of the crate is built against.
 pub(super) const LIBTORCH_VERSION: &str = "2.13";
+/// Older ones that it can be built against, and the version of `tch` that each needs.
+const OLDER: [(&str, &str); 1] = [("2.11", "0.24.0")];
 /// How long looking for files may take.
-const FILES_DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const FILES_DEADLINE: Duration = Duration::from_secs(5);
 /// Where libraries are without being in the loader's list.
 const LIBRARY_DIRS: [&str; 7] = [
     "/usr/lib/x86_64-linux-gnu",
@@ -20,6 +22,8 @@ const LIBRARY_DIRS: [&str; 7] = [
     "/usr/local/cuda/lib64",
     "/usr/local/nvidia/lib64",
 ];
+/// Where the kernel tells of its NVIDIA driver.
+const DRIVER: &str = "/proc/driver/nvidia/version";
 /// The list of the dynamic loader; absolute paths lie in it between zero bytes.
 const LOADER_CACHE: &str = "/etc/ld.so.cache";
 const NO_LIBTORCH: &str = "programs that train need it, this command does not: launch/setup.sh \
@@ -86,22 +90,31 @@ fn at(dir: &Path, whose: &str) -> Option<Finding> {
     let library = ["libtorch_cpu.so", "libtorch_cpu.dylib"];
     library.iter().find(|name| dir.join("lib").join(name).exists())?;
     let has_cuda = dir.join("lib/libtorch_cuda.so").exists();
-    let kind = if has_cuda { "with CUDA" } else { "for CPUs" };
+    let kind = match (has_cuda, Path::new(DRIVER).exists()) {
+        (true, true) => "with CUDA",
+        (true, false) => "with CUDA (here on CPUs: there is no NVIDIA driver)",
+        (false, _) => "for CPUs",
+    };
     let version = version_of(dir);
     let shown = version.as_deref().unwrap_or("of unknown version");
     let said = format!("{shown}, {kind}, {whose}: {}", dir.display());
-    let fits = version.as_deref().is_none_or(|version| {
-        version
-            .strip_prefix(LIBTORCH_VERSION)
-            .is_some_and(|rest| !rest.starts_with(char::is_numeric))
-    });
-    if fits {
+    let is = |wanted: &str| {
+        let rest = version.as_deref()?.strip_prefix(wanted)?;
+        (!rest.starts_with(char::is_numeric)).then_some(())
+    };
+    if version.is_none() || is(LIBTORCH_VERSION).is_some() {
         return Some(Finding::ok("libtorch", said));
     }
-    let fix = format!(
-        "this version is built against {LIBTORCH_VERSION}; another one needs \
-         LIBTORCH_BYPASS_VERSION_CHECK=1, and may not compile"
-    );
+    let fix = match OLDER.iter().find(|(libtorch, _)| is(libtorch).is_some()) {
+        Some((_, tch)) => format!(
+            "this version is built against {LIBTORCH_VERSION}, and against this one after \
+             `cargo update -p tch --precise {tch}`"
+        ),
+        None => format!(
+            "this version is built against {LIBTORCH_VERSION}; another one needs \
+             LIBTORCH_BYPASS_VERSION_CHECK=1, and may not compile"
+        ),
+    };
     Some(Finding::warning("libtorch", said, fix))
 }
 
@@ -119,7 +132,7 @@ fn version_of(dir: &Path) -> Option<String> {
 }
 
 pub(super) fn cuda() -> Vec<Finding> {
-    let driver = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
+    let driver = std::fs::read_to_string(DRIVER).ok();
     let library = found("libcuda.so.1");
     let devices = std::fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count);
     let (Some(driver), Some(library)) = (&driver, &library) else {
@@ -158,7 +171,7 @@ pub(super) fn cuda() -> Vec<Finding> {
 pub(super) fn nccl() -> Vec<Finding> {
     vec![match found("libnccl.so.2") {
         Some(path) => Finding::ok("nccl", path.display().to_string()),
-        None if !Path::new("/proc/driver/nvidia/version").exists() => {
+        None if !Path::new(DRIVER).exists() => {
             Finding::ok("nccl", "not found, and not needed without GPUs")
         }
         None => Finding::warning(
@@ -219,6 +232,12 @@ mod tests {
         let set_up = std::fs::read_to_string(root.join("launch/setup.sh")).unwrap();
         let wanted = format!("TORCH_VERSION_DEFAULT={LIBTORCH_VERSION}.");
         assert!(set_up.contains(&wanted), "{wanted}");
+        // What is said to build is what is tried.
+        let tried = std::fs::read_to_string(root.join("launch/versions.sh")).unwrap();
+        for (libtorch, tch) in OLDER {
+            assert!(tried.contains(&format!("{tch}/{libtorch}.")), "{libtorch}");
+        }
+        assert!(tried.contains(&format!("/{LIBTORCH_VERSION}.")), "{LIBTORCH_VERSION}");
     }
 
     #[test]
@@ -237,5 +256,10 @@ mod tests {
             std::fs::write(dir.path().join("build-version"), &version).unwrap();
             assert_eq!(at(dir.path(), "mine").unwrap().level.as_str(), level, "{version}");
         }
+        std::fs::write(dir.path().join("build-version"), "2.11.0").unwrap();
+        std::fs::write(dir.path().join("lib/libtorch_cuda.so"), "").unwrap();
+        let older = at(dir.path(), "mine").unwrap();
+        assert!(older.said.starts_with("2.11.0, with CUDA"), "{older:?}");
+        assert!(older.fix.unwrap().ends_with("--precise 0.24.0`"));
     }
 }
