@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Starts N processes of a program on this machine with the variables that torchrun would set.
-# See launch/README.md for the variables, signals and exit codes.
+# Starts N processes of a program on this machine with the variables that torchrun would set; on
+# several machines, where it is started on each. See launch/README.md for the variables, signals and exit codes.
 set -u -m # -m: every rank leads its own process group, so that its children can be ended too
 
 readonly POLL_S=0.1
@@ -12,13 +12,18 @@ readonly PEER_LOST=5
 usage() {
     cat <<'USAGE'
 usage: launch/torchrun.sh -n N [--master-port P] PROGRAM [ARGUMENT...]
+       launch/torchrun.sh -n N --nodes M --node-rank K --master-addr A --master-port P PROGRAM...
 
-  -n N               number of processes
+  -n N               number of processes on this machine
   --master-port P    port of rank 0 (default: a free one)
+  --nodes M          number of machines, each with N processes (default 1)
+  --node-rank K      number of this machine, 0 to M - 1
+  --master-addr A    name or address of machine 0
 
 environment:
   TCH_CHECKPOINT_GRACE   seconds between SIGTERM and SIGKILL (default 10)
-  TCH_CHECKPOINT_TOKEN   secret shared by the ranks (default: random)
+  TCH_CHECKPOINT_TOKEN   secret shared by the ranks (default: random; with --nodes the same on
+                         all machines, and none by default)
   OMP_NUM_THREADS        threads per process (default 1)
 USAGE
 }
@@ -35,12 +40,18 @@ bad_usage() {
 is_number() { [[ $1 =~ ^(0|[1-9][0-9]{0,8})$ ]] && (($1 >= $2 && $1 <= $3)); }
 
 parse_arguments() {
-    world_size='' port=''
+    local_size='' port='' nodes=1 node='' address=''
     while (($#)); do
         case $1 in
-        -n | --master-port)
-            (($# > 1)) || bad_usage "$1 needs a number"
-            if [[ $1 == -n ]]; then world_size=$2; else port=$2; fi
+        -n | --master-port | --nodes | --node-rank | --master-addr)
+            (($# > 1)) || bad_usage "$1 needs a value"
+            case $1 in
+            -n) local_size=$2 ;;
+            --master-port) port=$2 ;;
+            --nodes) nodes=$2 ;;
+            --node-rank) node=$2 ;;
+            --master-addr) address=$2 ;;
+            esac
             shift 2
             ;;
         -h | --help)
@@ -56,8 +67,15 @@ parse_arguments() {
         esac
     done
     program=("$@")
-    is_number "${world_size:-none}" 1 4096 || bad_usage "-n needs a number from 1 to 4096"
+    is_number "${local_size:-none}" 1 4096 || bad_usage "-n needs a number from 1 to 4096"
     [[ -z $port ]] || is_number "$port" 1 65535 || bad_usage "--master-port needs a port"
+    is_number "${nodes:-none}" 1 65536 || bad_usage "--nodes needs a number from 1 to 65536"
+    if ((nodes > 1)); then
+        is_number "${node:-none}" 0 $((nodes - 1)) || bad_usage "--node-rank needs a number from 0 to $((nodes - 1))"
+        [[ -n $address && -n $port ]] || bad_usage "--nodes needs --master-addr and --master-port"
+    elif [[ ${node:-0} != 0 ]]; then
+        bad_usage "--node-rank $node without --nodes"
+    fi
     ((${#program[@]})) || bad_usage "no program given"
     # Not a function of this script.
     path=$(type -P -- "${program[0]}") || bad_usage "no program ${program[0]}"
@@ -82,17 +100,19 @@ free_port() {
 random_token() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
 
 start_ranks() {
-    local rank end_with_us=()
+    local rank local_rank end_with_us=()
     # Ranks that outlived a launcher which was killed would go on saving beside the next job.
     if setpriv --pdeathsig KILL true 2>/dev/null; then end_with_us=(setpriv --pdeathsig KILL); fi
-    export WORLD_SIZE=$world_size LOCAL_WORLD_SIZE=$world_size
-    export MASTER_ADDR=127.0.0.1 MASTER_PORT=$port
-    export TCH_CHECKPOINT_TOKEN=${TCH_CHECKPOINT_TOKEN:-$(random_token)}
+    export WORLD_SIZE=$((nodes * local_size)) LOCAL_WORLD_SIZE=$local_size
+    export MASTER_ADDR=${address:-127.0.0.1} MASTER_PORT=$port
+    # Other machines could not know a random one.
+    if ((nodes == 1)); then export TCH_CHECKPOINT_TOKEN=${TCH_CHECKPOINT_TOKEN:-$(random_token)}; fi
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     # Of a torchrun further up, which does not know these ranks.
     unset TORCHELASTIC_USE_AGENT_STORE TORCHELASTIC_RUN_ID
-    for ((rank = 0; rank < world_size; rank++)); do
-        RANK=$rank LOCAL_RANK=$rank "${end_with_us[@]}" "$path" "${program[@]:1}" </dev/null {idle}>&- {log}>&- &
+    for ((local_rank = 0; local_rank < local_size; local_rank++)); do
+        rank=$((node * local_size + local_rank))
+        RANK=$rank LOCAL_RANK=$local_rank "${end_with_us[@]}" "$path" "${program[@]:1}" </dev/null {idle}>&- {log}>&- &
         pids[rank]=$!
     done
 }

@@ -73,6 +73,34 @@ fn variables_and_the_port_given_are_kept() {
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "12345 3 mine\n"));
 }
 
+/// On each of two machines with 8 GPUs, by hand.
+#[test]
+fn ranks_of_several_machines_are_counted_through() {
+    let rank = "echo $RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $MASTER_ADDR:$MASTER_PORT \
+                ${TCH_CHECKPOINT_TOKEN:-none} > out$RANK";
+    for node in 0..2 {
+        let node_rank = node.to_string();
+        let of_job = ["-n", "8", "--nodes", "2", "--node-rank", &node_rank];
+        let at = ["--master-addr", "gpu01", "--master-port", "29500", "sh", "-c", rank];
+        let ended =
+            start("torchrun.sh", &[&of_job[..], &at].concat(), |_, _| {}).end().with_code(0);
+        for local in 0..8 {
+            let rank = node * 8 + local;
+            // A random token would differ on the other machine.
+            let line = format!("{rank} {local} 16 8 gpu01:29500 none\n");
+            assert_eq!(ended.read(&format!("out{rank}")), line);
+        }
+    }
+    let rank = "echo $TCH_CHECKPOINT_TOKEN; exit 75";
+    let of_job = ["-n", "1", "--nodes", "2", "--node-rank", "1", "--master-addr", "gpu01"];
+    let at = ["--master-port", "29500", "sh", "-c", rank];
+    let given = |command: &mut Command, _: &Path| {
+        command.env("TCH_CHECKPOINT_TOKEN", "mine");
+    };
+    let ended = start("torchrun.sh", &[&of_job[..], &at].concat(), given).end().with_code(75);
+    assert_eq!(ended.stdout, "mine\n");
+}
+
 #[test]
 fn the_code_of_a_failing_rank_is_returned_and_the_others_are_ended() {
     let ended = ranks("30", "[ $RANK = 1 ] && exit 7; sleep 300").end();
@@ -218,7 +246,9 @@ fn wrong_usage_is_told_and_has_code_2() {
         ("torchrun.sh", &["-n", "2"], "no program given"),
         ("torchrun.sh", &["-n", "2", "./missing"], "no program ./missing"),
         ("torchrun.sh", &["-n", "2", "free_port"], "no program free_port"),
-        ("torchrun.sh", &["--nodes", "2"], "unknown option --nodes"),
+        ("torchrun.sh", &["--fast", "2"], "unknown option --fast"),
+        ("torchrun.sh", &["-n", "8", "--nodes", "2", "true"], "--node-rank needs"),
+        ("torchrun.sh", &["-n", "8", "--node-rank", "1", "true"], "without --nodes"),
         ("torchrun.sh", &["-n", "2", "--master-port", "70000", "true"], "needs a port"),
         ("mpirun.sh", &["-n", "many", "true"], "-n needs"),
         ("mpirun.sh", &["-n", "2"], "no program given"),
@@ -320,4 +350,54 @@ fn a_slurm_task_gets_its_variables_and_another_code_is_no_requeue() {
     let ended = slurm_job(program).end();
     assert_eq!(ended.code, Some(3), "{}", ended.stderr);
     assert_eq!(ended.stdout, "0 1 0 n1 20042 4\n");
+}
+
+/// Two nodes of eight GPUs, as `srun` starts and ends their tasks.
+#[test]
+fn all_ranks_of_a_large_slurm_job_are_told_to_save_and_the_job_is_requeued_once() {
+    let task = "trap 'echo saved > saved$RANK; exit 75' USR1; \
+        echo $RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $SRUN_CPUS_PER_TASK $TCH_CHECKPOINT_TOKEN \
+        > ready$RANK; while :; do sleep 0.1; done";
+    let launch = start("slurm.sbatch", &["sh", "-c", task], |command, dir| {
+        let srun = "until [ \"${1#--}\" = \"$1\" ]; do shift; done; pids=
+trap \"for pid in \\$pids; do kill -USR1 \\$pid; done\" USR1
+export SLURM_PROCID=0 SLURM_NTASKS=16 SLURM_LOCALID
+while [ $SLURM_PROCID -lt 16 ]; do
+SLURM_LOCALID=$((SLURM_PROCID % 8)); \"$@\" & pids=\"$pids $!\"; SLURM_PROCID=$((SLURM_PROCID + 1))
+done
+worst=0; for pid in $pids; do
+wait $pid; code=$?; while kill -0 $pid 2>/dev/null; do wait $pid; code=$?; done
+[ $code -gt $worst ] && worst=$code; done; exit $worst";
+        stub(command, dir, "srun", srun);
+        let scontrol = "if [ $1 = show ]; then printf 'n1\\nn2\\n'; else echo \"scontrol $*\"; fi";
+        stub(command, dir, "scontrol", scontrol);
+        command.env("SLURM_JOB_ID", "42").env("SLURM_JOB_NODELIST", "n[1-2]");
+        command.env("SLURM_CPUS_PER_TASK", "8").env_remove("SRUN_CPUS_PER_TASK");
+    });
+    let ready: Vec<String> = (0..16).map(|rank| format!("ready{rank}")).collect();
+    launch.wait_for_files(&ready.iter().map(String::as_str).collect::<Vec<_>>());
+    launch.signal(Signal::USR1);
+    let ended = launch.end().with_code(75);
+    assert_eq!(ended.stdout.matches("scontrol requeue 42").count(), 1, "{}", ended.stdout);
+    let token = ended.read("ready0").split_whitespace().last().unwrap().to_owned();
+    for rank in 0..16 {
+        let line = format!("{rank} {} 16 n1 8 {token}\n", rank % 8);
+        assert_eq!(ended.read(&format!("ready{rank}")), line);
+        assert_eq!(ended.read(&format!("saved{rank}")), "saved\n");
+    }
+}
+
+/// What a cluster must be asked for, since none is here to say what it lacks.
+#[test]
+fn the_slurm_script_asks_for_a_task_a_gpu_and_for_being_told_in_time() {
+    let text = fs::read_to_string(script("slurm.sbatch")).unwrap();
+    let asked = |option: &str| {
+        let start = format!("#SBATCH --{option}");
+        let mut found = text.lines().filter_map(|line| line.strip_prefix(start.as_str()));
+        found.next().unwrap_or_else(|| panic!("no --{option}")).trim_start_matches('=').to_owned()
+    };
+    assert_eq!(asked("ntasks-per-node"), asked("gpus-per-node"));
+    assert!(asked("nodes").parse::<u32>().unwrap() > 1);
+    assert_eq!((asked("requeue"), asked("open-mode")), (String::new(), "append".to_owned()));
+    assert_eq!(asked("signal"), "B:USR1@120");
 }
