@@ -6,22 +6,20 @@
 mod launched;
 #[path = "jobs/marked.rs"]
 mod marked;
+#[path = "jobs/scripts.rs"]
+mod scripts;
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use granit_parser::{Event, Options, Parser, ScalarStyle, StrInput};
 use serde_json::{Map, Value};
 
 use launched::{Ended, Launch};
+use scripts::script;
 
 const RANKS_OF_A_POD: u64 = 8;
 const PODS: u64 = 2;
-
-fn in_launch(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("launch").join(name)
-}
 
 fn value<'a>(events: &mut Parser<'a, StrInput<'a>>, event: Event<'a>) -> Value {
     match event {
@@ -60,7 +58,7 @@ fn value<'a>(events: &mut Parser<'a, StrInput<'a>>, event: Event<'a>) -> Value {
 
 /// The object of that kind.
 fn object(kind: &str) -> Value {
-    let text = fs::read_to_string(in_launch("kubernetes.yaml")).unwrap();
+    let text = fs::read_to_string(script("kubernetes.yaml")).unwrap();
     let mut options = Options::default();
     options.set_emit_comments(false);
     let mut events = Parser::new_from_str_with_options(&text, options);
@@ -106,7 +104,7 @@ fn run_pod(index: u64, program: &str) -> Ended {
     );
     let index = index.to_string();
     let arguments = arguments.iter().map(|word| word.replace("$(JOB_COMPLETION_INDEX)", &index));
-    let mut launcher = Command::new(in_launch("torchrun.sh"));
+    let mut launcher = Command::new(script("torchrun.sh"));
     launcher.args(arguments).args(["sh", "-c", program]).stdin(Stdio::null());
     Launch::prepared(&mut launcher, |launcher, _| {
         for variable in container["env"].as_array().unwrap() {
@@ -197,7 +195,7 @@ fn a_pod_has_a_gpu_for_each_rank_shared_memory_and_the_checkpoints_of_all() {
 /// A name that nobody reads would do nothing, without a word.
 #[test]
 fn every_variable_of_ours_is_one_that_is_read() {
-    let readme = fs::read_to_string(in_launch("README.md")).unwrap();
+    let readme = fs::read_to_string(script("README.md")).unwrap();
     for variable in container()["env"].as_array().unwrap() {
         let name = variable["name"].as_str().unwrap();
         assert!(readme.contains(&format!("`{name}`")), "{name} is not in launch/README.md");
