@@ -68,34 +68,34 @@ const fn key_pairs() -> [[u64; 2]; WORDS / 2] {
 
 /// The sums over the blocks of a box, in any order: steps 1 and 2.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Sums([u64; 2]);
+pub(super) struct Sums([u64; 2]);
 
 impl Sums {
     /// What a device has summed up.
-    pub(crate) fn new(low_and_high: [u64; 2]) -> Self {
+    pub(super) fn new(low_and_high: [u64; 2]) -> Self {
         Self(low_and_high)
     }
 
     #[cfg(test)]
-    pub(crate) fn low_and_high(self) -> [u64; 2] {
+    pub(super) fn low_and_high(self) -> [u64; 2] {
         self.0
     }
 
     /// The blocks of `bytes`, the first of which is number `first` of the box. Only the last of the
     /// box may be shorter than the others.
-    pub(crate) fn of(first: u64, bytes: &[u8]) -> Self {
+    pub(super) fn of(first: u64, bytes: &[u8]) -> Self {
         let blocks = (first..).zip(bytes.chunks(BLOCK_BYTES));
         blocks.fold(Self::default(), |sums, (number, block)| {
             sums.plus(Self(rounds(halves(sum(block)), block_key(number))))
         })
     }
 
-    pub(crate) fn plus(self, Self([low, high]): Self) -> Self {
+    pub(super) fn plus(self, Self([low, high]): Self) -> Self {
         Self([self.0[0].wrapping_add(low), self.0[1].wrapping_add(high)])
     }
 
     /// The hash of a box of so many bytes, all blocks of which are summed up: step 3.
-    pub(crate) fn finish(self, bytes: u64) -> Digest {
+    pub(super) fn finish(self, bytes: u64) -> Digest {
         let [low, high] = rounds(self.0, LENGTHS.wrapping_add(bytes.wrapping_mul(GOLDEN)));
         (u128::from(low) | u128::from(high) << 64).to_le_bytes()
     }

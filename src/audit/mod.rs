@@ -95,3 +95,9 @@ fn boxes(state: &StateDict) -> impl Iterator<Item = (BoxId, &TensorEntry)> {
         (BoxId { name: name.clone(), spec: spec.clone(), slice: slice.clone() }, entry)
     })
 }
+
+/// What a device answers for a range of these bytes.
+#[cfg(test)]
+pub(crate) fn sums_of(bytes: &[u8]) -> [u64; 2] {
+    fingerprint::Sums::of(0, bytes).low_and_high()
+}
