@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 /// The list of this process.
-
 pub(crate) const OWN: &str = "/proc/self/maps";
 
 /// Where libtorch's half for CUDA is, for a process.
@@ -30,7 +29,7 @@ pub(crate) fn cuda_half(maps: &str, exists: impl Fn(&Path) -> bool) -> CudaHalf 
 }
 
 /// The file of that name from which code is mapped.
-fn library<'m>(maps: &'m str, name: &str) -> Option<&'m Path> {
+pub(crate) fn library<'m>(maps: &'m str, name: &str) -> Option<&'m Path> {
     let files = maps.lines().filter_map(|line| Some(Path::new(line.get(line.find('/')?..)?)));
     files.into_iter().find(|path| path.file_name().is_some_and(|found| found == name))
 }

@@ -7,11 +7,17 @@
 //! Bytes are compared, not numbers: two NaNs with different bits differ, and so do 0 and -0.
 
 mod compare;
+mod devices;
 mod digest;
+mod fingerprint;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 
 use self::compare::compare;
+use self::fingerprint::Digest;
+pub use self::fingerprint::fingerprint;
 use crate::error::Result;
 use crate::group::{Channel, ProcessGroup};
 use crate::manifest::hash16;
@@ -19,14 +25,11 @@ use crate::slice::Slice;
 use crate::state::{StateDict, TensorEntry};
 use crate::tensor::{TensorName, TensorSpec};
 
-/// BLAKE3 of the bytes of a box, first 16 bytes.
-type Digest = [u8; 16];
-
 /// What a rank says first: 16 bytes for each of its boxes.
 #[derive(Serialize, Deserialize)]
 struct Digests {
     /// Hash of which boxes these are, in order.
-    boxes: Digest,
+    boxes: [u8; 16],
     digests: Vec<Digest>,
 }
 
@@ -41,7 +44,9 @@ struct BoxId {
 /// Compares all boxes of `state` that several ranks declare equally. Boxes that one rank alone
 /// declares and values of ranks are not looked at; those of the job are compared by every save.
 ///
-/// Reads all of the state once, by at most eight threads with at most 1 MiB of memory each.
+/// Reads all of the state once: what lies in the memory of a device there, by the device, if it
+/// can; the rest on the host, by at most eight threads with at most 1 MiB of memory each. The hash
+/// is the same on both, [`fingerprint()`], so that ranks with and without a device can be compared.
 ///
 /// # Collective
 /// Every rank of the group. One phase if all ranks declare the same boxes, with 16 bytes per box;
@@ -89,4 +94,10 @@ fn boxes(state: &StateDict) -> impl Iterator<Item = (BoxId, &TensorEntry)> {
         let TensorEntry { spec, slice, .. } = entry;
         (BoxId { name: name.clone(), spec: spec.clone(), slice: slice.clone() }, entry)
     })
+}
+
+/// What a device answers for a range of these bytes.
+#[cfg(test)]
+pub(crate) fn sums_of(bytes: &[u8]) -> [u64; 2] {
+    fingerprint::Sums::of(0, bytes).low_and_high()
 }

@@ -60,6 +60,35 @@ pub trait Device: Send + Sync + Debug {
     /// [`ErrorKind::Device`].
     #[allow(unsafe_code)]
     unsafe fn lock_pages(&self, begin: *mut u8, bytes: usize) -> Result<Locked>;
+
+    /// What hashes at most `ranges` ranges of this device's memory where they lie, as the computing
+    /// stream has left them by now. `None` where it cannot, which it says once in the log: the
+    /// bytes are then copied to the host. Default: `None`.
+    fn fingerprinter(&self, ranges: usize) -> Option<Box<dyn Fingerprinter>> {
+        let _ = ranges;
+        None
+    }
+}
+
+/// Hashes memory of a device for an audit of replicas, at the speed of that memory. Dropping it waits
+/// for what is queued.
+pub trait Fingerprinter: Send {
+    /// Queues one range: the sums over its blocks, as [`audit::fingerprint`](crate::audit::fingerprint)
+    /// sums them up.
+    ///
+    /// # Safety
+    /// The range stays allocated until [`Fingerprinter::collect`] has returned, or this is dropped.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`]; [`ErrorKind::InvalidInput`] for more ranges than were announced.
+    #[allow(unsafe_code)]
+    unsafe fn queue(&mut self, address: u64, bytes: u64) -> Result<()>;
+
+    /// Waits, and returns both sums of each range, in the order in which they were queued.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`]; [`ErrorKind::Deadline`] of a device that does not answer.
+    fn collect(&mut self) -> Result<Vec<[u64; 2]>>;
 }
 
 /// Page-locked as long as it is there.

@@ -10,10 +10,11 @@ use super::no_device;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Everything that is called. One that were missing would end the process in `cudarc`.
-const SYMBOLS: [&str; 21] = [
+const SYMBOLS: [&str; 29] = [
     "cuCtxPopCurrent_v2",
     "cuCtxPushCurrent_v2",
     "cuDeviceGet",
+    "cuDeviceGetAttribute",
     "cuDeviceGetCount",
     "cuDeviceGetUuid_v2",
     "cuDevicePrimaryCtxRetain",
@@ -25,10 +26,17 @@ const SYMBOLS: [&str; 21] = [
     "cuGetErrorName",
     "cuGetErrorString",
     "cuInit",
+    "cuLaunchKernel",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
     "cuMemHostRegister_v2",
     "cuMemHostUnregister",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
+    "cuMemsetD32Async",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuOccupancyMaxActiveBlocksPerMultiprocessor",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuStreamWaitEvent",
@@ -203,6 +211,7 @@ mod tests {
         let sources = [
             include_str!("driver.rs"),
             include_str!("identity.rs"),
+            include_str!("fingerprint.rs"),
             include_str!("mod.rs"),
             include_str!("queue.rs"),
         ];

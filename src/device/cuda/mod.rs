@@ -5,6 +5,7 @@
 //! streams that do not wait for it by themselves.
 
 mod driver;
+mod fingerprint;
 mod identity;
 mod queue;
 
@@ -15,10 +16,11 @@ use cudarc::driver::sys;
 use parking_lot::Mutex;
 
 use self::driver::{Context, check};
+use self::fingerprint::{CudaFingerprinter, Kernel};
 pub(crate) use self::identity::device_id;
 use self::queue::CudaQueue;
 use super::budget::{self, Budget};
-use super::{Device, Locked, Queue, Rings};
+use super::{Device, Fingerprinter, Locked, Queue, Rings};
 use crate::error::{Error, ErrorKind, Result};
 
 static DEVICES: Mutex<BTreeMap<usize, Arc<CudaDevice>>> = Mutex::new(BTreeMap::new());
@@ -40,7 +42,8 @@ pub(crate) fn device(index: usize) -> Result<Arc<dyn Device>> {
     }
     let context = Context::primary(index)?;
     let name = format!("cuda:{index}");
-    let device = Arc::new(CudaDevice { name, context, rings: Rings::within(process_budget()) });
+    let (rings, kernel) = (Rings::within(process_budget()), OnceLock::new());
+    let device = Arc::new(CudaDevice { name, index, context, rings, kernel });
     devices.insert(index, Arc::clone(&device));
     Ok(device)
 }
@@ -48,8 +51,26 @@ pub(crate) fn device(index: usize) -> Result<Arc<dyn Device>> {
 #[derive(Debug)]
 pub(crate) struct CudaDevice {
     name: String,
+    index: usize,
     context: Context,
     rings: Rings,
+    /// `None` if the driver does not take it.
+    kernel: OnceLock<Option<Kernel>>,
+}
+
+impl CudaDevice {
+    fn kernel(&self) -> Option<Kernel> {
+        let load = || {
+            let loaded = Kernel::load(self.context, self.index);
+            loaded.inspect_err(|error| self.cannot_hash(error)).ok()
+        };
+        *self.kernel.get_or_init(load)
+    }
+
+    fn cannot_hash(&self, error: &Error) {
+        let device = &self.name;
+        tracing::warn!(%error, device, "replicas are copied to the host to be compared");
+    }
 }
 
 impl Device for CudaDevice {
@@ -79,6 +100,12 @@ impl Device for CudaDevice {
             return Err(error);
         }
         Ok(Box::new(pages))
+    }
+
+    fn fingerprinter(&self, ranges: usize) -> Option<Box<dyn Fingerprinter>> {
+        let opened = CudaFingerprinter::open(self.context, self.kernel()?, ranges);
+        let opened = opened.inspect_err(|error| self.cannot_hash(error));
+        Some(Box::new(opened.ok()?))
     }
 }
 
