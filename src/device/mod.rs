@@ -44,6 +44,15 @@ pub trait Device: Send + Sync + Debug {
     /// Its rings, one set per device.
     fn rings(&self) -> &Rings;
 
+    /// Makes this the current device of the calling thread until what is returned is dropped, for
+    /// libraries that ask which one is. Default: there is no such thing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`].
+    fn enter(&self) -> Result<Box<dyn Any>> {
+        Ok(Box::new(()))
+    }
+
     /// A new queue of work, beside what the device computes.
     ///
     /// # Errors

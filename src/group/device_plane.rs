@@ -32,12 +32,6 @@ pub(crate) trait DevicePlane: Send + Sync {
     /// As [`DevicePlane::all_reduce_sum`].
     fn broadcast(&self, root: Rank, address: u64, bytes: u64) -> Result<Mark>;
 
-    /// What the computing stream is given from here on begins after all that is queued here.
-    ///
-    /// # Errors
-    /// As [`DevicePlane::all_reduce_sum`].
-    fn hold_compute(&self) -> Result<()>;
-
     /// Returns when all up to `mark` is done.
     ///
     /// # Errors

@@ -31,7 +31,9 @@ mod launch;
 mod leave;
 #[cfg(feature = "mpi")]
 mod mpi;
-#[cfg(feature = "mpi")]
+#[cfg(feature = "nccl")]
+mod nccl;
+#[cfg(any(feature = "mpi", feature = "nccl"))]
 mod peers;
 mod phase;
 mod port_file;

@@ -16,6 +16,8 @@ pub(super) use self::gather::Gathered;
 use super::frame::{Frame, Kind};
 use super::heartbeat::Heartbeat;
 use super::inbox::{Inbox, Look, Standing, State};
+#[cfg(feature = "nccl")]
+use super::peers::Peers;
 use super::turn::{Count, LOST_HELP, Turn, silent_coordinator};
 use super::{Channel, Deadlines, Member, Progress};
 use crate::error::{Error, ErrorKind, Result};
@@ -81,6 +83,13 @@ impl Star {
         )?;
         let (counts, heartbeat) = (Default::default(), Mutex::new(heartbeat));
         Ok(Self { member, deadlines, inbox, links, counts, progress, heartbeat })
+    }
+
+    /// What a data plane of another make sees of the other ranks.
+    #[cfg(feature = "nccl")]
+    pub(super) fn peers(&self) -> Peers {
+        let (inbox, links) = (Arc::clone(&self.inbox), Arc::clone(&self.links));
+        Peers::new(self.member, inbox, links, self.progress.clone(), self.deadlines.progress)
     }
 
     /// Starts a phase; waits for an earlier one of this rank on the same channel.

@@ -3,6 +3,9 @@
 use tch::kind::Element;
 use tch::{Kind, Tensor, no_grad};
 
+mod buckets;
+mod device;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 
@@ -28,6 +31,9 @@ pub(super) fn device_error(error: &tch::TchError) -> Error {
 pub fn broadcast_tensors(group: &ProcessGroup, tensors: &[Tensor]) -> Result<()> {
     if group.world_size().get() == 1 {
         return Ok(());
+    }
+    if let Some(plane) = device::plane_of(group, tensors) {
+        return device::broadcast(plane.as_ref(), tensors);
     }
     let sizes = tensors.iter().map(|tensor| {
         crate::torch::spec_of(tensor)?;
@@ -73,7 +79,8 @@ fn broadcast_bucket(group: &ProcessGroup, bucket: &[(&Tensor, usize)], bytes: us
 /// not depend on how the samples are spread over ranks, up to rounding.
 ///
 /// A parameter without gradient on some rank counts as zero there; without gradient on every
-/// rank it keeps none.
+/// rank it keeps none. In a group that uses NCCL, parameters on its device stay there; else they go
+/// by way of the hosts. Either way all are in place when this returns.
 ///
 /// # Collective
 /// Every rank, with the same parameters in the same order, after the backward pass.
@@ -93,6 +100,10 @@ pub fn average_gradients(group: &ProcessGroup, parameters: &[Tensor], weight: f6
     // Double precision keeps its own: one bucket after the other, the same on every rank.
     let (double, single): (Vec<&Tensor>, Vec<&Tensor>) =
         parameters.iter().partition(|p| p.kind() == Kind::Double);
+    if let Some(plane) = device::plane_of(group, parameters) {
+        device::average(plane.as_ref(), &single, Kind::Float, weight)?;
+        return device::average(plane.as_ref(), &double, Kind::Double, weight);
+    }
     average_in_buckets::<f32>(group, &single, weight)?;
     average_in_buckets::<f64>(group, &double, weight)
 }
@@ -165,10 +176,16 @@ fn average_bucket<T: Summed>(
 }
 
 fn set_gradient<T: Summed>(parameter: &Tensor, values: &[T]) -> Result<()> {
+    place_gradient(parameter, &Tensor::from_slice(values))
+}
+
+/// Makes `values` the gradient, whatever their shape, kind and device.
+fn place_gradient(parameter: &Tensor, values: &Tensor) -> Result<()> {
     if !parameter.grad().defined() {
         // tch cannot assign a gradient; a zero gradient of the right form can be made.
         (parameter * 0.0).sum(parameter.kind()).backward();
     }
-    let values = Tensor::from_slice(values).reshape(parameter.size());
-    no_grad(|| parameter.grad().f_copy_(&values)).map(|_| ()).map_err(|e| device_error(&e))
+    let placed = values.f_reshape(parameter.size());
+    let placed = placed.and_then(|values| no_grad(|| parameter.grad().f_copy_(&values)));
+    placed.map(drop).map_err(|e| device_error(&e))
 }

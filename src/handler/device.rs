@@ -9,7 +9,8 @@ use crate::group::{Channel, ProcessGroup};
 use crate::torch;
 
 /// Phase "devices": the device of this rank, once all ranks know that each of them has a GPU of its
-/// own, or none has one.
+/// own, or none has one. With feature `nccl`, GPUs then exchange gradients over NCCL (phases "nccl"
+/// and "nccl joined").
 ///
 /// # Collective
 /// Every rank.
@@ -29,6 +30,12 @@ pub(super) fn agree_on_device(
     let placement = group.phase_all(Channel::Training, "devices", own, decide)?;
     if placement.is_shared && group.is_coordinator() {
         tracing::warn!("ranks share a GPU ({SHARE_VARIABLE}=1): slower, and without NCCL");
+    }
+    #[cfg(feature = "nccl")]
+    if let (Device::Cuda(index), true) = (device, placement.one_gpu_each)
+        && group.world_size().get() > 1
+    {
+        group.use_nccl(crate::device::cuda::device(index))?;
     }
     Ok((device, placement))
 }

@@ -9,6 +9,7 @@ mod fingerprint;
 mod identity;
 mod queue;
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
@@ -80,6 +81,10 @@ impl Device for CudaDevice {
 
     fn rings(&self) -> &Rings {
         &self.rings
+    }
+
+    fn enter(&self) -> Result<Box<dyn Any>> {
+        Ok(Box::new(self.context.enter()?))
     }
 
     fn open_queue(&self) -> Result<Box<dyn Queue>> {

@@ -102,10 +102,6 @@ impl DevicePlane for FakePlane {
         Ok(Mark(0))
     }
 
-    fn hold_compute(&self) -> Result<()> {
-        Ok(())
-    }
-
     fn wait(&self, _: Mark) -> Result<()> {
         Ok(())
     }
