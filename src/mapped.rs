@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// The list of this process.
+#[cfg(feature = "torch")]
 pub(crate) const OWN: &str = "/proc/self/maps";
 
 /// Where libtorch's half for CUDA is, for a process.
@@ -18,7 +19,7 @@ pub(crate) enum CudaHalf {
     NoLibtorch,
 }
 
-/// What `maps`, a list as [`OWN`], says of libtorch; `exists` looks for a file.
+/// What `maps`, a list as `/proc/self/maps`, says of libtorch; `exists` looks for a file.
 pub(crate) fn cuda_half(maps: &str, exists: impl Fn(&Path) -> bool) -> CudaHalf {
     if library(maps, "libtorch_cuda.so").is_some() {
         return CudaHalf::Loaded;

@@ -152,6 +152,23 @@ fn resume_check_says_whether_a_resume_is_exact() {
     }
 }
 
+/// The script on each of two machines, which are this one.
+#[test]
+fn torchrun_sh_on_several_machines_makes_one_job_of_their_ranks() {
+    let port = free_port().to_string();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("launch/torchrun.sh");
+    let start = |node: u32| {
+        let mut command = clean(&script);
+        command.args(["-n", "1", "--nodes", "2", "--node-rank", &node.to_string()]);
+        command.args(["--master-addr", "localhost", "--master-port", &port]).arg(example());
+        command.args(["--epochs", "1", "--print-state-hash"]).env("TCH_CHECKPOINT_TOKEN", "shared");
+        command.spawn().unwrap()
+    };
+    let outputs = [start(0), start(1)].map(finish);
+    assert!(outputs[1].status.success(), "{:?}", outputs[1]);
+    assert_eq!(state(&outputs[0]), reference());
+}
+
 /// What torchrun sets on two ranks of one host.
 fn torchrun(rank: u32, port: &str) -> Vec<(&'static str, String)> {
     vec![

@@ -7,7 +7,7 @@ use tch::{Device, Tensor, nn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
 use crate::handler::auto_save::{Beside, Line};
-use crate::handler::device::{agree_on_device, device_of_rank};
+use crate::handler::device::{Placed, agree_on_device};
 use crate::handler::{
     Callbacks, History, InEpoch, KeptCode, Model, NNHandler, Parts, Preemption, StepSettings, ddp,
 };
@@ -21,13 +21,14 @@ pub struct HandlerBuilder<M: Model> {
     config: M::Config,
     group: Option<ProcessGroup>,
     device: Option<Device>,
+    placed: Option<Placed>,
     storage: Option<Arc<dyn Storage>>,
     seed: u64,
 }
 
 impl<M: Model> HandlerBuilder<M> {
     pub(super) fn new(config: M::Config) -> Self {
-        Self { config, group: None, device: None, storage: None, seed: 0 }
+        Self { config, group: None, device: None, placed: None, storage: None, seed: 0 }
     }
 
     /// The ranks that train together. Default: those of this process's launcher
@@ -40,6 +41,12 @@ impl<M: Model> HandlerBuilder<M> {
     /// The device of this rank. Default: `cuda:(local rank mod visible devices)`, else the CPU.
     pub fn device(mut self, device: Device) -> Self {
         self.device = Some(device);
+        self
+    }
+
+    /// Where this rank was found to compute, together with the others.
+    pub(super) fn placed(mut self, placed: Placed) -> Self {
+        self.placed = Some(placed);
         self
     }
 
@@ -74,8 +81,7 @@ impl<M: Model> HandlerBuilder<M> {
             None => ProcessGroup::from_env()?,
         };
         self.group = Some(group.clone());
-        let (device, _) = agree_on_device(&group, self.device)?;
-        self.device = Some(device);
+        self.placed = Some(agree_on_device(&group, self.device)?);
         let mut built = None;
         let build = || {
             let handler = self.build_local()?;
@@ -97,7 +103,10 @@ impl<M: Model> HandlerBuilder<M> {
             Some(group) => group,
             None => ProcessGroup::from_env()?,
         };
-        let device = device_of_rank(self.device, group.local_rank().0)?;
+        let Placed { device, one_gpu_each } = match self.placed {
+            Some(placed) => placed,
+            None => agree_on_device(&group, self.device)?,
+        };
         tch::manual_seed(seed_of_rank(self.seed, None));
         let vars = nn::VarStore::new(device);
         let model = M::new(&vars.root(), &self.config);
@@ -106,6 +115,7 @@ impl<M: Model> HandlerBuilder<M> {
             storage: self.storage.unwrap_or_else(default_storage),
             group,
             device,
+            one_gpu_each,
             seed: self.seed,
             config: self.config,
             vars,

@@ -257,9 +257,9 @@ impl<M: Model> NNHandler<M> {
         };
         let wanted = agree_on_load(&group, path.as_ref(), &options)?;
         let storage = options.storage.clone().unwrap_or_else(super::builder::default_storage);
-        let (device, _) = agree_on_device(&group, options.device)?;
+        let placed = agree_on_device(&group, options.device)?;
         let mut fresh =
-            Fresh::<M> { group: group.clone(), options: &options, device, handler: None };
+            Fresh::<M> { group: group.clone(), options: &options, placed, handler: None };
         let skipped = [
             (options.skip_optimizer, Component::optimizer()),
             (options.skip_ema, Component::ema()),

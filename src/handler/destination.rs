@@ -3,12 +3,11 @@
 //! Whatever [`NNHandler::take_values`] may refuse is checked by [`NNHandler::check_values`] first,
 //! while nothing has changed yet.
 
-use tch::Device;
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 use crate::handler::auto_save::AutoSaverState;
 use crate::handler::checkpoint::{AUTO_SAVER, OPTIMIZER, USER};
+use crate::handler::device::Placed;
 use crate::handler::random::RandomNow;
 use crate::handler::{
     AutoSaver, HandlerBuilder, History, InEpoch, LoadOptions, Model, NNHandler, Parts, StepSettings,
@@ -168,7 +167,7 @@ impl<M: Model> NNHandler<M> {
 pub(super) struct Fresh<'o, M: Model> {
     pub(super) group: ProcessGroup,
     pub(super) options: &'o LoadOptions,
-    pub(super) device: Device,
+    pub(super) placed: Placed,
     pub(super) handler: Option<NNHandler<M>>,
 }
 
@@ -177,7 +176,7 @@ impl<M: Model> Fresh<'_, M> {
         let config: M::Config = values.json("model.config")?;
         let seed = seed_of(values)?;
         let builder = HandlerBuilder::<M>::new(config).process_group(&self.group).seed(seed);
-        let mut builder = builder.device(self.device);
+        let mut builder = builder.placed(self.placed);
         if let Some(storage) = &self.options.storage {
             builder = builder.storage(storage.clone());
         }

@@ -3,10 +3,27 @@
 use tch::Device;
 
 use crate::device::cuda::device_id;
-use crate::device::placement::{self, Place, Placement, SHARE_VARIABLE, Unit};
+use crate::device::placement::{self, Place, SHARE_VARIABLE, Unit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
+use crate::handler::{Model, NNHandler};
 use crate::torch;
+
+/// Where this rank computes, as all ranks have agreed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Placed {
+    pub(super) device: Device,
+    pub(super) one_gpu_each: bool,
+}
+
+impl<M: Model> NNHandler<M> {
+    /// Whether every rank has a GPU of its own, as all ranks found when this handler was made: what
+    /// NCCL asks for. Any rank; the same on all.
+    #[must_use]
+    pub fn one_gpu_each(&self) -> bool {
+        self.one_gpu_each
+    }
+}
 
 /// Phase "devices": the device of this rank, once all ranks know that each of them has a GPU of its
 /// own, or none has one. With feature `nccl`, GPUs then exchange gradients over NCCL (phases "nccl"
@@ -17,10 +34,7 @@ use crate::torch;
 ///
 /// # Errors
 /// As [`device_of_rank`] and [`placement::judge`], on every rank.
-pub(super) fn agree_on_device(
-    group: &ProcessGroup,
-    explicit: Option<Device>,
-) -> Result<(Device, Placement)> {
+pub(super) fn agree_on_device(group: &ProcessGroup, explicit: Option<Device>) -> Result<Placed> {
     let mut device = Device::Cpu;
     let own = || {
         device = device_of_rank(explicit, group.local_rank().0)?;
@@ -37,7 +51,7 @@ pub(super) fn agree_on_device(
     {
         group.use_nccl(crate::device::cuda::device(index))?;
     }
-    Ok((device, placement))
+    Ok(Placed { device, one_gpu_each: placement.one_gpu_each })
 }
 
 fn place(device: Device) -> Place {
@@ -115,7 +129,7 @@ mod tests {
             let ranks: Vec<_> = groups.into_iter().map(|group| scope.spawn(agree(group))).collect();
             ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
         });
-        let none = Placement { one_gpu_each: false, is_shared: false };
-        assert_eq!(agreed, [Ok((Device::Cpu, none)), Ok((Device::Cpu, none))]);
+        let placed = Placed { device: Device::Cpu, one_gpu_each: false };
+        assert_eq!(agreed, [Ok(placed), Ok(placed)]);
     }
 }

@@ -139,8 +139,8 @@ impl<M: Model> NNHandler<M> {
         let storage = options.storage.clone().unwrap_or_else(default_storage);
         let asked = agree_on_config(&group, path.as_ref(), config.as_ref(), &options.rename)?;
         let (wanted, names) = (asked.wanted.or_unverified(), asked.names);
-        let (device, _) = agree_on_device(&group, options.device)?;
-        let mut new = NewWeights::<M>::new(&group, device, &options, names, config);
+        let placed = agree_on_device(&group, options.device)?;
+        let mut new = NewWeights::<M>::new(&group, placed, &options, names, config);
         let rules = rules(options.strict);
         let loaded = load(&group, &*storage, &wanted, &mut new, &rules, Atomicity::InPlace)?;
         let handler = new.into_handler().ok_or_else(|| {

@@ -116,6 +116,7 @@ pub struct NNHandler<M: Model> {
     group: ProcessGroup,
     storage: Arc<dyn Storage>,
     device: Device,
+    one_gpu_each: bool,
     seed: u64,
     config: M::Config,
     vars: nn::VarStore,

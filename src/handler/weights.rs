@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use tch::Device;
 use tch::nn::VarStore;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
+use crate::handler::device::Placed;
 use crate::handler::{HandlerBuilder, InitOptions, Model, NNHandler};
 use crate::load::Destination;
 use crate::manifest::Manifest;
@@ -80,7 +80,7 @@ fn unwrapped_once(names: &[&str], prefix: &str) -> Option<String> {
 /// A handler that is built once the checkpoint's configuration is known.
 pub(super) struct NewWeights<'o, M: Model> {
     group: ProcessGroup,
-    device: Device,
+    placed: Placed,
     options: &'o InitOptions,
     names: Selection,
     config: Option<M::Config>,
@@ -90,12 +90,12 @@ pub(super) struct NewWeights<'o, M: Model> {
 impl<'o, M: Model> NewWeights<'o, M> {
     pub(super) fn new(
         group: &ProcessGroup,
-        device: Device,
+        placed: Placed,
         options: &'o InitOptions,
         names: Selection,
         config: Option<M::Config>,
     ) -> Self {
-        Self { group: group.clone(), device, options, names, config, built: None }
+        Self { group: group.clone(), placed, options, names, config, built: None }
     }
 
     pub(super) fn into_handler(self) -> Option<NNHandler<M>> {
@@ -121,7 +121,7 @@ impl<M: Model> Destination for NewWeights<'_, M> {
     fn prepare(&mut self, manifest: &Manifest) -> Result<()> {
         let config = self.config(manifest.values())?;
         let builder = HandlerBuilder::<M>::new(config).process_group(&self.group);
-        let mut builder = builder.device(self.device);
+        let mut builder = builder.placed(self.placed);
         if let Some(storage) = &self.options.storage {
             builder = builder.storage(storage.clone());
         }

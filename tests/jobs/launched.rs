@@ -30,6 +30,7 @@ pub struct Ended {
     pub dir: TempDir,
 }
 
+#[allow(dead_code, reason = "not every test program asks for all of it")]
 impl Launch {
     /// Runs a command in a new directory, without what the shell of the test says of launches;
     /// `prepare` also gets the directory.

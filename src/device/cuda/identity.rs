@@ -34,7 +34,7 @@ mod tests {
 
     #[test]
     fn an_id_is_written_as_people_know_it() {
-        let bytes = std::array::from_fn(|byte| if byte == 0 { 0x0a } else { byte as u8 });
+        let bytes = [10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
         assert_eq!(written(bytes), "0a010203-0405-0607-0809-0a0b0c0d0e0f");
     }
 
