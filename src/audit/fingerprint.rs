@@ -125,33 +125,34 @@ fn rounds([low, high]: [u64; 2], key: u64) -> [u64; 2] {
     [low, high.wrapping_add(mix(low))]
 }
 
+#[inline(always)]
 #[allow(clippy::cast_possible_truncation, reason = "the halves")]
 fn halves(sum: u128) -> [u64; 2] {
     [sum as u64, (sum >> 64) as u64]
 }
 
-/// Step 1. Four sums, so that no multiplication waits for another.
+/// Step 1.
 fn sum(block: &[u8]) -> u128 {
-    let (fours, rest) = block.as_chunks::<64>();
+    let (pairs, last) = block.as_chunks::<16>();
+    let (fours, rest) = pairs.as_chunks::<4>();
     let (key_fours, _) = KEY_PAIRS.as_chunks::<4>();
-    let mut sums = [0u128; 4];
-    for (four, keys) in fours.iter().zip(key_fours) {
-        let (pairs, _) = four.as_chunks::<16>();
-        for ((sum, pair), keys) in sums.iter_mut().zip(pairs).zip(keys) {
-            *sum = sum.wrapping_add(product(pair, *keys));
-        }
+    // Two sums, so that additions need not wait for one another, and no iterator inside: what is
+    // called here is called for every 64 bytes.
+    let (mut even, mut odd) = (0u128, 0u128);
+    for ([a, b, c, d], [keys_a, keys_b, keys_c, keys_d]) in fours.iter().zip(key_fours) {
+        even = even.wrapping_add(product(a, keys_a)).wrapping_add(product(c, keys_c));
+        odd = odd.wrapping_add(product(b, keys_b)).wrapping_add(product(d, keys_d));
     }
-    let whole = sums.iter().fold(0u128, |all, sum| all.wrapping_add(*sum));
+    let mut padded = [0; 16];
+    padded.iter_mut().zip(last).for_each(|(to, from)| *to = *from);
+    let rest = rest.iter().chain((!last.is_empty()).then_some(&padded));
     let keys = KEY_PAIRS.iter().skip(fours.len() * 4);
-    rest.chunks(16).zip(keys).fold(whole, |all, (part, keys)| {
-        let mut pair = [0; 16];
-        pair.iter_mut().zip(part).for_each(|(to, from)| *to = *from);
-        all.wrapping_add(product(&pair, *keys))
-    })
+    rest.zip(keys)
+        .fold(even.wrapping_add(odd), |all, (pair, keys)| all.wrapping_add(product(pair, keys)))
 }
 
 #[inline(always)]
-fn product(pair: &[u8; 16], keys: [u64; 2]) -> u128 {
+fn product(pair: &[u8; 16], keys: &[u64; 2]) -> u128 {
     let [first, second] = halves(u128::from_le_bytes(*pair));
     u128::from(first.wrapping_add(keys[0])) * u128::from(second.wrapping_add(keys[1]))
 }

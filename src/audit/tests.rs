@@ -157,7 +157,7 @@ fn add(state: &mut StateDict, name: &str, source: Arc<dyn TensorSource>, bytes: 
 }
 
 fn contents(number: u8) -> Vec<u8> {
-    (0..BYTES).map(|i| number ^ (i * 7 % 251) as u8).collect()
+    (0..BYTES).map(|i| number ^ u8::try_from(i * 7 % 251).unwrap()).collect()
 }
 
 /// Three boxes on a device.

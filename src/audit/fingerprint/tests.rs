@@ -19,7 +19,8 @@ fn by_the_letter(bytes: &[u8]) -> Digest {
             let second = word(block, 2 * i + 1).wrapping_add(k(2 * i + 1));
             sum = sum.wrapping_add(u128::from(first) * u128::from(second));
         }
-        let (mut l, mut h) = (sum as u64, (sum >> 64) as u64);
+        let half = |shift: u32| u64::try_from(sum >> shift & u128::from(u64::MAX)).unwrap();
+        let (mut l, mut h) = (half(0), half(64));
         h = h.wrapping_add(mix(l ^ BLOCKS.wrapping_add((n as u64).wrapping_mul(GOLDEN))));
         l = l.wrapping_add(mix(h));
         h = h.wrapping_add(mix(l));
