@@ -134,9 +134,18 @@ impl Communicator {
             marked.last = marked.queue.mark()?;
             Ok(marked.last)
         };
-        let mark = given().inspect_err(|error| self.watch.fail(error))?;
-        self.watch.begin();
-        Ok(mark)
+        match given() {
+            Ok(mark) => {
+                self.watch.begin();
+                Ok(mark)
+            }
+            Err(error) => {
+                self.watch.fail(&error);
+                // Part of it may be under way, in memory that the caller frees now.
+                let _ = self.watch.check_when_ended();
+                Err(error)
+            }
+        }
     }
 }
 
@@ -161,9 +170,12 @@ impl DevicePlane for Communicator {
     fn wait(&self, mark: Mark) -> Result<()> {
         let begun = Instant::now();
         loop {
-            self.watch.check()?;
-            if self.shared.reached(mark).inspect_err(|error| self.watch.fail(error))? {
-                return Ok(());
+            self.watch.check_when_ended()?;
+            match self.shared.reached(mark) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                // The next check ends this, when nothing is written any more.
+                Err(error) => self.watch.fail(&error),
             }
             // Short at first: most are done within a step's time.
             match begun.elapsed() < Duration::from_millis(2) {

@@ -73,6 +73,7 @@ impl Api for FakeNccl {
             world,
             rank,
             operations: AtomicU64::new(0),
+            running: AtomicU64::new(0),
             lag: AtomicU64::new(self.faults.lag),
             is_gone: AtomicBool::new(false),
         }))))
@@ -90,11 +91,25 @@ struct Inner {
     world: u32,
     rank: u32,
     operations: AtomicU64,
+    /// Operations that the device has not ended.
+    running: AtomicU64,
     lag: AtomicU64,
     is_gone: AtomicBool,
 }
 
 impl Inner {
+    /// Gives the device something to do, which an abort ends.
+    fn queue(self: &Arc<Self>, stream: *mut c_void, task: impl FnOnce(&Self) + Send + 'static) {
+        let inner = Arc::clone(self);
+        inner.running.fetch_add(1, SeqCst);
+        Stream::of(stream).push(move || {
+            if !inner.is_gone.load(SeqCst) {
+                task(&inner);
+            }
+            inner.running.fetch_sub(1, SeqCst);
+        });
+    }
+
     /// What comes out when all ranks have given theirs. The device waits for that; unless aborted,
     /// for ever.
     fn meet(&self, bytes: &mut [u8], combine: impl Fn(&[(u32, Vec<u8>)]) -> Vec<u8>) {
@@ -130,8 +145,11 @@ impl Inner {
 
     fn free(&self, count: &AtomicU64) {
         assert!(!self.is_gone.swap(true, SeqCst), "freed twice");
-        count.fetch_add(1, SeqCst);
         self.nccl.job.changed.notify_all();
+        while self.running.load(SeqCst) > 0 {
+            std::thread::yield_now();
+        }
+        count.fetch_add(1, SeqCst);
     }
 }
 
@@ -174,8 +192,8 @@ impl Comm for FakeComm {
         stream: *mut c_void,
     ) -> Result<Progress> {
         assert_eq!(dtype, DataType::F32, "all that the fake can add");
-        let (progress, inner) = (self.0.begin()?, Arc::clone(&self.0));
-        Stream::of(stream).push(move || {
+        let progress = self.0.begin()?;
+        self.0.queue(stream, move |inner| {
             inner.meet(memory(address, count * 4), |all| {
                 let mut sums = vec![0f32; usize::try_from(count).unwrap()];
                 for (_, bytes) in all {
@@ -195,8 +213,8 @@ impl Comm for FakeComm {
         bytes: u64,
         stream: *mut c_void,
     ) -> Result<Progress> {
-        let (progress, inner) = (self.0.begin()?, Arc::clone(&self.0));
-        Stream::of(stream).push(move || {
+        let progress = self.0.begin()?;
+        self.0.queue(stream, move |inner| {
             inner.meet(memory(address, bytes), |all| {
                 all.iter().find(|(rank, _)| *rank == root).map(|(_, b)| b.clone()).unwrap()
             });

@@ -11,6 +11,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Time between two looks while something is going on.
 const TICK: Duration = Duration::from_millis(20);
+/// Longest wait for an abort.
+const ABORT_MAX: Duration = Duration::from_secs(30);
 
 /// What is going on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,6 +110,24 @@ impl Watch {
         }
     }
 
+    /// As [`Watch::check`], for whoever will free what the device may be writing to: an error comes
+    /// only when the abort has ended that, or cannot.
+    ///
+    /// # Errors
+    /// As [`Watch::check`].
+    pub(super) fn check_when_ended(&self) -> Result<()> {
+        let begun = Instant::now();
+        let mut inner = self.inner.lock();
+        while matches!(inner.state, State::Broken { aborted: false, .. }) {
+            if self.changed.wait_for(&mut inner, TICK).timed_out() && begun.elapsed() > ABORT_MAX {
+                tracing::error!("the abort of an exchange between devices does not end");
+                break;
+            }
+        }
+        drop(inner);
+        self.check()
+    }
+
     /// Something goes on from now on.
     pub(super) fn begin(&self) {
         let mut inner = self.inner.lock();
@@ -180,6 +200,7 @@ impl Watch {
                     tracing::error!(%error, "the exchange between devices is aborted");
                     watched.abort();
                     self.inner.lock().state = State::Broken { error, aborted: true };
+                    self.changed.notify_all();
                     return None;
                 }
             }

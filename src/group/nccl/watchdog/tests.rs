@@ -101,6 +101,22 @@ fn a_lost_peer_and_a_failed_call_abort_once_and_every_later_call_gets_the_error(
 }
 
 #[test]
+fn who_frees_memory_hears_of_an_error_only_after_the_abort() {
+    let watch = Watch::new(PATIENCE);
+    watch.fail(&error(ErrorKind::Device));
+    let freed = std::thread::scope(|scope| {
+        let waits = scope.spawn(|| watch.check_when_ended());
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!waits.is_finished(), "nothing has been aborted yet");
+        let work = Arc::new(Work::default());
+        watch.start(Arc::clone(&work) as Arc<dyn Watched>).unwrap().join().unwrap();
+        assert_eq!(work.aborts.load(SeqCst), 1);
+        waits.join().unwrap()
+    });
+    assert_eq!(freed.unwrap_err().kind(), ErrorKind::Device);
+}
+
+#[test]
 fn an_exchange_that_never_ends_is_aborted_at_the_deadline() {
     let (watch, work) = (Watch::new(Duration::from_millis(60)), Arc::new(Work::default()));
     let thread = watch.start(Arc::clone(&work) as Arc<dyn Watched>).unwrap();
