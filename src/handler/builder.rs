@@ -21,14 +21,13 @@ pub struct HandlerBuilder<M: Model> {
     config: M::Config,
     group: Option<ProcessGroup>,
     device: Option<Device>,
-    placed: Option<Placed>,
     storage: Option<Arc<dyn Storage>>,
     seed: u64,
 }
 
 impl<M: Model> HandlerBuilder<M> {
     pub(super) fn new(config: M::Config) -> Self {
-        Self { config, group: None, device: None, placed: None, storage: None, seed: 0 }
+        Self { config, group: None, device: None, storage: None, seed: 0 }
     }
 
     /// The ranks that train together. Default: those of this process's launcher
@@ -41,12 +40,6 @@ impl<M: Model> HandlerBuilder<M> {
     /// The device of this rank. Default: `cuda:(local rank mod visible devices)`, else the CPU.
     pub fn device(mut self, device: Device) -> Self {
         self.device = Some(device);
-        self
-    }
-
-    /// Where this rank was found to compute, together with the others.
-    pub(super) fn placed(mut self, placed: Placed) -> Self {
-        self.placed = Some(placed);
         self
     }
 
@@ -81,10 +74,10 @@ impl<M: Model> HandlerBuilder<M> {
             None => ProcessGroup::from_env()?,
         };
         self.group = Some(group.clone());
-        self.placed = Some(agree_on_device(&group, self.device)?);
+        let placed = agree_on_device(&group, self.device)?;
         let mut built = None;
         let build = || {
-            let handler = self.build_local()?;
+            let handler = self.build_local(placed)?;
             let variables = handler.describe_variables();
             built = Some(handler);
             Ok(variables)
@@ -97,16 +90,13 @@ impl<M: Model> HandlerBuilder<M> {
         Ok(handler)
     }
 
-    /// The handler with this rank's own initial parameters.
-    pub(super) fn build_local(self) -> Result<NNHandler<M>> {
+    /// The handler with this rank's own initial parameters, on the device that all have agreed on.
+    pub(super) fn build_local(self, placed: Placed) -> Result<NNHandler<M>> {
         let group = match self.group {
             Some(group) => group,
             None => ProcessGroup::from_env()?,
         };
-        let Placed { device, one_gpu_each } = match self.placed {
-            Some(placed) => placed,
-            None => agree_on_device(&group, self.device)?,
-        };
+        let Placed { device, one_gpu_each } = placed;
         tch::manual_seed(seed_of_rank(self.seed, None));
         let vars = nn::VarStore::new(device);
         let model = M::new(&vars.root(), &self.config);

@@ -175,12 +175,11 @@ impl<M: Model> Fresh<'_, M> {
     fn build(&self, values: &Values) -> Result<NNHandler<M>> {
         let config: M::Config = values.json("model.config")?;
         let seed = seed_of(values)?;
-        let builder = HandlerBuilder::<M>::new(config).process_group(&self.group).seed(seed);
-        let mut builder = builder.placed(self.placed);
+        let mut builder = HandlerBuilder::<M>::new(config).process_group(&self.group).seed(seed);
         if let Some(storage) = &self.options.storage {
             builder = builder.storage(storage.clone());
         }
-        let mut handler = builder.build_local()?;
+        let mut handler = builder.build_local(self.placed)?;
         if !self.options.skip_optimizer && values.find("optimizer.config").is_some() {
             let optimizer = Optimizer::of_values(OPTIMIZER, values, &handler.vars, &self.group)?;
             handler.optimizer = Some(optimizer);

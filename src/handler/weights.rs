@@ -120,12 +120,11 @@ impl<'o, M: Model> NewWeights<'o, M> {
 impl<M: Model> Destination for NewWeights<'_, M> {
     fn prepare(&mut self, manifest: &Manifest) -> Result<()> {
         let config = self.config(manifest.values())?;
-        let builder = HandlerBuilder::<M>::new(config).process_group(&self.group);
-        let mut builder = builder.placed(self.placed);
+        let mut builder = HandlerBuilder::<M>::new(config).process_group(&self.group);
         if let Some(storage) = &self.options.storage {
             builder = builder.storage(storage.clone());
         }
-        let handler = builder.build_local()?;
+        let handler = builder.build_local(self.placed)?;
         let names = Names::find(manifest, handler.vars(), &self.names)?;
         self.built = Some((handler, names));
         Ok(())
