@@ -35,6 +35,7 @@ impl Peers {
     }
 
     /// How long a peer may be silent.
+    #[cfg(feature = "mpi")]
     pub(super) fn patience(&self) -> Duration {
         self.patience
     }

@@ -6,6 +6,9 @@ use tch::{Kind, Tensor, no_grad};
 mod buckets;
 mod device;
 
+#[cfg(feature = "nccl")]
+pub use self::device::check_nccl;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;
 

@@ -52,6 +52,8 @@ pub use callbacks::{
 };
 pub use checkpoint::LoadOptions;
 pub use data::{Dataset, Loader, TensorDataset, epoch_order, shard};
+#[cfg(feature = "nccl")]
+pub use ddp::check_nccl;
 pub use ddp::{average_gradients, broadcast_tensors};
 pub use forms::InitOptions;
 pub use history::History;

@@ -105,7 +105,7 @@ pub(super) fn find() -> Result<Found> {
 fn find_among(candidates: &[Candidate]) -> Result<Found> {
     let mut reasons = Vec::new();
     for candidate in candidates {
-        match open(candidate).and_then(|library| usable(library)) {
+        match open(candidate).and_then(usable) {
             Ok(found) => {
                 tracing::info!(version = %found.version, from = %candidate, "NCCL is loaded");
                 return Ok(found);

@@ -156,5 +156,33 @@ pub(super) fn broadcast(plane: &dyn DevicePlane, tensors: &[Tensor]) -> Result<(
     Ok(())
 }
 
+/// Tries NCCL on this rank's `device` alone: loads it, joins a communicator of one rank, adds up and
+/// broadcasts. What of it worked, in words, with NCCL's version in the log.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] without NCCL, with all places that were looked at;
+/// [`ErrorKind::Device`] with NCCL's or the driver's own words; [`ErrorKind::Mismatch`] if numbers
+/// came out changed.
+#[cfg(feature = "nccl")]
+pub fn check_nccl(device: Device) -> Result<String> {
+    let Device::Cuda(index) = device else {
+        return Err(Error::new(ErrorKind::InvalidInput, "NCCL is for CUDA devices"));
+    };
+    let group = ProcessGroup::solo();
+    group.use_nccl(crate::device::cuda::device(index))?;
+    let plane = group.device_plane().ok_or_else(out_of_turn)?;
+    let numbers =
+        Tensor::f_randn([1 << 20], (Kind::Float, device)).map_err(|e| device_error(&e))?;
+    let summed = Travelling::sum(plane.as_ref(), numbers.copy())?;
+    let same = summed.arrived()?.equal(&numbers);
+    let copy = [numbers.copy()];
+    broadcast(plane.as_ref(), &copy)?;
+    let both = same && copy.iter().all(|copy| copy.equal(&numbers));
+    if !both {
+        return Err(Error::new(ErrorKind::Mismatch, "numbers came out of NCCL changed"));
+    }
+    Ok("one rank joined, added up and broadcast".to_owned())
+}
+
 #[cfg(test)]
 mod tests;
