@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::group::Progress;
 use crate::layout::{self, CheckpointName, SaveId};
 use crate::manifest::{HEADER_BYTES_MAX, Manifest, hash16_of};
 use crate::memory::buffers::Buffer;
@@ -103,7 +104,7 @@ impl Attempt {
         for (rank, receipt) in receipts.iter().enumerate() {
             let check = || -> Result<()> {
                 for file in &receipt.files {
-                    check_data_file(self.dir.as_ref(), file, until)?;
+                    check_data_file(self.dir.as_ref(), file, until, &pace.progress)?;
                     pace.progress.add(1);
                 }
                 if let Some(sums) = &receipt.sums_file {
@@ -342,23 +343,32 @@ fn free_name(parent: &dyn Directory, name: &CheckpointName) -> Result<Checkpoint
     CheckpointName::new(&free)
 }
 
-fn check_data_file(dir: &dyn Directory, file: &FileReceipt, until: Instant) -> Result<()> {
+fn check_data_file(
+    dir: &dyn Directory,
+    file: &FileReceipt,
+    until: Instant,
+    progress: &Progress,
+) -> Result<()> {
     let read = check_length(dir, &file.name, file.len, until)?;
     if file.data_start > file.len.min(HEADER_BYTES_MAX + 8) {
         let message = format!("a header of {} bytes was reported", file.data_start);
         return Err(Error::new(ErrorKind::Disagreement, message).with_path(&file.name));
     }
-    if hash_of(read.as_ref(), file.data_start)? == file.header_hash {
+    if hash_of(read.as_ref(), file.data_start, progress)? == file.header_hash {
         return Ok(());
     }
     Err(not_shared(dir, &file.name, "holds another header than the rank wrote"))
 }
 
 /// Hash of the first `len` bytes.
-fn hash_of(file: &dyn ReadFile, len: u64) -> Result<[u8; 16]> {
+fn hash_of(file: &dyn ReadFile, len: u64, progress: &Progress) -> Result<[u8; 16]> {
     let mut buffer = Buffer::new()?;
     let scratch = buffer.take(usize::try_from(len).unwrap_or(usize::MAX).min(HASHED_AT_ONCE));
-    hash16_of(len, scratch, |at, part| file.read_at(at, part))
+    hash16_of(len, scratch, |at, part| {
+        // Sums of a large component are gigabytes, and the other ranks wait for them.
+        progress.add(part.len() as u64);
+        file.read_at(at, part)
+    })
 }
 
 fn check_length(

@@ -120,8 +120,9 @@ impl Extras {
 /// Saves `state` as checkpoint `path` and returns once it is committed for every rank.
 ///
 /// # Collective
-/// Every rank of the group calls it with the same `path` and `options`; two phases, and one
-/// or two more for an audit. Every rank gets the same verdict.
+/// Every rank of the group calls it with the same `path` and `options`; two phases, one to three
+/// more where unchanged components are looked for, and one or two more for an audit. Every rank gets
+/// the same verdict.
 ///
 /// # Durability
 /// On `Ok` the checkpoint survives a power cut on a disk that honours flushes: every file and

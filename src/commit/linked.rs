@@ -25,13 +25,13 @@ impl Attempt {
         for file in &part.data_files {
             let read = check_length(self.dir.as_ref(), &file.name, file.len, until)?;
             pace.progress.add(1);
-            if hash_of(read.as_ref(), file.data_start)? != file.header_hash {
+            if hash_of(read.as_ref(), file.data_start, &pace.progress)? != file.header_hash {
                 return Err(not_shared(self.dir.as_ref(), &file.name, "holds another header"));
             }
         }
         for file in &part.sums_files {
             let read = check_length(self.dir.as_ref(), &file.name, file.len, until)?;
-            if hash_of(read.as_ref(), file.len)? != file.hash {
+            if hash_of(read.as_ref(), file.len, &pace.progress)? != file.hash {
                 return Err(not_shared(self.dir.as_ref(), &file.name, "holds other sums"));
             }
         }

@@ -242,7 +242,7 @@ fn begin(
             // A file that has as many names as it can have is followed by one that has one.
             let is_full = error.os_code() == Some(Errno::MLINK.raw_os_error());
             if error.kind() == ErrorKind::Unsupported && !is_full {
-                group.earlier().give_up(path.directory());
+                group.earlier().refused(path.directory());
             }
             attempt.close(&pace);
             return Ok(None);

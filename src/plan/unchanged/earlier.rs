@@ -9,6 +9,9 @@ use crate::manifest::{Manifest, hash16};
 
 /// So many checkpoints of a directory are looked into, the newest.
 pub(crate) const CHECKPOINTS_MAX: usize = 8;
+/// A first refusal may be for files of another user, whose checkpoint is the newest: the next save
+/// has one of its own.
+const REFUSALS_MAX: u32 = 2;
 /// So many directories are remembered, those of the last saves.
 const DIRECTORIES_MAX: usize = 4;
 
@@ -24,8 +27,8 @@ pub(crate) struct Seen {
 pub(crate) struct EarlierSaves {
     /// On the coordinator: checkpoints by directory, the newest first.
     seen: Vec<(PathBuf, Vec<Seen>)>,
-    /// On the coordinator: directories whose files cannot have two names.
-    without_links: Vec<PathBuf>,
+    /// On the coordinator: how often links were refused in a directory.
+    refused: Vec<(PathBuf, u32)>,
     /// What the coordinator told last, with its hash.
     told: Option<([u8; 16], Arc<Vec<LinkedComponent>>)>,
 }
@@ -59,16 +62,19 @@ impl EarlierSaves {
         self.seen.retain(|(known, _)| known != directory);
     }
 
-    /// Coordinator: files there cannot have two names, so that looking for candidates is vain.
-    pub(crate) fn give_up(&mut self, directory: &Path) {
-        if self.can_link(directory) {
-            self.without_links.push(directory.to_path_buf());
-            self.without_links.drain(..self.without_links.len().saturating_sub(DIRECTORIES_MAX));
+    /// Coordinator: a file there could not have a second name. After [`REFUSALS_MAX`] looking for
+    /// candidates is vain.
+    pub(crate) fn refused(&mut self, directory: &Path) {
+        if let Some((_, times)) = self.refused.iter_mut().find(|(known, _)| known == directory) {
+            *times += 1;
+            return;
         }
+        self.refused.push((directory.to_path_buf(), 1));
+        self.refused.drain(..self.refused.len().saturating_sub(DIRECTORIES_MAX));
     }
 
     pub(crate) fn can_link(&self, directory: &Path) -> bool {
-        !self.without_links.iter().any(|known| known == directory)
+        !self.refused.iter().any(|(known, times)| known == directory && *times >= REFUSALS_MAX)
     }
 
     pub(crate) fn seen(&self, directory: &Path) -> Option<Vec<Seen>> {
@@ -79,5 +85,20 @@ impl EarlierSaves {
         self.forget(directory);
         self.seen.push((directory.to_path_buf(), seen));
         self.seen.drain(..self.seen.len().saturating_sub(DIRECTORIES_MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_given_up_at_the_second_refusal_and_others_are_not() {
+        let (mut earlier, a, b) = (EarlierSaves::default(), Path::new("a"), Path::new("b"));
+        earlier.refused(a);
+        earlier.refused(b);
+        assert!(earlier.can_link(a) && earlier.can_link(b));
+        earlier.refused(a);
+        assert!(!earlier.can_link(a) && earlier.can_link(b));
     }
 }

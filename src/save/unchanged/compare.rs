@@ -101,9 +101,12 @@ fn all_same(spots: &[Spot<'_>], progress: &Progress) -> Result<bool> {
         let mut buffer = Vec::new();
         while !differs.load(Ordering::Relaxed) {
             let Some(spot) = spots.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-            if !spot.is_same(&mut buffer)? {
+            let same = spot.is_same(&mut buffer);
+            if !matches!(same, Ok(true)) {
+                // Also after an error: what the other threads find does not count any more.
                 differs.store(true, Ordering::Relaxed);
             }
+            same?;
             progress.add(spot.bytes);
         }
         Ok(())
