@@ -107,6 +107,9 @@ mod tensorboard_guide {}
 #[cfg(all(doctest, feature = "torch"))]
 #[doc = include_str!("../docs/progressive.md")]
 mod progressive_guide {}
+#[cfg(all(doctest, feature = "torch"))]
+#[doc = include_str!("../docs/gpu.md")]
+mod gpu_guide {}
 #[cfg(doctest)]
 #[doc = include_str!("../docs/configuration.md")]
 mod configuration_guide {}

@@ -49,6 +49,8 @@ fn described(options: &LoadOptions) -> Result<Options> {
     let LoadOptions {
         group: _,
         device: _,
+        device_map: _,
+        replicas,
         storage: _,
         lenient,
         skip_optimizer,
@@ -74,7 +76,9 @@ fn described(options: &LoadOptions) -> Result<Options> {
         ("skip_callbacks", skip_callbacks),
     ];
     let switches = switches.map(|(name, is_on)| (name.to_owned(), is_on.to_string()));
-    Ok(switches.into_iter().chain([("model_code".to_owned(), code)]).collect())
+    let others = [("model_code", code), ("replicas", format!("{replicas:?}"))];
+    let others = others.map(|(name, value)| (name.to_owned(), value));
+    Ok(switches.into_iter().chain(others).collect())
 }
 
 fn alike(all: &[Options]) -> Result<()> {

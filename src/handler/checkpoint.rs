@@ -16,12 +16,12 @@ use crate::handler::alike::agree_on_load;
 use crate::handler::auto_save::Marks;
 use crate::handler::callbacks::{self, agree_on_values, replace_values, values_of_callbacks};
 use crate::handler::destination::{Fresh, Live};
-use crate::handler::device::agree_on_device;
+use crate::handler::device::agree_on_mapped;
 use crate::handler::random::RandomNow;
 use crate::handler::{History, KeptCode, Model, NNHandler, ddp};
 use crate::load::{Atomicity, Loaded, load, wanted_of};
 use crate::plan::OnExisting;
-use crate::plan::load::LoadRules;
+use crate::plan::load::{LoadRules, Replicas};
 use crate::save::{AfterCommit, Checkpoint, PendingSave, save, save_async, save_async_overlapped};
 use crate::state::{StateDict, Stateful, TensorEntry, Value};
 use crate::storage::Storage;
@@ -44,6 +44,12 @@ pub struct LoadOptions {
     pub group: Option<ProcessGroup>,
     /// The device of this rank. Default: `cuda:(local rank mod visible devices)`, else the CPU.
     pub device: Option<Device>,
+    /// Other devices in place of some: where this rank's device is the first of a pair, it is the
+    /// second instead. `(Cuda(0), Cuda(1))` leaves the first GPU to others, `(Cuda(0), Cpu)` loads
+    /// without it. Checkpoints name no devices: what was saved on a GPU loads anywhere. Default: none.
+    pub device_map: Vec<(Device, Device)>,
+    /// How ranks that want the same tensors get them. Default: each reads all.
+    pub replicas: Replicas,
     /// Where checkpoints are kept. Default: the file system.
     pub storage: Option<Arc<dyn Storage>>,
     /// Accept names on one side only: tensors that the checkpoint lacks keep their initial
@@ -257,7 +263,7 @@ impl<M: Model> NNHandler<M> {
         };
         let wanted = agree_on_load(&group, path.as_ref(), &options)?;
         let storage = options.storage.clone().unwrap_or_else(super::builder::default_storage);
-        let placed = agree_on_device(&group, options.device)?;
+        let placed = agree_on_mapped(&group, options.device, &options.device_map)?;
         let mut fresh =
             Fresh::<M> { group: group.clone(), options: &options, placed, handler: None };
         let skipped = [
@@ -265,7 +271,7 @@ impl<M: Model> NNHandler<M> {
             (options.skip_ema, Component::ema()),
             (options.skip_callbacks, Component::new(callbacks::COMPONENT)?),
         ];
-        let rules = rules(options.lenient, &skipped)?;
+        let rules = LoadRules { replicas: options.replicas, ..rules(options.lenient, &skipped)? };
         let loaded = load(&group, &*storage, &wanted, &mut fresh, &rules, Atomicity::InPlace)?;
         if group.is_coordinator() {
             report(&loaded);

@@ -35,9 +35,22 @@ impl<M: Model> NNHandler<M> {
 /// # Errors
 /// As [`device_of_rank`] and [`placement::judge`], on every rank.
 pub(super) fn agree_on_device(group: &ProcessGroup, explicit: Option<Device>) -> Result<Placed> {
+    agree_on_mapped(group, explicit, &[])
+}
+
+/// As [`agree_on_device`], with other devices in place of some.
+pub(super) fn agree_on_mapped(
+    group: &ProcessGroup,
+    explicit: Option<Device>,
+    map: &[(Device, Device)],
+) -> Result<Placed> {
     let mut device = Device::Cpu;
     let own = || {
-        device = device_of_rank(explicit, group.local_rank().0)?;
+        let found = device_of_rank(explicit, group.local_rank().0)?;
+        device = match mapped(found, map) {
+            Some(other) => device_of_rank(Some(other), 0)?,
+            None => found,
+        };
         Ok(place(device))
     };
     let decide = |places: Vec<Place>| placement::judge(&places);
@@ -52,6 +65,37 @@ pub(super) fn agree_on_device(group: &ProcessGroup, explicit: Option<Device>) ->
         group.use_nccl(crate::device::cuda::device(index))?;
     }
     Ok(Placed { device, one_gpu_each: placement.one_gpu_each })
+}
+
+/// What stands in place of `device`: once, so that pairs may swap two.
+fn mapped(device: Device, map: &[(Device, Device)]) -> Option<Device> {
+    map.iter().find(|(from, _)| *from == device).map(|(_, to)| *to)
+}
+
+/// The device of this rank for a training loop of one's own, once all ranks know that each of them
+/// has a GPU of its own, or none has one: `explicit`, else `cuda:(local rank mod visible devices)`,
+/// else the CPU. With feature `nccl`, [`average_gradients`](crate::handler::average_gradients) and
+/// [`broadcast_tensors`](crate::handler::broadcast_tensors) then go from GPU to GPU.
+///
+/// ```
+/// use tch_checkpoint::{ProcessGroup, handler::choose_device};
+///
+/// let group = ProcessGroup::solo();
+/// let device = choose_device(&group, Some(tch::Device::Cpu))?;
+/// assert_eq!(device, tch::Device::Cpu);
+/// # Ok::<(), tch_checkpoint::Error>(())
+/// ```
+///
+/// # Collective
+/// Every rank, before the first step: phase "devices", and those of NCCL.
+///
+/// # Errors
+/// The same on every rank: [`ErrorKind::InvalidInput`] for a CUDA device beyond those that there
+/// are, and for one that another rank has as well, unless `TCH_CHECKPOINT_SHARE_GPU` is 1 on all
+/// ranks; [`ErrorKind::Device`] where some ranks are on GPUs and others on CPUs, and with NCCL's own
+/// words; [`ErrorKind::NotFound`] without NCCL, with all places that were looked at.
+pub fn choose_device(group: &ProcessGroup, explicit: Option<Device>) -> Result<Device> {
+    Ok(agree_on_device(group, explicit)?.device)
 }
 
 fn place(device: Device) -> Place {
@@ -100,6 +144,19 @@ mod tests {
     use super::*;
     use crate::group::Deadlines;
     use crate::rank::WorldSize;
+
+    #[test]
+    fn a_map_is_followed_once() {
+        let (cpu, cuda) = (Device::Cpu, Device::Cuda);
+        let swap = [(cuda(0), cuda(1)), (cuda(1), cuda(0)), (cuda(3), cpu)];
+        assert_eq!(mapped(cuda(0), &swap), Some(cuda(1)));
+        assert_eq!(mapped(cuda(1), &swap), Some(cuda(0)));
+        assert_eq!(mapped(cuda(3), &swap), Some(cpu));
+        assert_eq!(mapped(cuda(2), &swap), None);
+        let group = ProcessGroup::solo();
+        let placed = agree_on_mapped(&group, Some(cpu), &[(cpu, cpu)]).unwrap();
+        assert_eq!(placed.device, cpu);
+    }
 
     #[test]
     fn ranks_spread_over_the_devices_that_they_see() {

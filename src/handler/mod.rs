@@ -55,6 +55,7 @@ pub use data::{Dataset, Loader, TensorDataset, epoch_order, shard};
 #[cfg(feature = "nccl")]
 pub use ddp::check_nccl;
 pub use ddp::{average_gradients, broadcast_tensors};
+pub use device::choose_device;
 pub use forms::InitOptions;
 pub use history::History;
 pub use model::Model;

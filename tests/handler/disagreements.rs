@@ -13,7 +13,7 @@ use tch_checkpoint::storage::{MemoryStorage, Storage};
 use tch_checkpoint::torch::{
     Adam, Clip, EmaConfig, ExponentialLr, GradScalerConfig, Precision, SchedulerUnit,
 };
-use tch_checkpoint::{Error, ErrorKind, Result};
+use tch_checkpoint::{Error, ErrorKind, Replicas, Result};
 
 use crate::harness::*;
 use crate::models::*;
@@ -175,6 +175,8 @@ fn load_options() -> Vec<(&'static str, Change)> {
     let LoadOptions {
         group,
         device,
+        device_map,
+        replicas,
         storage,
         lenient,
         skip_optimizer,
@@ -187,7 +189,9 @@ fn load_options() -> Vec<(&'static str, Change)> {
         skip_callbacks,
     } = LoadOptions::default();
     assert!(group.is_none() && device.is_none() && storage.is_none(), "of one rank alone");
+    assert!(device_map.is_empty(), "of one rank alone as well");
     assert!(model_code.is_none());
+    assert_eq!(replicas, Replicas::ReadEach);
     vec![
         ("lenient", Box::new(move |o| o.lenient = !lenient)),
         ("skip_optimizer", Box::new(move |o| o.skip_optimizer = !skip_optimizer)),
@@ -198,6 +202,7 @@ fn load_options() -> Vec<(&'static str, Change)> {
         ("keep_auto_saver", Box::new(move |o| o.keep_auto_saver = !keep_auto_saver)),
         ("model_code", Box::new(|o| o.model_code = Some(code()))),
         ("skip_callbacks", Box::new(move |o| o.skip_callbacks = !skip_callbacks)),
+        ("replicas", Box::new(|o| o.replicas = Replicas::ReadOnce)),
     ]
 }
 
