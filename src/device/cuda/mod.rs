@@ -5,6 +5,8 @@
 //! streams that do not wait for it by themselves.
 
 mod driver;
+#[cfg(test)]
+mod fake_driver;
 mod fingerprint;
 mod identity;
 mod queue;
