@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-all=mpi,cli,drive,sabotage
+all=mpi,nccl,cli,drive,sabotage
 readonly STEP_LIMIT_S=1500
 skipped=()
 child=

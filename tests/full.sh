@@ -15,7 +15,7 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly FEATURES=cli,sabotage
-readonly FEATURES_ALL=mpi,cli,drive,sabotage
+readonly FEATURES_ALL=mpi,nccl,cli,drive,sabotage
 readonly LOGS=target/full
 all=(sim it syscalls kills power memory cli hostile world preempt ranks async)
 tests=("${@:-${all[@]}}")

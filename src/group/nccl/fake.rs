@@ -242,7 +242,7 @@ impl Comm for FakeComm {
 pub(super) struct StreamDevice(Rings);
 
 impl StreamDevice {
-    pub(super) fn new() -> Arc<dyn Device> {
+    pub(super) fn shared() -> Arc<dyn Device> {
         Arc::new(Self(Rings::new(0)))
     }
 }

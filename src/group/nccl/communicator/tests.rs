@@ -30,7 +30,7 @@ fn on_ranks<T: Send>(
                     patience,
                     peers: group.peer_check(),
                 };
-                let comm = Communicator::join(&nccl, &StreamDevice::new(), with)?;
+                let comm = Communicator::join(&nccl, &StreamDevice::shared(), with)?;
                 // Dropping a rank's group is its death.
                 let group = std::cell::Cell::new(Some(group));
                 act(rank, &comm, &|| drop(group.take()))
