@@ -23,9 +23,19 @@ pub(crate) struct Part {
 
 /// A queue for each device of a state.
 pub(crate) struct Queues {
-    queues: Vec<(Arc<dyn Device>, Box<dyn Queue>)>,
+    queues: Vec<Open>,
     patience: Duration,
 }
+
+struct Open {
+    device: Arc<dyn Device>,
+    queue: Box<dyn Queue>,
+    /// Bytes queued since the last mark: thousands of small tensors share one.
+    unmarked: u64,
+}
+
+/// A mark of the queue of this number, and how many bytes it stands for.
+type Marked = (usize, Mark, u64);
 
 impl Default for Queues {
     fn default() -> Self {
@@ -40,10 +50,10 @@ impl Queues {
     /// # Errors
     /// [`ErrorKind::Device`].
     pub(crate) fn open(&mut self, device: &Arc<dyn Device>) -> Result<()> {
-        if self.queues.iter().all(|(known, _)| known.name() != device.name()) {
+        if self.queues.iter().all(|open| open.device.name() != device.name()) {
             let mut queue = device.open_queue()?;
             queue.wait_for_compute()?;
-            self.queues.push((Arc::clone(device), queue));
+            self.queues.push(Open { device: Arc::clone(device), queue, unmarked: 0 });
         }
         Ok(())
     }
@@ -66,6 +76,7 @@ impl Queues {
     ) -> Result<Region> {
         let mut marks = Vec::new();
         let queued = parts.iter().try_for_each(|part| self.queue(&mut region, part, &mut marks));
+        let queued = queued.and_then(|()| self.mark_all(&mut marks, 1));
         let done = self.wait_all(&marks, progress);
         match (queued, done) {
             (Ok(()), Ok(())) => Ok(region),
@@ -78,37 +89,44 @@ impl Queues {
         }
     }
 
-    fn queue(
-        &mut self,
-        region: &mut Region,
-        part: &Part,
-        marks: &mut Vec<(usize, Mark, u64)>,
-    ) -> Result<()> {
+    fn queue(&mut self, region: &mut Region, part: &Part, marks: &mut Vec<Marked>) -> Result<()> {
         let name = part.from.device.name();
-        let number = self.queues.iter().position(|(device, _)| device.name() == name);
+        let number = self.queues.iter().position(|open| open.device.name() == name);
         let number = number.ok_or_else(unknown)?;
-        let (_, queue) = self.queues.get_mut(number).ok_or_else(unknown)?;
         let place = region.bytes_mut().get_mut(part.to.clone()).ok_or_else(misfit)?;
         let mut offset = part.offset;
         for place in place.chunks_mut(STEP) {
             let address = part.from.at(offset, place.len())?;
+            let open = self.queues.get_mut(number).ok_or_else(unknown)?;
             // SAFETY: the address was checked, and the source keeps its memory until this has
             // returned; the region is given back only when all marks are reached, and else never
             // freed. Parts do not overlap (the plan's pieces are apart).
             #[allow(unsafe_code)]
             unsafe {
-                queue.to_host(address, place.as_mut_ptr(), place.len())?;
+                open.queue.to_host(address, place.as_mut_ptr(), place.len())?;
             }
-            marks.push((number, queue.mark()?, place.len() as u64));
+            open.unmarked += place.len() as u64;
             offset += place.len() as u64;
+            self.mark_all(marks, STEP as u64)?;
         }
         Ok(())
     }
 
-    fn wait_all(&mut self, marks: &[(usize, Mark, u64)], progress: &Progress) -> Result<()> {
+    /// Marks every queue with at least so many bytes since its last mark.
+    fn mark_all(&mut self, marks: &mut Vec<Marked>, at_least: u64) -> Result<()> {
+        for (number, open) in self.queues.iter_mut().enumerate() {
+            if open.unmarked >= at_least {
+                marks.push((number, open.queue.mark()?, open.unmarked));
+                open.unmarked = 0;
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_all(&mut self, marks: &[Marked], progress: &Progress) -> Result<()> {
         for (number, mark, bytes) in marks {
-            let (_, queue) = self.queues.get_mut(*number).ok_or_else(unknown)?;
-            wait(queue.as_mut(), *mark, self.patience)?;
+            let open = self.queues.get_mut(*number).ok_or_else(unknown)?;
+            wait(open.queue.as_mut(), *mark, self.patience)?;
             progress.add(*bytes);
         }
         Ok(())
@@ -117,7 +135,7 @@ impl Queues {
     /// Whether all that was queued is done; what was refused was not queued.
     fn is_idle(&mut self) -> bool {
         let patience = self.patience;
-        self.queues.iter_mut().all(|(_, queue)| {
+        self.queues.iter_mut().all(|Open { queue, .. }| {
             queue.mark().and_then(|mark| wait(queue.as_mut(), mark, patience)).is_ok()
         })
     }

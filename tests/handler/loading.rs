@@ -10,7 +10,7 @@ use tch_checkpoint::state::{StateDict, Value};
 use tch_checkpoint::storage::{MemoryStorage, Storage};
 use tch_checkpoint::tensor::{Component, Dtype, TensorName, TensorSpec};
 use tch_checkpoint::torch::EmaConfig;
-use tch_checkpoint::{CheckpointPath, Error, ErrorKind, ProcessGroup, Result};
+use tch_checkpoint::{CheckpointPath, Error, ErrorKind, ProcessGroup, Replicas, Result};
 
 use crate::harness::*;
 use crate::models::*;
@@ -233,4 +233,26 @@ fn a_lenient_load_leaves_averages_equal_too() {
     });
     assert_eq!(averages[0], averages[1]);
     assert_eq!(averages[0].0, averages[0].1);
+}
+
+#[test]
+fn a_load_that_reads_each_byte_once_and_other_devices_give_the_same_handler() {
+    let memory = saved_bag(&[("a", &[40, 7]), ("b", &[3]), ("c", &[])]);
+    let expected = one_value(&load_on::<Bag>(3, &memory, "runs/bag"));
+    let inner = memory.clone();
+    let results = on_ranks(3, move |group| {
+        let storage: Arc<dyn Storage> = Arc::new(inner.clone());
+        let device_map = vec![(Device::Cpu, Device::Cpu), (Device::Cuda(0), Device::Cpu)];
+        let replicas = Replicas::ReadOnce;
+        let options = LoadOptions { replicas, device_map, ..options(&group, &storage) };
+        NNHandler::<Bag>::load("runs/bag", options)?.state_hash()
+    });
+    assert_eq!(one_value(&results), expected);
+}
+
+/// What all ranks have alike.
+fn one_value(results: &[Result<String>]) -> String {
+    let values: Vec<&String> = results.iter().map(|result| result.as_ref().unwrap()).collect();
+    assert!(values.iter().all(|value| *value == values[0]));
+    values[0].clone()
 }

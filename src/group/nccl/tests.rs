@@ -16,7 +16,8 @@ fn join_all(found: Vec<Result<(FakeNccl, Version)>>) -> Vec<(Result<()>, Process
         let ranks = ranks.map(|(group, found)| {
             scope.spawn(move || {
                 (
-                    group.join(found.map(|(nccl, version)| (nccl, version, StreamDevice::shared()))),
+                    group
+                        .join(found.map(|(nccl, version)| (nccl, version, StreamDevice::shared()))),
                     group,
                 )
             })
