@@ -38,6 +38,7 @@ pub(super) struct Communicator {
     shared: Arc<Shared>,
     watch: Arc<Watch>,
     thread: Option<JoinHandle<()>>,
+    patience: Duration,
 }
 
 /// What the thread of the watchdog sees as well.
@@ -109,7 +110,7 @@ impl Communicator {
         let watch = Watch::new(patience);
         let thread = watch.start(Arc::clone(&shared) as Arc<dyn Watched>);
         let thread = thread.inspect_err(|_| shared.comm.abort())?;
-        Ok(Self { shared, watch, thread: Some(thread) })
+        Ok(Self { shared, watch, thread: Some(thread), patience })
     }
 
     /// Gives it one piece of work, after all that the device computes by now.
@@ -128,7 +129,9 @@ impl Communicator {
                 // Not on the stream yet: what is marked before that would be marked too early.
                 self.shared.comm.settle(|| {
                     self.watch.check()?;
-                    (self.shared.peers)(begun)
+                    (self.shared.peers)(begun)?;
+                    // All may be alive and say so, and yet not reach one another over NCCL.
+                    in_time(begun, self.patience, "NCCL has not begun an exchange")
                 })?;
             }
             marked.last = marked.queue.mark()?;

@@ -148,4 +148,26 @@ fn what_nccl_refuses_or_finds_wrong_later_is_the_error_of_this_and_all_later_cal
     }
 }
 
+/// What `work` comes to; a hang is a failure.
+fn within<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, came) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done.send(work()));
+    came.recv_timeout(LONG).expect("it hangs, or has failed")
+}
+
+#[test]
+fn an_exchange_that_nccl_never_begins_is_a_deadline_although_nobody_is_silent() {
+    let results = within(|| {
+        let faults = [Faults { stalls: Some(1), ..Faults::default() }];
+        on_ranks(&faults, SHORT, |_, comm, _| {
+            let error = sum(comm, vec![1.0]).unwrap_err();
+            assert_eq!(sum(comm, vec![1.0]).unwrap_err(), error);
+            Err::<(), _>(error)
+        })
+    });
+    let error = results.0.into_iter().next().unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Deadline, "{error}");
+    assert_eq!((results.1.destroyed.load(SeqCst), results.1.aborted.load(SeqCst)), (0, 1));
+}
+
 use std::sync::atomic::Ordering::SeqCst;
