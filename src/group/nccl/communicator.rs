@@ -19,6 +19,8 @@ use crate::tensor::Dtype;
 const PAUSE: Duration = Duration::from_micros(200);
 /// Longest wait for the last words of a communicator.
 const LEAVE_MAX: Duration = Duration::from_secs(10);
+/// Longest wait for an abort, and then for the device to see it.
+const ABORT_MAX: Duration = if cfg!(test) { Duration::from_secs(2) } else { LEAVE_MAX };
 
 /// What the control plane says of those that take part in something that began at a time.
 pub(super) type PeerCheck = Arc<dyn Fn(Instant) -> Result<()> + Send + Sync>;
@@ -70,10 +72,13 @@ impl Handle {
         Ok(())
     }
 
+    /// Returns when that is done, or does not end: nobody may hang because NCCL does.
     fn abort(&self) {
-        let aborted = self.0.write().take().map_or(Ok(()), |comm| comm.abort());
-        if let Err(error) = aborted {
-            tracing::warn!(%error, "NCCL could not be aborted");
+        let Some(comm) = self.0.write().take() else { return };
+        match freed_within(ABORT_MAX, move || comm.abort()) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => tracing::warn!(%error, "NCCL could not be aborted"),
+            None => tracing::error!("NCCL's abort does not end within {ABORT_MAX:?}"),
         }
     }
 
@@ -200,6 +205,23 @@ impl Shared {
     }
 }
 
+/// What `free` answers, in a thread that is left alone if that takes longer than `bound`.
+fn freed_within(
+    bound: Duration,
+    free: impl FnOnce() -> Result<()> + Send + 'static,
+) -> Option<Result<()>> {
+    let (tell, told) = crossbeam_channel::bounded(1);
+    let thread = std::thread::Builder::new().name("tch-nccl-abort".into());
+    let thread = thread.spawn(move || tell.send(free()));
+    match thread {
+        Ok(_) => told.recv_timeout(bound).ok(),
+        Err(e) => {
+            let message = format!("starting a thread: {e}");
+            Some(Err(Error::new(ErrorKind::Storage, message)))
+        }
+    }
+}
+
 impl Watched for Shared {
     fn look(&self, since: Instant) -> Seen {
         // While somebody gives it work, that somebody looks.
@@ -218,6 +240,17 @@ impl Watched for Shared {
 
     fn abort(&self) {
         self.comm.abort();
+        // The device sees that on its own: until then it may write to memory of those who wait.
+        let begun = Instant::now();
+        let mut marked = self.queue.lock();
+        let Ok(last) = marked.queue.mark() else { return };
+        while let Ok(false) = marked.queue.reached(last) {
+            if begun.elapsed() > ABORT_MAX {
+                tracing::error!("the device goes on with an exchange that was aborted");
+                return;
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
 }
 

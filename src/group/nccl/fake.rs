@@ -29,6 +29,10 @@ pub(super) struct Faults {
     pub(super) lag: u64,
     /// The operation from which on the state is "in progress" for ever.
     pub(super) stalls: Option<u64>,
+    /// The device goes on for a while after an abort has returned.
+    pub(super) lingers: bool,
+    /// An abort returns only when the job lets it.
+    pub(super) abort_hangs: bool,
 }
 
 /// All ranks of one job.
@@ -39,6 +43,8 @@ pub(super) struct Job {
     changed: Condvar,
     pub(super) aborted: AtomicU64,
     pub(super) destroyed: AtomicU64,
+    /// Lets aborts return that hang.
+    pub(super) is_released: AtomicBool,
 }
 
 #[derive(Default)]
@@ -128,6 +134,11 @@ impl Inner {
         while meeting.ended == turn && !self.is_gone.load(SeqCst) {
             job.changed.wait_for(&mut meeting, Duration::from_millis(1));
         }
+        if meeting.ended == turn && self.nccl.faults.lingers {
+            drop(meeting);
+            std::thread::sleep(Duration::from_millis(100));
+            return;
+        }
         if meeting.ended != turn {
             bytes.copy_from_slice(&meeting.result);
         }
@@ -153,7 +164,11 @@ impl Inner {
     fn free(&self, count: &AtomicU64) {
         assert!(!self.is_gone.swap(true, SeqCst), "freed twice");
         self.nccl.job.changed.notify_all();
-        while self.running.load(SeqCst) > 0 {
+        let faults = self.nccl.faults;
+        while faults.abort_hangs && !self.nccl.job.is_released.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        while self.running.load(SeqCst) > 0 && !faults.lingers {
             std::thread::yield_now();
         }
         count.fetch_add(1, SeqCst);

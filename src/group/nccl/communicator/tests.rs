@@ -170,4 +170,33 @@ fn an_exchange_that_nccl_never_begins_is_a_deadline_although_nobody_is_silent() 
     assert_eq!((results.1.destroyed.load(SeqCst), results.1.aborted.load(SeqCst)), (0, 1));
 }
 
+/// The first rank gives work, the second never comes.
+fn alone_with(faults: Faults) -> (Error, bool, Arc<Job>) {
+    let (results, job) = on_ranks(&[faults, Faults::default()], SHORT, |rank, comm, _| {
+        if rank.get() == 1 {
+            std::thread::sleep(4 * SHORT);
+            return Err(Error::new(ErrorKind::PeerLost, "it never comes"));
+        }
+        let error = sum(comm, vec![1.0]).unwrap_err();
+        let last = comm.shared.queue.lock().last;
+        Ok((error, comm.shared.reached(last)?))
+    });
+    let (error, is_over) = results.into_iter().next().unwrap().unwrap();
+    (error, is_over, job)
+}
+
+#[test]
+fn what_the_device_still_does_after_an_abort_has_returned_is_waited_for() {
+    let (error, is_over, _) = within(|| alone_with(Faults { lingers: true, ..Faults::default() }));
+    assert!(matches!(error.kind(), ErrorKind::Deadline | ErrorKind::PeerLost), "{error}");
+    assert!(is_over, "who hears of the error frees the memory");
+}
+
+#[test]
+fn an_abort_that_hangs_holds_nobody_up() {
+    let (error, _, job) = within(|| alone_with(Faults { abort_hangs: true, ..Faults::default() }));
+    assert!(matches!(error.kind(), ErrorKind::Deadline | ErrorKind::PeerLost), "{error}");
+    job.is_released.store(true, SeqCst);
+}
+
 use std::sync::atomic::Ordering::SeqCst;
