@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 
 use super::api::{Api, Comm, DataType, Progress, UniqueId};
+use super::peers::{PeerCheck, Peers};
 use super::watchdog::{Seen, Watch, Watched};
 use crate::device::{Device, Mark, Queue};
 use crate::error::{Error, ErrorKind, Result};
@@ -21,9 +22,6 @@ const PAUSE: Duration = Duration::from_micros(200);
 const LEAVE_MAX: Duration = Duration::from_secs(10);
 /// Longest wait for an abort, and then for the device to see it.
 const ABORT_MAX: Duration = if cfg!(test) { Duration::from_secs(2) } else { LEAVE_MAX };
-
-/// What the control plane says of those that take part in something that began at a time.
-pub(super) type PeerCheck = Arc<dyn Fn(Instant) -> Result<()> + Send + Sync>;
 
 /// Who joins.
 pub(super) struct Membership {
@@ -48,7 +46,7 @@ struct Shared {
     comm: Handle,
     device: Arc<dyn Device>,
     queue: Mutex<Marked>,
-    peers: PeerCheck,
+    peers: Peers,
 }
 
 /// A communicator until it is freed. Its calls return soon, because it is a non-blocking one: who
@@ -104,9 +102,10 @@ impl Communicator {
         let begun = Instant::now();
         let _current = device.enter()?;
         let Membership { rank, world, id, patience, peers } = with;
+        let peers = Peers::new(peers);
         let comm = Handle(RwLock::new(Some(api.init(world.get(), &id, rank.get())?)));
         let settled = comm.settle(|| {
-            peers(begun)?;
+            peers.check(begun)?;
             in_time(begun, patience, "not all ranks have joined NCCL's communicator")
         });
         let queue = settled.and_then(|()| device.open_queue()).inspect_err(|_| comm.abort())?;
@@ -134,7 +133,7 @@ impl Communicator {
                 // Not on the stream yet: what is marked before that would be marked too early.
                 self.shared.comm.settle(|| {
                     self.watch.check()?;
-                    (self.shared.peers)(begun)?;
+                    self.shared.peers.check(begun)?;
                     // All may be alive and say so, and yet not reach one another over NCCL.
                     in_time(begun, self.patience, "NCCL has not begun an exchange")
                 })?;
@@ -234,7 +233,7 @@ impl Watched for Shared {
             done: self.reached(last),
             progress,
             nccl: self.comm.with(|comm| comm.state()).map(drop),
-            peers: (self.peers)(since),
+            peers: self.peers.check(since),
         }
     }
 

@@ -12,6 +12,7 @@ mod errors;
 #[cfg(test)]
 mod fake;
 mod library;
+mod peers;
 mod watchdog;
 
 use std::sync::Arc;
@@ -19,7 +20,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use self::api::{Api, UniqueId, Version};
-use self::communicator::{Communicator, Membership, PeerCheck};
+use self::communicator::{Communicator, Membership};
+use self::peers::PeerCheck;
 use super::{Channel, ProcessGroup};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};

@@ -118,6 +118,22 @@ fn a_rank_that_dies_in_the_middle_is_the_error_of_all_others_and_nobody_hangs() 
 }
 
 #[test]
+fn a_rank_that_has_what_it_came_for_may_go_before_the_others_have() {
+    let faults = [Faults { lag: 300, ..Faults::default() }, Faults::default()];
+    let (results, job) = on_ranks(&faults, LONG, |rank, comm, die| {
+        let sums = sum(comm, vec![1.0]);
+        if rank.get() == 1 {
+            die();
+        }
+        sums
+    });
+    for result in results {
+        assert_eq!(result, Ok(vec![2.0]));
+    }
+    assert_eq!(job.aborted.load(SeqCst), 0);
+}
+
+#[test]
 fn a_rank_that_never_comes_to_an_exchange_is_a_deadline() {
     let (results, _) = on_ranks(&[Faults::default(); 2], SHORT, |rank, comm, _| {
         if rank.get() == 1 {
