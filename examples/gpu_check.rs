@@ -22,6 +22,8 @@ mod figures;
 mod isolation;
 #[path = "gpu_check/places.rs"]
 mod places;
+#[path = "gpu_check/ranks.rs"]
+mod ranks;
 #[path = "gpu_check/resume.rs"]
 mod resume;
 #[path = "gpu_check/tensors.rs"]
@@ -63,6 +65,8 @@ enum Check {
     Memory,
     /// Replicas are hashed on the device as on the host.
     Audit,
+    /// Two ranks on one device: refused, or with `TCH_CHECKPOINT_SHARE_GPU=1` a step, a save, a load.
+    Ranks,
     /// One rank over NCCL: joins, adds up, broadcasts.
     Nccl,
     /// Copies, saves and loads, timed.
@@ -85,6 +89,7 @@ impl Check {
             Self::Places => "places",
             Self::Memory => "memory",
             Self::Audit => "audit",
+            Self::Ranks => "ranks",
             Self::Nccl => "nccl",
             Self::Figures { .. } => "figures",
         }
@@ -99,6 +104,7 @@ impl Check {
             Self::Places => places::run(*device, dir, *spoil),
             Self::Memory => places::memory(*device, dir),
             Self::Audit => devices::audit(*device, *spoil),
+            Self::Ranks => ranks::run(*device, dir, *spoil),
             Self::Nccl => devices::nccl(*device),
             Self::Figures { mib, times } => figures::run(*device, dir, *mib, *times),
         }

@@ -85,6 +85,8 @@ ours isolation 150 isolation --runs "$runs"
 ours resume 60 resume
 ours places 60 places
 ours audit 60 audit
+ours ranks 60 ranks
+TCH_CHECKPOINT_SHARE_GPU=1 ours ranks-sharing 60 ranks
 ours nccl 60 nccl
 ours memory 60 memory
 ours figures-memory 150 figures --mib "$mib"

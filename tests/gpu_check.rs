@@ -40,8 +40,13 @@ fn check(device: &str, arguments: &[&str]) -> (Value, Option<i32>) {
     (line, ran.status.code())
 }
 
-const CHECKS: [&[&str]; 4] =
-    [&["isolation", "--runs", "3"], &["resume", "--steps", "4"], &["places"], &["audit"]];
+const CHECKS: [&[&str]; 5] = [
+    &["isolation", "--runs", "3"],
+    &["resume", "--steps", "4"],
+    &["places"],
+    &["audit"],
+    &["ranks"],
+];
 
 #[test]
 fn every_check_passes_where_nothing_is_wrong() {
@@ -117,7 +122,7 @@ fn the_whole_script_runs_without_a_gpu_and_counts_what_it_did() {
     let results: Value = serde_json::from_slice(&results).unwrap();
     assert_eq!(results["schema"], 1);
     let checks = results["checks"].as_array().unwrap();
-    assert!(checks.len() >= 9, "{results}");
+    assert!(checks.len() >= 11, "{results}");
     let skipped = checks.iter().filter(|check| check["verdict"] == "skipped").count();
     assert!(said.contains(&format!("0 failed, {skipped} skipped")), "{said}");
     let table = std::fs::read_to_string(out.path().join("results.md")).unwrap();

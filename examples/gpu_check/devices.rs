@@ -5,8 +5,9 @@ use std::sync::Arc;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::audit::audit as compare_replicas;
+use tch_checkpoint::device::DeviceMemory;
 use tch_checkpoint::group::Deadlines;
-use tch_checkpoint::state::StateDict;
+use tch_checkpoint::state::{StateDict, TensorSource};
 use tch_checkpoint::tensor::{Component, TensorName};
 use tch_checkpoint::torch::{TchSource, cuda_devices, libtorch_version, spec_of, why_no_cuda};
 use tch_checkpoint::{ErrorKind, ProcessGroup, Result, WorldSize};
@@ -54,24 +55,44 @@ pub(crate) fn environment(device: Device) -> Result<Outcome> {
     })))
 }
 
-fn one(tensor: &Tensor) -> Result<StateDict> {
+/// Lengths around those of the blocks that are hashed.
+const LENGTHS: [i64; 8] = [1, 15, 100, 4095, 4096, 4097, 100_000, 20 << 20];
+
+/// Views of a vector of bytes, which begin at every alignment.
+fn views(bytes: &Tensor) -> Result<StateDict> {
     let mut state = StateDict::new();
-    let (model, name) = (Component::model(), TensorName::new("weight")?);
-    state.add(&model, name, spec_of(tensor)?, Arc::new(TchSource::new(tensor)?))?;
+    for odd in 0..16 {
+        for len in LENGTHS {
+            let view = bytes.narrow(0, odd, len);
+            let name = TensorName::new(format!("from{odd}.long{len}"))?;
+            let source = Arc::new(TchSource::new(&view)?);
+            state.add(&Component::model(), name, spec_of(&view)?, source)?;
+        }
+    }
     Ok(state)
+}
+
+/// Whether the device takes the kernel: else the bytes would be compared on the host, unseen.
+fn hashes_itself(device: Device, tensor: &Tensor) -> Result<bool> {
+    let memory = TchSource::new(tensor)?.device_memory();
+    let hashes = |memory: DeviceMemory| memory.device.fingerprinter(1).is_some();
+    Ok(device == Device::Cpu || memory.is_some_and(hashes))
 }
 
 /// Two ranks, as threads: one has its replica on the device, the other on the host. Equal ones pass,
 /// and one bit of difference is found.
 fn audit_pair(device: Device, flip: bool) -> Result<()> {
     let world = WorldSize::new(2)?;
-    let host = Tensor::randn([(5 << 20) + 3], (Kind::Float, Device::Cpu));
+    let host = Tensor::randint_low(0, 256, [(20 << 20) + 16], (Kind::Uint8, Device::Cpu));
     let there = host.copy().to_device(device);
-    if flip {
-        let word = there.view_dtype(Kind::Int).narrow(0, 4_000_001, 1);
-        let _same = word.shallow_clone().bitwise_xor_(1i64);
+    if !hashes_itself(device, &there)? {
+        return Err(failed("the device does not hash its memory; the log says why"));
     }
-    let states = [one(&there)?, one(&host)?];
+    if flip {
+        let byte = there.narrow(0, 16_000_003, 1);
+        let _same = byte.shallow_clone().bitwise_xor_(1i64);
+    }
+    let states = [views(&there)?, views(&host)?];
     let groups = ProcessGroup::threads(world, Deadlines::default());
     let verdicts: Vec<Result<()>> = std::thread::scope(|scope| {
         let ranks = groups.iter().zip(&states);

@@ -1,0 +1,82 @@
+//! Two ranks on one device: refused, unless both may share it; then they train, save and load.
+
+use std::path::Path;
+
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
+use tch_checkpoint::catalog::Wanted;
+use tch_checkpoint::group::Deadlines;
+use tch_checkpoint::handler::{average_gradients, choose_device};
+use tch_checkpoint::load::{Atomicity, load};
+use tch_checkpoint::plan::load::LoadRules;
+use tch_checkpoint::save::{SaveOptions, save};
+use tch_checkpoint::storage::LocalStorage;
+use tch_checkpoint::{CheckpointPath, ErrorKind, OnExisting, ProcessGroup, Result, WorldSize};
+
+use crate::tensors::{Named, first_difference, ones_like, state, targets};
+use crate::{Outcome, failed};
+
+const SHARE: &str = "TCH_CHECKPOINT_SHARE_GPU";
+
+/// `spoil` gives the ranks different weights of their gradients' average.
+pub(crate) fn run(device: Device, dir: &Path, spoil: bool) -> Result<Outcome> {
+    let may_share = std::env::var(SHARE).is_ok_and(|value| value == "1");
+    let verdicts = on_two_ranks(|group| train(group, device, dir, spoil))?;
+    if device == Device::Cpu || may_share {
+        verdicts.into_iter().collect::<Result<Vec<()>>>()?;
+        return Ok(Outcome::Passed(json!({ "ranks": 2, "shared": device != Device::Cpu })));
+    }
+    for verdict in verdicts {
+        match verdict {
+            Err(error) if is_refusal(&error) => {}
+            Err(error) => return Err(error),
+            Ok(()) => return Ok(Outcome::Failed("two ranks share a GPU, unasked".to_owned())),
+        }
+    }
+    Ok(Outcome::Passed(json!({ "ranks": 2, "shared": "refused, on both" })))
+}
+
+fn is_refusal(error: &tch_checkpoint::Error) -> bool {
+    error.kind() == ErrorKind::InvalidInput && error.to_string().contains(SHARE)
+}
+
+fn on_two_ranks(work: impl Fn(&ProcessGroup) -> Result<()> + Sync) -> Result<Vec<Result<()>>> {
+    let groups = ProcessGroup::threads(WorldSize::new(2)?, Deadlines::default());
+    let work = &work;
+    Ok(std::thread::scope(|scope| {
+        let ranks = groups.iter().map(|group| scope.spawn(move || work(group)));
+        let ranks: Vec<_> = ranks.collect();
+        let ended = |rank: std::thread::ScopedJoinHandle<'_, Result<()>>| {
+            rank.join().unwrap_or_else(|_| Err(failed("a panic")))
+        };
+        ranks.into_iter().map(ended).collect()
+    }))
+}
+
+/// One step, a save of what all have, and a load of it.
+fn train(group: &ProcessGroup, device: Device, dir: &Path, spoil: bool) -> Result<()> {
+    let device = choose_device(group, Some(device))?;
+    let rank = f64::from(group.rank().get());
+    let weight = Tensor::full([1000], 2.0, (Kind::Float, device)).set_requires_grad(true);
+    ((&weight * (rank + 1.0)).sum(Kind::Float)).backward();
+    average_gradients(group, &[weight.shallow_clone()], if spoil { 0.4 } else { 0.5 })?;
+    let off = (weight.grad() - 1.5).abs().max().double_value(&[]);
+    if off > 1e-6 {
+        return Err(failed(format!("an average of gradients is off by {off}")));
+    }
+    let (saved, path) = (replica(), dir.join("ranks"));
+    let there: Vec<_> = saved.iter().map(|(n, t)| (n.clone(), t.to_device(device))).collect();
+    let options = SaveOptions { on_existing: OnExisting::Replace, ..SaveOptions::default() };
+    let storage = LocalStorage::new();
+    save(group, &storage, &CheckpointPath::parse(&path)?, &state(&there, false)?, &options)?;
+    let loaded = ones_like(&there, device);
+    let (wanted, rules) = (Wanted::parse(&path)?, LoadRules::default());
+    load(group, &storage, &wanted, &mut targets(&loaded)?, &rules, Atomicity::Atomic)?;
+    first_difference(&saved, &loaded).map_or(Ok(()), |what| Err(failed(what)))
+}
+
+/// The same bits on all ranks, whatever random numbers each of them draws.
+fn replica() -> Named {
+    let tensor = |n: i64| Tensor::arange(10_000 * n, (Kind::Float, Device::Cpu)) / n;
+    (1..=8).map(|n| (format!("layer{n}.weight"), tensor(n))).collect()
+}
