@@ -61,7 +61,7 @@ enum Check {
     },
     /// Saved on the device and loaded on the CPU, and the reverse; all dtypes, strides, devices.
     Places,
-    /// The rest of the device's memory is taken: a load fails, and the model stays as it is.
+    /// The rest of the device's memory is taken: a load is whole, or leaves everything as it is.
     Memory,
     /// Replicas are hashed on the device as on the host.
     Audit,

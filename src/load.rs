@@ -245,7 +245,7 @@ fn load_once(
         let read = || {
             let mut stage = || match &once {
                 Some(once) => once.stage(&reading, destination),
-                None => reading.staged(),
+                None => reading.staged_for(destination),
             };
             staged = Some(clock.read(&session, || stage().map_err(gone))?);
             Ok(())

@@ -88,30 +88,47 @@ fn load_from(dir: &Path, name: &str, into: &Named, atomicity: Atomicity) -> Resu
     load(&group, &LocalStorage::new(), &wanted, &mut targets, &rules, atomicity).map(drop)
 }
 
-/// Takes what the device has left, then loads: into a model that is there, which needs no memory
-/// of the device; and what does not fit fails, with the model as it was.
+/// Takes what the device has left, then loads into tensors that are there: contiguous ones need no
+/// more memory of the device; with strides they do, and either come whole or stay as they were.
 pub(crate) fn memory(device: Device, dir: &Path) -> Result<Outcome> {
     if device == Device::Cpu {
         return Ok(Outcome::Skipped("needs a GPU, whose memory is taken".to_owned()));
     }
     let saved = crate::tensors::model(64, device);
     save_as(dir, "memory", &saved)?;
-    let loaded = ones_like(&saved, device);
-    let mut taken = Vec::new();
-    let mut size = 4i64 << 30;
+    let contiguous = ones_like(&saved, device);
+    let strided: Named = saved.iter().map(|(name, t)| (name.clone(), with_stride(t))).collect();
+    let before: Named = strided.iter().map(|(name, t)| (name.clone(), t.copy())).collect();
+    let taken = take_all(device)?;
+    load_from(dir, "memory", &contiguous, Atomicity::Atomic)?;
+    if let Some(what) = first_difference(&saved, &contiguous) {
+        return Ok(Outcome::Failed(what));
+    }
+    let (with_strides, expected) = match load_from(dir, "memory", &strided, Atomicity::Atomic) {
+        Ok(()) => ("loaded".to_owned(), &saved),
+        Err(error) => (format!("unchanged: {error}"), &before),
+    };
+    drop(taken);
+    if let Some(what) = first_difference(expected, &strided) {
+        return Ok(Outcome::Failed(format!("with strides: {what}, after: {with_strides}")));
+    }
+    Ok(Outcome::Passed(json!({ "contiguous": "loaded", "with_strides": with_strides })))
+}
+
+fn with_stride(like: &Tensor) -> Tensor {
+    Tensor::ones([like.numel() as i64, 2], (like.kind(), like.device())).select(1, 0)
+}
+
+fn take_all(device: Device) -> Result<Vec<Tensor>> {
+    let (mut taken, mut size) = (Vec::new(), 4i64 << 30);
     while size >= 1 << 20 {
         match Tensor::f_zeros([size], (Kind::Uint8, device)) {
             Ok(tensor) => taken.push(tensor),
             Err(_) => size /= 2,
         }
     }
-    if Tensor::f_zeros([64i64 << 20], (Kind::Uint8, device)).is_ok() {
-        return Err(failed("the device is not full"));
+    match Tensor::f_zeros([64i64 << 20], (Kind::Uint8, device)) {
+        Ok(_) => Err(failed("the device is not full")),
+        Err(_) => Ok(taken),
     }
-    load_from(dir, "memory", &loaded, Atomicity::Atomic)?;
-    synchronize(device);
-    if let Some(what) = first_difference(&saved, &loaded) {
-        return Ok(Outcome::Failed(what));
-    }
-    Ok(Outcome::Passed(json!({ "taken_blocks": taken.len() })))
 }

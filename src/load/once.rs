@@ -35,7 +35,7 @@ impl Once {
     ) -> Result<Staged> {
         let mut staged = reading.of(&self.own).staged()?;
         staged.room = zeroed(PART_BYTES as u64)?;
-        reading.check_targets(destination)?;
+        reading.prepare_targets(destination)?;
         Ok(staged)
     }
 

@@ -59,10 +59,15 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    /// Whether the targets are still those of the plan: asked before a vote, so that no rank finds
-    /// out after it.
-    pub(super) fn check_targets(&self, destination: &mut dyn Destination) -> Result<()> {
-        self.same_targets(destination).map(drop)
+    /// Whether the targets are still those of the plan, and have all that writing takes: asked
+    /// before a vote, so that no rank finds out after it.
+    pub(super) fn prepare_targets(&self, destination: &mut dyn Destination) -> Result<()> {
+        let mut targets = self.same_targets(destination)?;
+        let sinks = targets.targets_mut().values_mut().flatten().zip(self.wanted);
+        for (target, wanted) in sinks {
+            target.sink.prepare().map_err(|e| e.with_tensor(wanted.name().as_str()))?;
+        }
+        Ok(())
     }
 
     /// The targets, which must still be those with which the plan was made.
@@ -100,6 +105,13 @@ impl<'a> Reading<'a> {
     pub(super) fn staged(&self) -> Result<Staged> {
         self.verify_headers()?;
         self.read_staged()
+    }
+
+    /// As [`Reading::staged`], for a destination that can take it.
+    pub(super) fn staged_for(&self, destination: &mut dyn Destination) -> Result<Staged> {
+        let staged = self.staged()?;
+        self.prepare_targets(destination)?;
+        Ok(staged)
     }
 
     fn read_staged(&self) -> Result<Staged> {

@@ -71,6 +71,17 @@ pub trait TensorSink: Send {
         None
     }
 
+    /// Takes whatever memory [`TensorSink::write_at`] needs beside the box, so that a lack of it
+    /// shows before any rank changes anything. Called before the vote of a load that is
+    /// [atomic](crate::load::Atomicity::Atomic), where the box keeps its content; the writes may
+    /// come through another sink of the same box. Default: nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] if there is none.
+    fn prepare(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Places `bytes` that begin `offset` bytes into the box.
     ///
     /// # Errors
@@ -94,6 +105,10 @@ impl<T: TensorSink + ?Sized> TensorSink for &mut T {
 
     fn device_memory(&mut self) -> Option<DeviceMemory> {
         (**self).device_memory()
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        (**self).prepare()
     }
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {

@@ -146,6 +146,10 @@ impl TensorSink for TchSink {
         self.region.device_memory()
     }
 
+    fn prepare(&mut self) -> Result<()> {
+        self.region.prepare()
+    }
+
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.region.check(offset, bytes.len())?;
         if let Some(place) = self.bytes_mut() {
@@ -256,6 +260,17 @@ impl Region {
             let Some(place) = out.get_mut(part) else { continue };
             read_flat(&gathered, begin.skip, place)?;
         }
+        Ok(())
+    }
+
+    /// Takes what a write takes, and gives it back to libtorch, which keeps it for the next who asks
+    /// for as much.
+    fn prepare(&self) -> Result<()> {
+        let Place::Strided(words) = &self.place else { return Ok(()) };
+        let elements = 0..to_i64(words.numel() as u64).min(GATHER_ELEMENTS_MAX);
+        let gathered = gather(words, &elements)?;
+        let scattering = index(words, &elements);
+        drop((gathered, scattering.map_err(|e| torch_error("filling a strided tensor", &e))?));
         Ok(())
     }
 

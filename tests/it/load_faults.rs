@@ -46,6 +46,8 @@ pub struct Live {
     /// As host memory: then bytes are placed without a copy.
     is_memory: bool,
     fails_in_values: bool,
+    /// Finds out that writing needs more than there is.
+    lacks_memory: bool,
 }
 
 struct Sink<'a> {
@@ -54,11 +56,19 @@ struct Sink<'a> {
     fail_at: u64,
     fault: CopyFault,
     is_memory: bool,
+    lacks_memory: bool,
 }
 
 impl TensorSink for Sink<'_> {
     fn bytes_mut(&mut self) -> Option<&mut [u8]> {
         self.is_memory.then_some(&mut *self.buffer)
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        match self.lacks_memory {
+            true => Err(Error::new(ErrorKind::Device, "an injected lack of memory")),
+            false => Ok(()),
+        }
     }
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -91,6 +101,7 @@ impl Live {
             fault: CopyFault::None,
             is_memory: false,
             fails_in_values: false,
+            lacks_memory: false,
         }
     }
 
@@ -124,9 +135,10 @@ impl Destination for Live {
     fn targets(&mut self) -> Result<LoadTargets<'_>> {
         let mut targets = LoadTargets::new();
         let (fail_at, fault, is_memory) = (self.fail_at, self.fault, self.is_memory);
+        let lacks_memory = self.lacks_memory;
         for (tensor, slice, buffer) in &mut self.buffers {
             let copies = Arc::clone(&self.copies);
-            let sink = Sink { buffer, copies, fail_at, fault, is_memory };
+            let sink = Sink { buffer, copies, fail_at, fault, is_memory, lacks_memory };
             let (spec, slice) = (tensor.spec.clone(), slice.clone());
             targets.add_slice(name(&tensor.name), spec, slice, Box::new(sink))?;
         }
@@ -174,6 +186,7 @@ fn check_rank(
             let may_change = atomicity == Atomicity::InPlace || error.phase() == Some("place");
             assert!(may_change || live.is_untouched(), "{what}: changed by {error}");
             (live.fault, live.fails_in_values) = (CopyFault::None, false);
+            live.lacks_memory = false;
             live.load(group, storage, "runs/a", Atomicity::Atomic).unwrap();
             assert!(live.is_loaded(group, 1), "{what}: not whole after a good load");
         }
@@ -311,6 +324,24 @@ fn every_failed_copy_is_every_ranks_error() {
         faults += fail_each_copy(ranks, 0, CopyFault::Panic, Atomicity::InPlace);
     }
     tier::figure("failed copies", faults);
+}
+
+#[test]
+fn a_target_that_lacks_memory_to_be_written_says_so_before_anything_changes() {
+    for (ranks, failing) in [(1, 0), (2, 1), (4, 2)] {
+        let memory = stage(ranks);
+        let results = on_ranks(ranks, move |group| {
+            let mut live = Live::new(&group);
+            live.lacks_memory = group.rank().get() == failing;
+            let result = live.load(&group, &memory, "runs/a", Atomicity::Atomic);
+            assert_eq!(result.as_ref().unwrap_err().phase(), Some("read"));
+            check_rank(&mut live, &group, &memory, &result, Atomicity::Atomic, "memory");
+            result
+        });
+        let error = one_fault(&results, failing, "memory").unwrap();
+        assert_eq!(error.kind(), ErrorKind::Device);
+        assert!(error.tensor().is_some(), "{error}");
+    }
 }
 
 #[test]

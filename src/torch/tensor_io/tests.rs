@@ -82,6 +82,19 @@ fn a_strided_tensor_larger_than_one_gather_is_whole() {
 }
 
 #[test]
+fn what_is_prepared_to_be_written_keeps_its_content() {
+    let strided = patterned(Dtype::I16, &[700, 500]).transpose(0, 1);
+    for tensor in [strided.contiguous(), strided, Tensor::zeros([0, 3], (Kind::Float, Device::Cpu))]
+    {
+        let before = tensor.copy();
+        let version = tensor.f_internal_version().unwrap();
+        TchSink::new(&tensor).unwrap().prepare().unwrap();
+        assert!(tensor.equal(&before));
+        assert_eq!(tensor.f_internal_version().unwrap(), version);
+    }
+}
+
+#[test]
 fn what_lies_outside_a_view_stays_as_it_is() {
     let whole = patterned(Dtype::F32, &[4, 4]);
     let before = whole.copy();
