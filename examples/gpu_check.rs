@@ -125,7 +125,8 @@ fn failed(what: impl Into<String>) -> Error {
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).without_time();
+    let log =
+        tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().with_ansi(false);
     log.with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
     let begun = std::time::Instant::now();
     let outcome = devices::check_there(flags.device).and_then(|()| flags.check.run(&flags));

@@ -71,7 +71,14 @@ fn figures_are_numbers_of_what_was_checked() {
     let detail = &line["detail"];
     assert_eq!(detail["bytes"].as_u64(), Some(8_388_600));
     let seconds = detail["seconds"].as_object().unwrap();
-    let names = ["load_atomic", "load_in_place", "save", "stall_async", "stall_overlapped"];
+    let names = [
+        "load_atomic",
+        "load_in_place",
+        "pass_alone",
+        "pass_beside_overlapped_save",
+        "save",
+        "stall_async",
+    ];
     assert!(seconds.keys().eq(names), "{line}");
     let numbers = [&detail["pinned_d2h_bytes_per_s"], &detail["stall_over_copy"]];
     let all = seconds.values().chain(numbers);

@@ -43,6 +43,10 @@ pub(crate) fn check_there(device: Device) -> Result<()> {
 }
 
 pub(crate) fn environment(device: Device) -> Result<Outcome> {
+    let tensor = Tensor::ones([4 << 20], (Kind::Float, device));
+    if device != Device::Cpu {
+        copies_its_own_way(&TchSource::new(&tensor)?)?;
+    }
     let sum = Tensor::ones([1000], (Kind::Float, device)).sum(Kind::Double).double_value(&[]);
     if (sum - 1000.0).abs() > 0.0 {
         return Ok(Outcome::Failed(format!("1000 ones on {} are {sum}", name(device))));
@@ -53,6 +57,17 @@ pub(crate) fn environment(device: Device) -> Result<Outcome> {
         "cuda_devices": cuda_devices(),
         "why_no_cuda": why_no_cuda(),
     })))
+}
+
+/// Whether copies take the way of this library: else libtorch's would be checked, unseen.
+fn copies_its_own_way(source: &TchSource) -> Result<()> {
+    let memory = source.device_memory();
+    let memory = memory.ok_or_else(|| failed("the driver does not show this device"))?;
+    let mut host = vec![0; 4 << 20];
+    match memory.read(0, &mut host)? {
+        true => Ok(()),
+        false => Err(failed("no memory of the host can be page-locked")),
+    }
 }
 
 /// Lengths around those of the blocks that are hashed.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::load::{Atomicity, load};
 use tch_checkpoint::plan::load::LoadRules;
-use tch_checkpoint::save::{SaveOptions, save, save_async, save_async_overlapped};
+use tch_checkpoint::save::{PendingSave, SaveOptions, save, save_async, save_async_overlapped};
 use tch_checkpoint::storage::{LocalStorage, Storage};
 use tch_checkpoint::{CheckpointPath, OnExisting, ProcessGroup, Result, catalog::Wanted};
 
@@ -26,12 +26,14 @@ pub(crate) fn run(device: Device, dir: &Path, mib: u64, times: usize) -> Result<
     let (down, up) = copies(device, times, total);
     let subject = Subject { device, dir, tensors, storage: Arc::new(LocalStorage::new()) };
     // The first save of a process locks pages; later ones use them again.
-    let first = subject.stall(false)?;
+    let first = subject.stall()?;
+    let pass = Pass::lasting(device, 2.0 * total as f64 / down);
     let mut seconds: Vec<(&str, Vec<f64>)> = Vec::new();
     for turn in 0..times.max(1) {
         let all = [
-            ("stall_async", subject.stall(false)?.0),
-            ("stall_overlapped", subject.stall(true)?.0),
+            ("stall_async", subject.stall()?),
+            ("pass_alone", timed(device, || pass.run())),
+            ("pass_beside_overlapped_save", subject.overlapped(&pass)?),
             ("save", subject.save()?),
             ("load_atomic", subject.load(Atomicity::Atomic)?),
             ("load_in_place", subject.load(Atomicity::InPlace)?),
@@ -51,7 +53,7 @@ pub(crate) fn run(device: Device, dir: &Path, mib: u64, times: usize) -> Result<
         "bytes": total,
         "pinned_d2h_bytes_per_s": down,
         "pinned_h2d_bytes_per_s": up,
-        "first_stall_s": first.0,
+        "first_stall_s": first,
         "seconds": medians,
         "stall_over_copy": stall / limit,
     })))
@@ -84,6 +86,32 @@ fn copies(device: Device, times: usize, most: u64) -> (f64, f64) {
     (rate(&host, &there), rate(&there, &host))
 }
 
+/// A device's work of about the time of a forward and backward pass, and nothing of the host's.
+struct Pass {
+    matrix: Tensor,
+    rounds: u32,
+}
+
+impl Pass {
+    fn lasting(device: Device, seconds: f64) -> Self {
+        let (size, kind) = match device {
+            Device::Cpu => (256, Kind::Float),
+            _ => (4096, Kind::BFloat16),
+        };
+        let mut pass = Self { matrix: Tensor::zeros([size, size], (kind, device)), rounds: 20 };
+        timed(device, || pass.run());
+        let once = timed(device, || pass.run()) / f64::from(pass.rounds);
+        pass.rounds = (seconds / once).clamp(1.0, 100_000.0) as u32;
+        pass
+    }
+
+    fn run(&self) {
+        for _ in 0..self.rounds {
+            let _product = self.matrix.matmul(&self.matrix);
+        }
+    }
+}
+
 struct Subject<'a> {
     device: Device,
     dir: &'a Path,
@@ -102,8 +130,9 @@ impl Subject<'_> {
         SaveOptions { on_existing, copy_unchanged: true, ..SaveOptions::default() }
     }
 
-    /// How long the caller is held, and until the commit.
-    fn stall(&self, overlapped: bool) -> Result<(f64, f64)> {
+    /// A save beside the caller; what `until_copied` takes of the caller's time, that of the call
+    /// included.
+    fn beside(&self, overlapped: bool, until_copied: impl FnOnce(&PendingSave)) -> Result<f64> {
         let (group, storage): (_, Arc<dyn Storage>) = (group(), self.storage.clone());
         let state = state(&self.tensors, overlapped)?;
         synchronize(self.device);
@@ -111,9 +140,24 @@ impl Subject<'_> {
         let (path, options) = (self.path()?, Self::options());
         let begin = if overlapped { save_async_overlapped } else { save_async };
         let pending = begin(&group, &storage, &path, &state, &options, Box::new(|_| {}))?;
-        let stall = begun.elapsed().as_secs_f64();
+        until_copied(&pending);
+        let held = begun.elapsed().as_secs_f64();
         pending.wait()?;
-        Ok((stall, begun.elapsed().as_secs_f64()))
+        Ok(held)
+    }
+
+    /// How long the caller is held.
+    fn stall(&self) -> Result<f64> {
+        self.beside(false, |_| {})
+    }
+
+    /// The time of a pass, until the optimizer may go on.
+    fn overlapped(&self, pass: &Pass) -> Result<f64> {
+        self.beside(true, |pending| {
+            pass.run();
+            synchronize(self.device);
+            pending.wait_copied();
+        })
     }
 
     fn save(&self) -> Result<f64> {

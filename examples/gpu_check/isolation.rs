@@ -1,6 +1,7 @@
 //! What was saved is what was there at the call, whatever becomes of it afterwards.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -16,14 +17,58 @@ use crate::{Outcome, failed};
 /// `spoil` changes the tensors before the call has copied them.
 pub(crate) fn run(device: Device, runs: u32, spoil: bool) -> Result<Outcome> {
     let group = ProcessGroup::solo();
+    let busy = Busy::new(device);
+    let mut in_time = 0;
     for run in 0..runs {
         for overlapped in [false, true] {
-            if let Err(error) = once(&group, device, overlapped, spoil) {
-                return Ok(Outcome::Failed(format!("run {run}, overlapped {overlapped}: {error}")));
+            match once(&group, device, &busy, overlapped, spoil) {
+                Ok(is_busy) => in_time += u32::from(is_busy),
+                Err(error) => {
+                    let what = format!("run {run}, overlapped {overlapped}: {error}");
+                    return Ok(Outcome::Failed(what));
+                }
             }
         }
     }
-    Ok(Outcome::Passed(json!({ "async": runs, "overlapped": runs })))
+    if device != Device::Cpu && in_time < runs {
+        let what = format!("only {in_time} of {} saves began while the device worked", 2 * runs);
+        return Ok(Outcome::Failed(what));
+    }
+    Ok(Outcome::Passed(json!({ "async": runs, "overlapped": runs, "began_while_busy": in_time })))
+}
+
+/// Work that keeps a device busy for longer than a save takes to begin: without it, a save that
+/// waits for nothing would find all done.
+struct Busy {
+    matrix: Tensor,
+    rounds: u32,
+    lasts: Duration,
+}
+
+impl Busy {
+    fn new(device: Device) -> Self {
+        let (size, kind, rounds) = match device {
+            Device::Cpu => (16, Kind::Float, 1),
+            _ => (8192, Kind::BFloat16, 32),
+        };
+        let matrix = Tensor::zeros([size, size], (kind, device));
+        let mut busy = Self { matrix, rounds, lasts: Duration::ZERO };
+        // The first time loads kernels.
+        for _ in 0..2 {
+            synchronize(device);
+            let begun = Instant::now();
+            busy.begin();
+            synchronize(device);
+            busy.lasts = begun.elapsed();
+        }
+        busy
+    }
+
+    fn begin(&self) {
+        for _ in 0..self.rounds {
+            let _product = self.matrix.matmul(&self.matrix);
+        }
+    }
 }
 
 fn tensors(device: Device) -> Named {
@@ -32,10 +77,20 @@ fn tensors(device: Device) -> Named {
     (0..).zip(sizes).map(|(index, size)| (format!("t{index}"), make(size))).collect()
 }
 
-fn once(group: &ProcessGroup, device: Device, overlapped: bool, spoil: bool) -> Result<()> {
+/// Whether the device was still at work when the save began.
+fn once(
+    group: &ProcessGroup,
+    device: Device,
+    busy: &Busy,
+    overlapped: bool,
+    spoil: bool,
+) -> Result<bool> {
     let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
     let tensors = tensors(device);
-    // Work that is queued and not done when the save begins.
+    synchronize(device);
+    let begun = Instant::now();
+    busy.begin();
+    // Queued behind that, and not done when the save begins.
     for (_, tensor) in &tensors {
         let _same = tensor.shallow_clone().g_mul_scalar_(1.5).g_add_scalar_(0.25);
     }
@@ -51,6 +106,7 @@ fn once(group: &ProcessGroup, device: Device, overlapped: bool, spoil: bool) -> 
     }
     let path = CheckpointPath::parse("runs/a")?;
     let begin = if overlapped { save_async_overlapped } else { save_async };
+    let is_busy = begun.elapsed() < busy.lasts / 2;
     let pending = begin(group, &storage, &path, &state, &SaveOptions::default(), Box::new(|_| {}))?;
     if overlapped {
         // The next forward and backward pass, which only read.
@@ -64,5 +120,5 @@ fn once(group: &ProcessGroup, device: Device, overlapped: bool, spoil: bool) -> 
     let mut all = targets(&loaded)?;
     load(group, storage.as_ref(), &wanted, &mut all, &rules, Atomicity::InPlace)?;
     synchronize(device);
-    first_difference(&copies, &loaded).map_or(Ok(()), |what| Err(failed(what)))
+    first_difference(&copies, &loaded).map_or(Ok(is_busy), |what| Err(failed(what)))
 }

@@ -30,6 +30,10 @@ fn tensors(device: Device) -> Named {
     let whole = |kind| (Tensor::randn([257, 33], (Kind::Float, device)) * 10.0).to_kind(kind);
     let mut all: Named = KINDS.iter().map(|kind| (format!("{kind:?}"), whole(*kind))).collect();
     all.push(("strided".into(), whole(Kind::Float).tr()));
+    // More than one slot of a ring, and more than one part of what is gathered.
+    all.push(("strided.large".into(), Tensor::randn([1537, 1025], (Kind::Float, device)).tr()));
+    let bytes = [(20 << 20) + 3];
+    all.push(("large".into(), Tensor::randint_low(-128, 128, bytes, (Kind::Int8, device))));
     all.push(("part".into(), whole(Kind::Int64).narrow(1, 3, 7)));
     all.push(("empty".into(), Tensor::zeros([0, 4], (Kind::Float, device))));
     all.push(("scalar".into(), Tensor::from(2.5f32).to_device(device)));
@@ -62,11 +66,10 @@ fn one_way(
     // Into strides as well.
     let loaded: Named = loaded
         .into_iter()
-        .map(
-            |(name, t)| {
-                if name == "strided" { (name, t.tr().contiguous().tr()) } else { (name, t) }
-            },
-        )
+        .map(|(name, t)| {
+            let has_strides = name.starts_with("strided");
+            (name, if has_strides { t.tr().contiguous().tr() } else { t })
+        })
         .collect();
     load_from(dir, "places", &loaded, atomicity)?;
     if spoil && let Some((_, first)) = loaded.first() {

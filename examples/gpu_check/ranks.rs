@@ -11,7 +11,9 @@ use tch_checkpoint::load::{Atomicity, load};
 use tch_checkpoint::plan::load::LoadRules;
 use tch_checkpoint::save::{SaveOptions, save};
 use tch_checkpoint::storage::LocalStorage;
-use tch_checkpoint::{CheckpointPath, ErrorKind, OnExisting, ProcessGroup, Result, WorldSize};
+use tch_checkpoint::{
+    CheckpointPath, ErrorKind, OnExisting, ProcessGroup, Replicas, Result, WorldSize,
+};
 
 use crate::tensors::{Named, first_difference, ones_like, state, targets};
 use crate::{Outcome, failed};
@@ -53,7 +55,7 @@ fn on_two_ranks(work: impl Fn(&ProcessGroup) -> Result<()> + Sync) -> Result<Vec
     }))
 }
 
-/// One step, a save of what all have, and a load of it.
+/// One step, a save of what all have, and loads of it, read by each and read once.
 fn train(group: &ProcessGroup, device: Device, dir: &Path, spoil: bool) -> Result<()> {
     let device = choose_device(group, Some(device))?;
     let rank = f64::from(group.rank().get());
@@ -69,10 +71,15 @@ fn train(group: &ProcessGroup, device: Device, dir: &Path, spoil: bool) -> Resul
     let options = SaveOptions { on_existing: OnExisting::Replace, ..SaveOptions::default() };
     let storage = LocalStorage::new();
     save(group, &storage, &CheckpointPath::parse(&path)?, &state(&there, false)?, &options)?;
-    let loaded = ones_like(&there, device);
-    let (wanted, rules) = (Wanted::parse(&path)?, LoadRules::default());
-    load(group, &storage, &wanted, &mut targets(&loaded)?, &rules, Atomicity::Atomic)?;
-    first_difference(&saved, &loaded).map_or(Ok(()), |what| Err(failed(what)))
+    for replicas in [Replicas::ReadEach, Replicas::ReadOnce] {
+        let loaded = ones_like(&there, device);
+        let (wanted, rules) = (Wanted::parse(&path)?, LoadRules { replicas, ..Default::default() });
+        load(group, &storage, &wanted, &mut targets(&loaded)?, &rules, Atomicity::Atomic)?;
+        if let Some(what) = first_difference(&saved, &loaded) {
+            return Err(failed(format!("{replicas:?}: {what}")));
+        }
+    }
+    Ok(())
 }
 
 /// The same bits on all ranks, whatever random numbers each of them draws.

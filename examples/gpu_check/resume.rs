@@ -30,7 +30,8 @@ impl Model for Perceptron {
     }
 }
 
-/// `spoil` forgets the state of the random generator of the CPU, of which the data order comes.
+/// `spoil` draws one number more, after the load, from the device's generator, of which dropout
+/// comes.
 pub(crate) fn run(device: Device, dir: &Path, steps: u64, spoil: bool) -> Result<Outcome> {
     let mut checked = Vec::new();
     for optimizer in ["AdamW", "SGD"] {
