@@ -90,7 +90,7 @@ fn views(bytes: &Tensor) -> Result<StateDict> {
 /// Whether the device takes the kernel: else the bytes would be compared on the host, unseen.
 fn hashes_itself(device: Device, tensor: &Tensor) -> Result<bool> {
     let memory = TchSource::new(tensor)?.device_memory();
-    let hashes = |memory: DeviceMemory| memory.device.fingerprinter(1).is_some();
+    let hashes = |memory: DeviceMemory| memory.device().fingerprinter(1).is_some();
     Ok(device == Device::Cpu || memory.is_some_and(hashes))
 }
 

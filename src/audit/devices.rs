@@ -9,32 +9,31 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::state::TensorEntry;
 
 /// What one device hashes.
-struct Work<'a> {
-    device: Arc<dyn Device>,
-    boxes: Vec<Held<'a>>,
+struct Work {
+    /// Dropped first: waits for the device.
     fingerprinter: Option<Box<dyn Fingerprinter>>,
+    device: Arc<dyn Device>,
+    boxes: Vec<Held>,
 }
 
 /// A box in the memory of a device, and the number of its entry.
-struct Held<'a> {
+struct Held {
     index: usize,
     memory: DeviceMemory,
-    /// Keeps the memory.
-    _entry: &'a TensorEntry,
 }
 
 /// All devices that hash boxes of this rank.
 #[derive(Default)]
-pub(super) struct Devices<'a>(Vec<Work<'a>>);
+pub(super) struct Devices(Vec<Work>);
 
-impl<'a> Devices<'a> {
+impl Devices {
     /// Also the numbers of the entries, in their order, that are left to the host.
-    pub(super) fn of(entries: &[&'a TensorEntry]) -> (Self, Vec<usize>) {
+    pub(super) fn of(entries: &[&TensorEntry]) -> (Self, Vec<usize>) {
         let (mut devices, mut here) = (Self::default(), Vec::new());
         for (index, entry) in entries.iter().enumerate() {
             let memory = entry.source.device_memory();
-            match memory.filter(|memory| memory.bytes == bytes_of(entry)) {
-                Some(memory) => devices.add(Held { index, memory, _entry: entry }),
+            match memory.filter(|memory| memory.size_bytes() == bytes_of(entry)) {
+                Some(memory) => devices.add(Held { index, memory }),
                 None => here.push(index),
             }
         }
@@ -48,12 +47,12 @@ impl<'a> Devices<'a> {
         (devices, here)
     }
 
-    fn add(&mut self, held: Held<'a>) {
-        let name = held.memory.device.name();
+    fn add(&mut self, held: Held) {
+        let name = held.memory.device().name();
         match self.0.iter_mut().find(|work| work.device.name() == name) {
             Some(work) => work.boxes.push(held),
             None => {
-                let device = Arc::clone(&held.memory.device);
+                let device = Arc::clone(held.memory.device());
                 self.0.push(Work { device, boxes: vec![held], fingerprinter: None });
             }
         }
@@ -67,8 +66,8 @@ impl<'a> Devices<'a> {
         for Work { device, boxes, fingerprinter } in &mut self.0 {
             let Some(fingerprinter) = fingerprinter else { continue };
             for held in boxes {
-                let DeviceMemory { address, bytes, .. } = held.memory;
-                // SAFETY: the source keeps its memory, and lives longer than the fingerprinter.
+                let (address, bytes) = (held.memory.address(), held.memory.size_bytes());
+                // SAFETY: `held` keeps the memory, and is dropped after the fingerprinter.
                 #[allow(unsafe_code)]
                 let queued = unsafe { fingerprinter.queue(address, bytes) };
                 queued.map_err(|error| on(device.as_ref(), &error))?;
@@ -91,7 +90,7 @@ impl<'a> Devices<'a> {
     }
 }
 
-impl Work<'_> {
+impl Work {
     fn collect(&mut self, progress: &dyn Fn(u64)) -> Result<Vec<(usize, Sums)>> {
         let Some(fingerprinter) = &mut self.fingerprinter else { return Ok(Vec::new()) };
         let sums = fingerprinter.collect().map_err(|error| on(self.device.as_ref(), &error))?;
@@ -100,7 +99,7 @@ impl Work<'_> {
             let message = format!("{}: hashes of {has} boxes, not of {of}", self.device.name());
             return Err(Error::new(ErrorKind::Device, message));
         }
-        progress(self.boxes.iter().map(|held| held.memory.bytes).sum());
+        progress(self.boxes.iter().map(|held| held.memory.size_bytes()).sum());
         let sums = self.boxes.iter().zip(sums);
         Ok(sums.map(|(held, sums)| (held.index, Sums::new(sums))).collect())
     }

@@ -129,7 +129,7 @@ struct OnDevice {
 impl TensorSource for OnDevice {
     fn device_memory(&self) -> Option<DeviceMemory> {
         let memory = self.device.inner.memory(&self.bytes);
-        Some(DeviceMemory { device: Arc::new(Shared(self.device.clone())), ..memory })
+        Some(memory.with_device(Arc::new(Shared(self.device.clone()))))
     }
 
     fn read_into(&self, offset: u64, out: &mut [u8]) -> Result<()> {

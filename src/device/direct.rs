@@ -1,6 +1,7 @@
 //! From a device straight into a page-locked region: everything is queued at once, and the device
 //! is never idle in between.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +12,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::Progress;
 use crate::memory::region::Region;
 
-/// Bytes between two signs of progress.
+/// Bytes, and copies, between two signs of progress.
 const STEP: usize = 16 << 20;
+const COPIES_MAX: u32 = 128;
+/// A stream takes about a thousand copies; who gives it more waits inside the driver, where nothing
+/// ends a wait for a device that hangs.
+const MARKS_MAX: usize = 4;
 
 /// A range of device memory, and where in the region it goes.
 pub(crate) struct Part {
@@ -30,8 +35,8 @@ pub(crate) struct Queues {
 struct Open {
     device: Arc<dyn Device>,
     queue: Box<dyn Queue>,
-    /// Bytes queued since the last mark: thousands of small tensors share one.
-    unmarked: u64,
+    /// Bytes and copies queued since the last mark: many small tensors share one.
+    unmarked: (u64, u32),
 }
 
 /// A mark of the queue of this number, and how many bytes it stands for.
@@ -53,7 +58,7 @@ impl Queues {
         if self.queues.iter().all(|open| open.device.name() != device.name()) {
             let mut queue = device.open_queue()?;
             queue.wait_for_compute()?;
-            self.queues.push(Open { device: Arc::clone(device), queue, unmarked: 0 });
+            self.queues.push(Open { device: Arc::clone(device), queue, unmarked: (0, 0) });
         }
         Ok(())
     }
@@ -74,10 +79,13 @@ impl Queues {
         parts: &[Part],
         progress: &Progress,
     ) -> Result<Region> {
-        let mut marks = Vec::new();
-        let queued = parts.iter().try_for_each(|part| self.queue(&mut region, part, &mut marks));
-        let queued = queued.and_then(|()| self.mark_all(&mut marks, 1));
-        let done = self.wait_all(&marks, progress);
+        let mut marks = VecDeque::new();
+        let queued = parts.iter().try_for_each(|part| {
+            self.queue(&mut region, part, &mut marks)?;
+            self.wait_until(MARKS_MAX, &mut marks, progress)
+        });
+        let queued = queued.and_then(|()| self.mark_all(&mut marks, |_| true));
+        let done = self.wait_until(0, &mut marks, progress);
         match (queued, done) {
             (Ok(()), Ok(())) => Ok(region),
             (Err(error), Ok(())) if self.is_idle() => Err(error),
@@ -89,7 +97,12 @@ impl Queues {
         }
     }
 
-    fn queue(&mut self, region: &mut Region, part: &Part, marks: &mut Vec<Marked>) -> Result<()> {
+    fn queue(
+        &mut self,
+        region: &mut Region,
+        part: &Part,
+        marks: &mut VecDeque<Marked>,
+    ) -> Result<()> {
         let name = part.from.device.name();
         let number = self.queues.iter().position(|open| open.device.name() == name);
         let number = number.ok_or_else(unknown)?;
@@ -105,29 +118,42 @@ impl Queues {
             unsafe {
                 open.queue.to_host(address, place.as_mut_ptr(), place.len())?;
             }
-            open.unmarked += place.len() as u64;
+            open.unmarked.0 += place.len() as u64;
+            open.unmarked.1 += 1;
             offset += place.len() as u64;
-            self.mark_all(marks, STEP as u64)?;
+            self.mark_all(marks, |(bytes, copies)| bytes >= STEP as u64 || copies >= COPIES_MAX)?;
         }
         Ok(())
     }
 
-    /// Marks every queue with at least so many bytes since its last mark.
-    fn mark_all(&mut self, marks: &mut Vec<Marked>, at_least: u64) -> Result<()> {
+    /// Marks every queue that was given something since its last mark, if that `is_enough`.
+    fn mark_all(
+        &mut self,
+        marks: &mut VecDeque<Marked>,
+        is_enough: impl Fn((u64, u32)) -> bool,
+    ) -> Result<()> {
         for (number, open) in self.queues.iter_mut().enumerate() {
-            if open.unmarked >= at_least {
-                marks.push((number, open.queue.mark()?, open.unmarked));
-                open.unmarked = 0;
+            if open.unmarked.1 > 0 && is_enough(open.unmarked) {
+                marks.push_back((number, open.queue.mark()?, open.unmarked.0));
+                open.unmarked = (0, 0);
             }
         }
         Ok(())
     }
 
-    fn wait_all(&mut self, marks: &[Marked], progress: &Progress) -> Result<()> {
-        for (number, mark, bytes) in marks {
-            let open = self.queues.get_mut(*number).ok_or_else(unknown)?;
-            wait(open.queue.as_mut(), *mark, self.patience)?;
-            progress.add(*bytes);
+    /// Waits until no more than `count` marks are left.
+    fn wait_until(
+        &mut self,
+        count: usize,
+        marks: &mut VecDeque<Marked>,
+        progress: &Progress,
+    ) -> Result<()> {
+        while marks.len() > count
+            && let Some((number, mark, bytes)) = marks.pop_front()
+        {
+            let open = self.queues.get_mut(number).ok_or_else(unknown)?;
+            wait(open.queue.as_mut(), mark, self.patience)?;
+            progress.add(bytes);
         }
         Ok(())
     }

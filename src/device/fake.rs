@@ -63,14 +63,22 @@ impl FakeDevice {
         let (address, len) = (bytes.as_ptr().addr() as u64, bytes.len() as u64);
         // Makes pointers of this address good again.
         let _ = bytes.as_ptr().expose_provenance();
-        DeviceMemory { device: self.clone(), address, bytes: len }
+        // SAFETY: whoever tests keeps the bytes, and waits for what is copied.
+        #[allow(unsafe_code)]
+        unsafe {
+            DeviceMemory::new(self.clone(), address, len, Arc::new(()))
+        }
     }
 
     /// The same for memory that is written to.
     pub(crate) fn memory_mut(self: &Arc<Self>, bytes: &mut [u8]) -> DeviceMemory {
         let _ = bytes.as_mut_ptr().expose_provenance();
         let (address, len) = (bytes.as_mut_ptr().addr() as u64, bytes.len() as u64);
-        DeviceMemory { device: self.clone(), address, bytes: len }
+        // SAFETY: whoever tests keeps the bytes, and waits for what is copied.
+        #[allow(unsafe_code)]
+        unsafe {
+            DeviceMemory::new(self.clone(), address, len, Arc::new(()))
+        }
     }
 
     /// The computing stream is busy for so long from now.
@@ -184,7 +192,10 @@ impl Device for FakeDevice {
     }
 
     #[allow(unsafe_code)]
-    unsafe fn lock_pages(&self, _: *mut u8, bytes: usize) -> Result<Locked> {
+    unsafe fn lock_pages(&self, begin: *mut u8, bytes: usize) -> Result<Locked> {
+        let page = rustix::param::page_size();
+        // A page of which only a part is locked makes copies of its other part fail.
+        assert_eq!((begin.align_offset(page), bytes % page), (0, 0), "whole pages");
         if self.faults.no_locks {
             return Err(Error::new(ErrorKind::Device, "fake: pages cannot be locked"));
         }
@@ -193,6 +204,9 @@ impl Device for FakeDevice {
         Ok(Box::new(Unlock(Arc::clone(&self.shared), bytes as u64)))
     }
 }
+
+/// What a stream takes before who gives it more has to wait.
+const QUEUED_MAX: usize = 1000;
 
 enum Task {
     Copy { number: u64, from: u64, to: u64, bytes: usize },
@@ -276,7 +290,10 @@ struct FakeQueue {
 impl FakeQueue {
     fn push(&mut self, task: Task) {
         self.queued += 1;
-        self.work.state.lock().tasks.push_back(task);
+        let mut state = self.work.state.lock();
+        assert!(state.tasks.len() < QUEUED_MAX, "a driver would keep its caller waiting");
+        state.tasks.push_back(task);
+        drop(state);
         self.work.changed.notify_all();
     }
 

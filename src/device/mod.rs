@@ -161,18 +161,64 @@ pub trait Queue: Send {
     fn raw(&self) -> *mut c_void;
 }
 
-/// Contiguous memory of a device. Whoever gives it keeps it allocated as long as it is used.
+/// Contiguous memory of a device, which stays allocated as long as this is there.
 #[derive(Debug, Clone)]
 pub struct DeviceMemory {
-    /// Where it lies.
-    pub device: Arc<dyn Device>,
-    /// The device's address of its first byte.
-    pub address: u64,
-    /// How long it is.
-    pub bytes: u64,
+    device: Arc<dyn Device>,
+    address: u64,
+    bytes: u64,
+    _kept: Kept,
+}
+
+/// What keeps memory of a device allocated.
+#[derive(Clone)]
+struct Kept(#[allow(dead_code, reason = "held, not read")] Arc<dyn Any + Send + Sync>);
+
+impl Debug for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Kept")
+    }
 }
 
 impl DeviceMemory {
+    /// `bytes` bytes of `device` that begin at its `address`.
+    ///
+    /// # Safety
+    /// They are memory of that device, which stays allocated as long as `kept` is there, and which
+    /// nobody changes while it is read, or reads while it is written.
+    #[allow(unsafe_code)]
+    pub unsafe fn new(
+        device: Arc<dyn Device>,
+        address: u64,
+        bytes: u64,
+        kept: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
+        Self { device, address, bytes, _kept: Kept(kept) }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn with_device(self, device: Arc<dyn Device>) -> Self {
+        Self { device, ..self }
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// How many bytes it has.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The device's address of its first byte.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
     /// Fills `out` with what begins at byte `offset`, as the computing stream has left it by now,
     /// through a ring of page-locked memory; `false`, with nothing done, where no memory may be
     /// locked (`TCH_CHECKPOINT_PINNED_MIB`).

@@ -15,6 +15,8 @@ pub(crate) struct Place {
     pub(crate) unit: Unit,
     /// Whether this rank was told that ranks may share a GPU.
     pub(crate) may_share: bool,
+    /// Whether its group exchanges gradients from this device to those of the others.
+    pub(crate) is_joined: bool,
 }
 
 /// What a rank computes with.
@@ -52,6 +54,7 @@ pub(crate) struct Placement {
 /// where two share a GPU, unless all were told that they may.
 pub(crate) fn judge(places: &[Place]) -> Result<Placement> {
     check_alike(places)?;
+    check_joined(places)?;
     let shared = shared_gpu(places);
     if let Some([first, second]) = shared
         && let Some(strict) = places.iter().position(|place| !place.may_share)
@@ -82,6 +85,24 @@ fn check_alike(places: &[Place]) -> Result<()> {
     Err(Error::new(ErrorKind::Device, message).at_rank(rank(cpu.0)).with_help(
         "`tch-checkpoint doctor` on that host says what its GPUs lack; to train on CPUs, give \
          every rank `Device::Cpu`, or start all with CUDA_VISIBLE_DEVICES=-1",
+    ))
+}
+
+/// Either all on the devices between which their group exchanges gradients, or none: some would wait
+/// there for others that go by way of the hosts.
+fn check_joined(places: &[Place]) -> Result<()> {
+    let joined = find(places, |place| place.is_joined);
+    let (Some(joined), Some(other)) = (joined, find(places, |place| !place.is_joined)) else {
+        return Ok(());
+    };
+    let message = format!(
+        "this rank would compute on another device than the one that its group's NCCL \
+         communicator joins, rank {} on that one",
+        joined.0
+    );
+    Err(Error::new(ErrorKind::InvalidInput, message).at_rank(rank(other.0)).with_help(
+        "give all ranks the devices with which the group began, or all of them others; or use a \
+         process group of its own",
     ))
 }
 
@@ -136,12 +157,12 @@ mod tests {
 
     fn gpu(host: &str, index: usize, id: &str) -> Place {
         let unit = Unit::Cuda { index, visible: 8, id: Some(id.to_owned()) };
-        Place { host: host.to_owned(), unit, may_share: false }
+        Place { host: host.to_owned(), unit, may_share: false, is_joined: false }
     }
 
     fn cpu(why: Option<&str>) -> Place {
         let unit = Unit::Cpu { why: why.map(str::to_owned) };
-        Place { host: "c".to_owned(), unit, may_share: false }
+        Place { host: "c".to_owned(), unit, may_share: false, is_joined: false }
     }
 
     const FULL: Placement = Placement { one_gpu_each: true, is_shared: false };
@@ -173,6 +194,17 @@ mod tests {
         for word in ["LOCAL_RANK", "CUDA_VISIBLE_DEVICES", "--gpus-per-task=1", SHARE_VARIABLE] {
             assert!(help.contains(word), "{word} not in {help}");
         }
+    }
+
+    #[test]
+    fn ranks_use_the_devices_that_their_group_joins_or_all_others() {
+        let place = |is_joined, id| Place { is_joined, ..gpu("a", 0, id) };
+        for all in [true, false] {
+            assert!(judge(&[place(all, "x"), place(all, "y")]).unwrap().one_gpu_each);
+        }
+        let error = judge(&[place(true, "x"), place(false, "y"), place(true, "z")]).unwrap_err();
+        assert_eq!((error.kind(), error.rank()), (ErrorKind::InvalidInput, Some(Rank::new(1))));
+        assert!(error.message().contains("rank 0 on that one"), "{error}");
     }
 
     #[test]

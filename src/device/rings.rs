@@ -78,12 +78,13 @@ impl Uploads {
         self.0.push(pending);
     }
 
-    /// Returns when all have arrived.
+    /// Returns when all have arrived; after an error too none is on its way any more, or its ring
+    /// has been given up.
     ///
     /// # Errors
-    /// As [`Pending::settle`].
+    /// The first, as [`Pending::settle`].
     pub fn settle(&mut self) -> Result<()> {
-        self.0.drain(..).try_for_each(Pending::settle)
+        self.0.drain(..).map(Pending::settle).fold(Ok(()), Result::and)
     }
 }
 

@@ -167,6 +167,33 @@ fn a_region_gets_its_parts_and_tells_progress() {
 }
 
 #[test]
+fn thousands_of_small_parts_never_fill_the_stream_of_a_busy_device() {
+    let device = healthy();
+    let (bytes, progress) = (pattern(5000), Progress::default());
+    let region = locked_region(&device, bytes.len());
+    device.compute_for(Duration::from_millis(100));
+    let ranges: Vec<_> = (0..bytes.len()).map(|at| at..at + 1).collect();
+    let parts = parts(&device.memory(&bytes), &ranges);
+    let region = queues(&device).fill(region, &parts, &progress).unwrap();
+    assert!(region.bytes()[..5000] == bytes[..]);
+    assert_eq!(progress.total(), 5000);
+}
+
+#[test]
+fn after_a_failed_upload_no_other_one_is_on_its_way() {
+    let bad = FakeDevice::new("fake:0", Faults { fail: Some(1), ..Faults::default() });
+    let slow = FakeDevice::new("fake:1", Faults { delay: LAG, ..Faults::default() });
+    let (mut first, mut second) = (vec![0; 10], vec![0; 10]);
+    let memories = [bad.memory_mut(&mut first), slow.memory_mut(&mut second)];
+    let mut uploads = Uploads::default();
+    for memory in &memories {
+        uploads.add(memory.write(0, &[7; 10]).unwrap().unwrap());
+    }
+    assert_eq!(uploads.settle().unwrap_err().kind(), ErrorKind::Device);
+    assert_eq!(second, [7; 10], "it has arrived before anybody frees it");
+}
+
+#[test]
 fn a_region_is_given_up_only_where_the_device_may_still_write_to_it() {
     let bytes = pattern(1000);
     for (faults, kind, is_freed) in [

@@ -6,7 +6,8 @@ use super::{Mark, Queue};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A device that does nothing for so long is taken for dead. One copy is a few milliseconds; what
-/// the computing stream was given before may be minutes.
+/// the computing stream was given before may be minutes, for as long as the deadline of the group
+/// lets a rank be silent.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 /// Asked without a pause: a copy of a slot takes about as long.
 const SPIN: Duration = Duration::from_micros(200);

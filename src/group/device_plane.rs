@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::ProcessGroup;
 use crate::device::{Device, Mark};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::rank::Rank;
 use crate::tensor::Dtype;
 
@@ -31,6 +31,16 @@ pub(crate) trait DevicePlane: Send + Sync {
     /// # Errors
     /// As [`DevicePlane::all_reduce_sum`].
     fn broadcast(&self, root: Rank, address: u64, bytes: u64) -> Result<Mark>;
+
+    /// Ends it for good, with this error for all later calls: what this rank could not do would
+    /// have to come next, and whatever came in its place would be taken for that by the others.
+    fn fail(&self, error: &Error);
+
+    /// Whether memory of an operation that ended with an error may be given back: else the device
+    /// may write to it at any time.
+    fn is_at_rest(&self) -> bool {
+        true
+    }
 
     /// Returns when all up to `mark` is done.
     ///

@@ -8,6 +8,7 @@ mod device;
 
 #[cfg(feature = "nccl")]
 pub use self::device::check_nccl;
+pub(super) use self::device::is_joined;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::ProcessGroup;

@@ -6,6 +6,7 @@ use crate::device::cuda::device_id;
 use crate::device::placement::{self, Place, SHARE_VARIABLE, Unit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Channel, ProcessGroup};
+use crate::handler::ddp::is_joined;
 use crate::handler::{Model, NNHandler};
 use crate::torch;
 
@@ -51,7 +52,7 @@ pub(super) fn agree_on_mapped(
             Some(other) => device_of_rank(Some(other), 0)?,
             None => found,
         };
-        Ok(place(device))
+        Ok(Place { is_joined: is_joined(group, device), ..place(device) })
     };
     let decide = |places: Vec<Place>| placement::judge(&places);
     let placement = group.phase_all(Channel::Training, "devices", own, decide)?;
@@ -111,7 +112,7 @@ fn place(device: Device) -> Place {
         _ => Unit::Other,
     };
     let may_share = std::env::var(SHARE_VARIABLE).is_ok_and(|value| value == "1");
-    Place { host, unit, may_share }
+    Place { host, unit, may_share, is_joined: false }
 }
 
 /// The explicit device, else this rank's CUDA device; the CPU where there is no CUDA at all.

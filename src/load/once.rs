@@ -114,11 +114,11 @@ impl Spread<'_> {
     ) -> Result<Result<()>> {
         let placed = match own {
             Some(own) => sink.write_at(0, own).and_then(|()| sink.flush()),
-            None => Ok(()),
+            None => sink.count_change(),
         };
         // All ranks have said that they have it there.
         let memory = sink.device_memory().ok_or_else(changed)?;
-        let mark = plane.broadcast(self.owner.rank, memory.address, self.bytes)?;
+        let mark = plane.broadcast(self.owner.rank, memory.address(), self.bytes)?;
         plane.wait(mark)?;
         Ok(placed)
     }
@@ -129,6 +129,6 @@ impl Spread<'_> {
 pub(super) fn on_device(group: &ProcessGroup, targets: &mut LoadTargets<'_>) -> Vec<bool> {
     let Some(plane) = group.device_plane() else { return Vec::new() };
     let targets = targets.targets_mut().values_mut().flatten();
-    let is_there = |memory: DeviceMemory| memory.device.name() == plane.device().name();
+    let is_there = |memory: DeviceMemory| memory.device().name() == plane.device().name();
     targets.map(|target| target.sink.device_memory().is_some_and(is_there)).collect()
 }

@@ -9,7 +9,7 @@ use crate::device::budget::{Budget, Lease};
 use crate::device::{Device, Locked};
 use crate::error::{Error, Result};
 
-/// Where it begins, and what is placed in it: what direct I/O asks for.
+/// What is placed in it begins at a multiple of this: what direct I/O asks for.
 pub(crate) const PAGE: usize = 4096;
 /// A region that is longer than needed by more than this is not used again.
 const SURPLUS_MAX: usize = 32 << 20;
@@ -30,11 +30,14 @@ impl Region {
     /// [`ErrorKind::Storage`](crate::ErrorKind::Storage) where memory is short.
     pub(crate) fn new(len: u64) -> Result<Self> {
         let short = || Error::no_memory(len);
+        let page = page_bytes();
+        let room = len.checked_next_multiple_of(page as u64).ok_or_else(short)?;
         // Of ordinary pages: once touched they are as fast as huge ones, and a virtual machine
         // whose host has taken back what was free in one piece needs six times as long to touch
         // huge ones first.
-        let bytes = zeroed(len.checked_add(PAGE as u64).ok_or_else(short)?).map_err(|_| short())?;
-        let begin = bytes.as_ptr().align_offset(PAGE).min(PAGE);
+        let bytes =
+            zeroed(room.checked_add(page as u64).ok_or_else(short)?).map_err(|_| short())?;
+        let begin = bytes.as_ptr().align_offset(page).min(page);
         Ok(Self {
             locked: None,
             bytes,
@@ -50,7 +53,7 @@ impl Region {
     /// As [`Region::new`].
     pub(crate) fn of(len: u64, kept: Option<Self>) -> Result<Self> {
         let fits = |region: &Self| {
-            let room = region.bytes.len() - PAGE;
+            let room = region.bytes.len() - page_bytes();
             usize::try_from(len).is_ok_and(|len| len <= room && room - len <= SURPLUS_MAX)
         };
         match kept.filter(fits) {
@@ -60,7 +63,8 @@ impl Region {
     }
 
     /// Locks its pages, for copies from and to devices, as long as it lives; `false` if `budget` has
-    /// not as much.
+    /// not as much. Those alone that are all its own: memory of others beside it would else be
+    /// locked in part, and copies of that fail.
     ///
     /// # Errors
     /// As [`Device::lock_pages`].
@@ -70,10 +74,11 @@ impl Region {
         }
         let Some(lease) = budget.take(self.bytes.len() as u64) else { return Ok(false) };
         let memory = self.bytes_mut();
+        let whole = memory.len() - memory.len() % page_bytes();
         // SAFETY: the buffer is never made longer, so that it stays where it is until it is dropped,
         // which is after `locked`.
         #[allow(unsafe_code)]
-        let locked = unsafe { device.lock_pages(memory.as_mut_ptr(), memory.len())? };
+        let locked = unsafe { device.lock_pages(memory.as_mut_ptr(), whole)? };
         self.locked = Some((locked, lease));
         Ok(true)
     }
@@ -85,6 +90,11 @@ impl Region {
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         self.bytes.get_mut(self.begin..).unwrap_or_default()
     }
+}
+
+/// A page of this machine, and never less than direct I/O asks for.
+fn page_bytes() -> usize {
+    rustix::param::page_size().max(PAGE)
 }
 
 impl fmt::Debug for Region {

@@ -23,7 +23,7 @@ impl Devices {
     /// [`ErrorKind::Device`](crate::ErrorKind::Device).
     pub(super) fn expect(&mut self, cut: &Cut<'_>) -> Result<()> {
         match cut.entry.source.device_memory() {
-            Some(memory) => self.queues.open(&memory.device),
+            Some(memory) => self.queues.open(memory.device()),
             None => Ok(()),
         }
     }
@@ -40,8 +40,8 @@ impl Devices {
         (file, piece): (usize, usize),
     ) -> Result<bool> {
         let Some(memory) = cut.entry.source.device_memory() else { return Ok(false) };
-        self.queues.open(&memory.device)?;
-        let device = memory.device.as_ref();
+        self.queues.open(memory.device())?;
+        let device = memory.device().as_ref();
         if !*self.is_locked.get_or_insert_with(|| lock(staged, device)) {
             return Ok(false);
         }

@@ -71,6 +71,15 @@ pub trait TensorSink: Send {
         None
     }
 
+    /// Notes that its device memory is about to change, as [`TensorSink::write_at`] does by itself, so
+    /// that a save beside this does not take it for unchanged. Default: nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`].
+    fn count_change(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Takes whatever memory [`TensorSink::write_at`] needs beside the box, so that a lack of it
     /// shows before any rank changes anything. Called before the vote of a load that is
     /// [atomic](crate::load::Atomicity::Atomic), where the box keeps its content; the writes may
@@ -105,6 +114,10 @@ impl<T: TensorSink + ?Sized> TensorSink for &mut T {
 
     fn device_memory(&mut self) -> Option<DeviceMemory> {
         (**self).device_memory()
+    }
+
+    fn count_change(&mut self) -> Result<()> {
+        (**self).count_change()
     }
 
     fn prepare(&mut self) -> Result<()> {

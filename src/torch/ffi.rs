@@ -192,7 +192,7 @@ pub(super) fn addcdiv(tensor: &mut Tensor, a: &Tensor, b: &Tensor, value: f64) -
 }
 
 /// Counts a change in place that libtorch does not see, for this tensor and all views of it.
-pub(super) fn count_change(tensor: &Tensor) -> Result<()> {
+pub(crate) fn count_change(tensor: &Tensor) -> Result<()> {
     // SAFETY: `tensor` is a live handle of torch-sys; the count is atomic.
     call("counting a change", |message, size| unsafe {
         tch_checkpoint_count_change(tensor.as_ptr(), message, size)

@@ -54,6 +54,7 @@ pub use convert::{dtype_of, kind_of, spec_of};
 pub use cuda_library::{cuda_devices, why_no_cuda};
 
 pub use ema::{Ema, EmaConfig};
+pub(crate) use ffi::count_change;
 pub(crate) use gradients::{clear as clear_gradient, identity};
 pub use optim::{
     Adam, AdamW, Optimizer, OptimizerConfig, OptimizerSpec, ParamGroupConfig, RmsProp, Sgd, Sharded,

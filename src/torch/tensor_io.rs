@@ -3,6 +3,8 @@
 //! through unchanged, whatever the dtype.
 
 use std::slice;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::{Device, Kind, Tensor};
 
@@ -144,6 +146,10 @@ impl TensorSink for TchSink {
 
     fn device_memory(&mut self) -> Option<DeviceMemory> {
         self.region.device_memory()
+    }
+
+    fn count_change(&mut self) -> Result<()> {
+        ffi::count_change(self.region.tensor())
     }
 
     fn prepare(&mut self) -> Result<()> {
@@ -338,15 +344,29 @@ fn scatter(words: &mut Tensor, elements: &std::ops::Range<i64>, bytes: &Tensor) 
     Ok(())
 }
 
+/// A tensor of which nothing is used but that it is there.
+struct Kept(#[allow(dead_code, reason = "held, not read")] Tensor);
+
+// SAFETY: dropping it is all that is ever done with it, which libtorch allows from any thread.
+#[allow(unsafe_code)]
+unsafe impl Sync for Kept {}
+
 /// A dimension of bytes on a CUDA device. One that the driver does not show is left to libtorch.
 fn flat_memory(flat: &Tensor) -> Option<DeviceMemory> {
     let Device::Cuda(index) = flat.device() else { return None };
     let bytes = u64::try_from(flat.numel()).ok().filter(|bytes| *bytes > 0)?;
     let device = cuda::device(index).inspect_err(|error| {
-        tracing::debug!(%error, "copies of this device are left to libtorch");
+        static IS_SAID: AtomicBool = AtomicBool::new(false);
+        if !IS_SAID.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%error, "copies of devices are left to libtorch: slower, and not beside training");
+        }
     });
     let address = flat.data_ptr().addr() as u64;
-    Some(DeviceMemory { device: device.ok()?, address, bytes })
+    let kept = Arc::new(Kept(flat.shallow_clone()));
+    // SAFETY: the bytes of a tensor on this device, whose storage `kept` holds; that nobody else
+    // uses them meanwhile is the contract of the two types above.
+    #[allow(unsafe_code)]
+    Some(unsafe { DeviceMemory::new(device.ok()?, address, bytes, kept) })
 }
 
 fn read_flat(flat: &Tensor, offset: i64, out: &mut [u8]) -> Result<()> {
@@ -358,7 +378,8 @@ fn read_flat(flat: &Tensor, offset: i64, out: &mut [u8]) -> Result<()> {
     {
         return Ok(());
     }
-    let copy = || blob(out)?.f_copy_(&flat.f_narrow(0, offset, to_i64(out.len() as u64))?);
+    let mut copy =
+        || blob_mut(out)?.f_copy_(&flat.f_narrow(0, offset, to_i64(out.len() as u64))?);
     copy().map_err(|e| torch_error("copying from the device", &e))
 }
 
@@ -367,15 +388,23 @@ fn write_flat(flat: &Tensor, offset: i64, bytes: &[u8]) -> Result<()> {
     copy().map_err(|e| torch_error("copying to the device", &e))
 }
 
-/// Host memory as a tensor of bytes, for one copy.
+/// Host memory as a tensor of bytes, for one copy out of it.
 fn blob(bytes: &[u8]) -> Result<Tensor, tch::TchError> {
-    let size = [to_i64(bytes.len() as u64)];
-    // SAFETY: the two callers above hold `bytes` (mutably, where they copy into it) until the
-    // copy has returned, and drop the tensor then; copies from and to pageable memory are
-    // synchronous.
+    blob_at(bytes.as_ptr(), bytes.len())
+}
+
+/// The same, for one copy into it.
+fn blob_mut(bytes: &mut [u8]) -> Result<Tensor, tch::TchError> {
+    blob_at(bytes.as_mut_ptr(), bytes.len())
+}
+
+fn blob_at(begin: *const u8, length: usize) -> Result<Tensor, tch::TchError> {
+    let size = [to_i64(length as u64)];
+    // SAFETY: who copies holds the bytes, mutably where it copies into them, until the copy has
+    // returned, and drops the tensor then; copies from and to pageable memory are synchronous.
     #[allow(unsafe_code)]
     unsafe {
-        Tensor::f_from_blob(bytes.as_ptr(), &size, &[1], Kind::Uint8, Device::Cpu)
+        Tensor::f_from_blob(begin, &size, &[1], Kind::Uint8, Device::Cpu)
     }
 }
 

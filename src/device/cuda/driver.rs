@@ -72,7 +72,9 @@ fn init() -> Result<()> {
     }
     // SAFETY: takes nothing but flags, which must be 0.
     #[allow(unsafe_code)]
-    check(unsafe { sys::cuInit(0) }, "starting the CUDA driver")
+    check(unsafe { sys::cuInit(0) }, "starting the CUDA driver").map_err(|error| {
+        error.with_help("a `stubs` folder of a CUDA toolkit in LD_LIBRARY_PATH hides the driver")
+    })
 }
 
 /// What the driver answered, with its own name and words for an error.

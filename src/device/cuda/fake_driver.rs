@@ -87,7 +87,10 @@ fn inner() {
     assert_eq!(device.name(), "cuda:1");
     let bytes: Vec<u8> = (0..9_000_000u32).map(|i| (i % 251) as u8).collect();
     let (address, len) = (bytes.as_ptr().expose_provenance() as u64, bytes.len());
-    let memory = DeviceMemory { device: Arc::clone(&device), address, bytes: len as u64 };
+    // SAFETY: freed at the end, when all is copied.
+    #[allow(unsafe_code)]
+    let memory =
+        unsafe { DeviceMemory::new(Arc::clone(&device), address, len as u64, Arc::new(())) };
     let mut out = vec![0; len];
     let read = memory.read(0, &mut out);
     if fails {
@@ -124,7 +127,10 @@ fn direct(device: &Arc<dyn Device>, memory: &DeviceMemory, bytes: &[u8]) {
 fn upload(device: &Arc<dyn Device>, bytes: &[u8]) {
     let mut target = vec![0; bytes.len()];
     let address = target.as_mut_ptr().expose_provenance() as u64;
-    let memory = DeviceMemory { device: Arc::clone(device), address, bytes: bytes.len() as u64 };
+    // SAFETY: as above.
+    #[allow(unsafe_code)]
+    let memory =
+        unsafe { DeviceMemory::new(Arc::clone(device), address, bytes.len() as u64, Arc::new(())) };
     memory.write(0, bytes).unwrap().unwrap().settle().unwrap();
     assert!(target == bytes);
 }

@@ -9,7 +9,7 @@ use cudarc::driver::sys;
 use super::driver::{Context, check, number};
 use super::queue::CudaQueue;
 use crate::device::wait::{PATIENCE, wait};
-use crate::device::{Fingerprinter, Queue};
+use crate::device::{Fingerprinter, Mark, Queue};
 use crate::error::{Error, ErrorKind, Result};
 
 const PTX: &str = concat!(include_str!("fingerprint.ptx"), "\0");
@@ -17,6 +17,8 @@ const PTX: &str = concat!(include_str!("fingerprint.ptx"), "\0");
 const THREADS: u32 = 256;
 /// Bytes that a block of threads sums up at a time: 4 KiB for each warp.
 const STEP_BYTES: u64 = 8 * 4096;
+/// A stream takes about a thousand kernels; twice this many are on their way.
+const LAUNCHES_MAX: usize = 256;
 /// Bytes of the sums of one range.
 const SUMS_BYTES: usize = 16;
 
@@ -91,6 +93,8 @@ pub(super) struct CudaFingerprinter {
     sums: sys::CUdeviceptr,
     announced: usize,
     queued: usize,
+    /// After the last but some that were queued.
+    earlier: Mark,
     /// Something may still be running.
     is_busy: bool,
 }
@@ -108,8 +112,9 @@ impl CudaFingerprinter {
         #[allow(unsafe_code)]
         let taken = unsafe { sys::cuMemAlloc_v2(&raw mut sums, bytes) };
         check(taken, "taking device memory for hashes")?;
-        let (announced, queued) = (ranges, 0);
-        let opened = Self { context, queue, kernel, sums, announced, queued, is_busy: true };
+        let (announced, queued, earlier) = (ranges, 0, Mark::default());
+        let opened =
+            Self { context, queue, kernel, sums, announced, queued, earlier, is_busy: true };
         // SAFETY: memory of this length, just taken.
         #[allow(unsafe_code)]
         let cleared = unsafe { sys::cuMemsetD32Async(sums, 0, bytes / 4, opened.stream()) };
@@ -151,6 +156,10 @@ impl Fingerprinter for CudaFingerprinter {
         };
         check(launched, "starting the kernel that hashes replicas")?;
         self.queued += 1;
+        if self.queued.is_multiple_of(LAUNCHES_MAX) {
+            let mark = self.queue.mark()?;
+            wait(&mut self.queue, std::mem::replace(&mut self.earlier, mark), PATIENCE)?;
+        }
         Ok(())
     }
 

@@ -28,6 +28,7 @@ struct State {
     /// Operations that ended, and what came out of the last one.
     ended: u64,
     result: Vec<u8>,
+    failed: Option<Error>,
 }
 
 /// One rank's end of it.
@@ -46,6 +47,7 @@ impl FakePlane {
         combine: impl Fn(&[(Rank, Vec<u8>)]) -> Vec<u8>,
     ) -> Result<Vec<u8>> {
         let mut state = self.meeting.state.lock();
+        state.failed.clone().map_or(Ok(()), Err)?;
         state.given.push((self.rank, bytes));
         let turn = state.ended;
         if state.given.len() as u64 == u64::from(self.world.get()) {
@@ -54,10 +56,13 @@ impl FakePlane {
             state.ended += 1;
             self.meeting.changed.notify_all();
         }
-        let is_waiting = |state: &mut State| state.ended == turn;
+        let is_waiting = |state: &mut State| state.ended == turn && state.failed.is_none();
         let waited = self.meeting.changed.wait_while_for(&mut state, is_waiting, PATIENCE);
         if waited.timed_out() {
             return Err(Error::new(ErrorKind::Deadline, "fake: a rank did not come"));
+        }
+        if state.ended == turn {
+            state.failed.clone().map_or(Ok(()), Err)?;
         }
         Ok(state.result.clone())
     }
@@ -100,6 +105,11 @@ impl DevicePlane for FakePlane {
         };
         memory.copy_from_slice(&self.meet(memory.to_vec(), of_root)?);
         Ok(Mark(0))
+    }
+
+    fn fail(&self, error: &Error) {
+        self.meeting.state.lock().failed.get_or_insert_with(|| error.clone());
+        self.meeting.changed.notify_all();
     }
 
     fn wait(&self, _: Mark) -> Result<()> {

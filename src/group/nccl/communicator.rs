@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 
 use super::api::{Api, Comm, DataType, Progress, UniqueId};
-use super::peers::{PeerCheck, Peers};
+use super::peers::Peers;
 use super::watchdog::{Seen, Watch, Watched};
 use crate::device::{Device, Mark, Queue};
 use crate::error::{Error, ErrorKind, Result};
@@ -30,7 +30,7 @@ pub(super) struct Membership {
     pub(super) id: UniqueId,
     /// For all to come together, and for one exchange.
     pub(super) patience: Duration,
-    pub(super) peers: PeerCheck,
+    pub(super) peers: Peers,
 }
 
 /// This rank's end.
@@ -51,11 +51,14 @@ struct Shared {
 
 /// A communicator until it is freed. Its calls return soon, because it is a non-blocking one: who
 /// frees it waits for those that go on, and later ones find it gone.
-struct Handle(RwLock<Option<Box<dyn Comm>>>);
+struct Handle {
+    comm: RwLock<Option<Box<dyn Comm>>>,
+    device: Arc<dyn Device>,
+}
 
 impl Handle {
     fn with<T>(&self, call: impl FnOnce(&dyn Comm) -> Result<T>) -> Result<T> {
-        match &*self.0.read() {
+        match &*self.comm.read() {
             Some(comm) => call(comm.as_ref()),
             None => Err(Error::new(ErrorKind::Device, "NCCL's communicator was aborted")),
         }
@@ -72,8 +75,14 @@ impl Handle {
 
     /// Returns when that is done, or does not end: nobody may hang because NCCL does.
     fn abort(&self) {
-        let Some(comm) = self.0.write().take() else { return };
-        match freed_within(ABORT_MAX, move || comm.abort()) {
+        let Some(comm) = self.comm.write().take() else { return };
+        let device = Arc::clone(&self.device);
+        let abort = move || {
+            // Else NCCL takes some memory of the first device, whichever this one is.
+            let _current = device.enter()?;
+            comm.abort()
+        };
+        match freed_within(ABORT_MAX, abort) {
             Some(Ok(())) => {}
             Some(Err(error)) => tracing::warn!(%error, "NCCL could not be aborted"),
             None => tracing::error!("NCCL's abort does not end within {ABORT_MAX:?}"),
@@ -81,7 +90,7 @@ impl Handle {
     }
 
     fn destroy(&self) -> Result<()> {
-        self.0.write().take().map_or(Ok(()), |comm| comm.destroy())
+        self.comm.write().take().map_or(Ok(()), |comm| comm.destroy())
     }
 }
 
@@ -102,8 +111,8 @@ impl Communicator {
         let begun = Instant::now();
         let _current = device.enter()?;
         let Membership { rank, world, id, patience, peers } = with;
-        let peers = Peers::new(peers);
-        let comm = Handle(RwLock::new(Some(api.init(world.get(), &id, rank.get())?)));
+        let comm = RwLock::new(Some(api.init(world.get(), &id, rank.get())?));
+        let comm = Handle { comm, device: Arc::clone(device) };
         let settled = comm.settle(|| {
             peers.check(begun)?;
             in_time(begun, patience, "not all ranks have joined NCCL's communicator")
@@ -147,9 +156,8 @@ impl Communicator {
                 Ok(mark)
             }
             Err(error) => {
-                self.watch.fail(&error);
                 // Part of it may be under way, in memory that the caller frees now.
-                let _ = self.watch.check_when_ended();
+                self.fail(&error);
                 Err(error)
             }
         }
@@ -172,6 +180,15 @@ impl DevicePlane for Communicator {
         // SAFETY: the caller keeps the memory until the mark is reached.
         #[allow(unsafe_code)]
         self.give(|comm, stream| unsafe { comm.broadcast(root.get(), address, bytes, stream) })
+    }
+
+    fn fail(&self, error: &Error) {
+        self.watch.fail(error);
+        let _ = self.watch.check_when_ended();
+    }
+
+    fn is_at_rest(&self) -> bool {
+        self.watch.is_at_rest()
     }
 
     fn wait(&self, mark: Mark) -> Result<()> {
@@ -237,19 +254,15 @@ impl Watched for Shared {
         }
     }
 
-    fn abort(&self) {
+    fn abort(&self) -> bool {
         self.comm.abort();
         // The device sees that on its own: until then it may write to memory of those who wait.
-        let begun = Instant::now();
         let mut marked = self.queue.lock();
-        let Ok(last) = marked.queue.mark() else { return };
-        while let Ok(false) = marked.queue.reached(last) {
-            if begun.elapsed() > ABORT_MAX {
-                tracing::error!("the device goes on with an exchange that was aborted");
-                return;
-            }
-            std::thread::sleep(PAUSE);
-        }
+        let at_rest = marked
+            .queue
+            .mark()
+            .and_then(|mark| crate::device::wait::wait(marked.queue.as_mut(), mark, ABORT_MAX));
+        at_rest.inspect_err(|error| tracing::error!(%error, "after an aborted exchange")).is_ok()
     }
 }
 

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use self::api::{Api, UniqueId, Version};
 use self::communicator::{Communicator, Membership};
-use self::peers::PeerCheck;
+use self::peers::Peers;
 use super::{Channel, ProcessGroup};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
@@ -78,7 +78,7 @@ impl ProcessGroup {
             let (api, _, device) = found?;
             let (rank, world) = (self.rank(), self.world_size());
             let patience = self.deadlines().join.max(self.deadlines().progress);
-            let peers = self.peer_check();
+            let peers = self.exchange_peers();
             let membership = Membership { rank, world, id, patience, peers };
             joined = Some(Communicator::join(&api, &device, membership)?);
             Ok(())
@@ -94,14 +94,15 @@ impl ProcessGroup {
 
 impl ProcessGroup {
     /// Whether it is worth waiting on for the others, who are told that this rank is there.
-    pub(super) fn peer_check(&self) -> PeerCheck {
-        let Some(star) = self.star() else { return Arc::new(|_| Ok(())) };
-        let peers = star.peers();
-        Arc::new(move |since| {
-            peers.say_here();
-            // The others hear it from the coordinator, before its own end.
-            peers.check(since).inspect_err(|error| peers.give_up(error))
-        })
+    fn exchange_peers(&self) -> Peers {
+        let Some(star) = self.star() else { return Peers::new(|_| Ok(()), |_| {}) };
+        let (own, peers) = (star.peers(), star.peers());
+        let check = move |since| {
+            own.say_here();
+            own.check(since)
+        };
+        // The others hear it from the coordinator, before its own end.
+        Peers::new(check, move |error| peers.give_up(error))
     }
 }
 

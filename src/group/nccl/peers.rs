@@ -1,28 +1,33 @@
 //! The other ranks of an exchange, as the control plane sees them.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Who has what it came for may go while others still wait for the rest of theirs, which is on its
 /// way by then.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// What the control plane says of those that take part in something that began at a time.
-pub(super) type PeerCheck = Arc<dyn Fn(Instant) -> Result<()> + Send + Sync>;
+type Check = dyn Fn(Instant) -> Result<()> + Send + Sync;
+type GiveUp = dyn Fn(&Error) + Send + Sync;
 
 /// A check that lets a rank be gone for a while.
 pub(super) struct Peers {
-    check: PeerCheck,
+    check: Box<Check>,
+    give_up: Box<GiveUp>,
     lost: Mutex<Option<Instant>>,
 }
 
 impl Peers {
-    pub(super) fn new(check: PeerCheck) -> Self {
-        Self { check, lost: Mutex::new(None) }
+    /// `check` says what the control plane knows of those that take part in something that began at
+    /// a time; `give_up` tells them of an error.
+    pub(super) fn new(
+        check: impl Fn(Instant) -> Result<()> + Send + Sync + 'static,
+        give_up: impl Fn(&Error) + Send + Sync + 'static,
+    ) -> Self {
+        Self { check: Box::new(check), give_up: Box::new(give_up), lost: Mutex::new(None) }
     }
 
     /// # Errors
@@ -33,6 +38,10 @@ impl Peers {
             return Ok(());
         };
         let lost = *self.lost.lock().get_or_insert_with(Instant::now);
-        if lost.elapsed() < GRACE { Ok(()) } else { Err(error) }
+        if lost.elapsed() < GRACE {
+            return Ok(());
+        }
+        (self.give_up)(&error);
+        Err(error)
     }
 }

@@ -21,8 +21,9 @@ pub(super) enum State {
     Idle,
     /// Something is, and nothing has been done of it since then.
     Busy { since: Instant },
-    /// An error, which every later call gets; whether the communicator was aborted already.
-    Broken { error: Error, aborted: bool },
+    /// An error, which every later call gets; and, once the abort is over, whether the device is at
+    /// rest.
+    Broken { error: Error, at_rest: Option<bool> },
     /// It was ended in good order.
     Ended,
 }
@@ -74,8 +75,8 @@ pub(super) fn judge(seen: Seen, before: u64, silent: Duration, patience: Duratio
 pub(super) trait Watched: Send + Sync + 'static {
     /// One look; `since` is when the last sign of progress was.
     fn look(&self, since: Instant) -> Seen;
-    /// Ends all that goes on, on the device as well.
-    fn abort(&self);
+    /// Ends all that goes on; whether the device is at rest then.
+    fn abort(&self) -> bool;
 }
 
 /// Shared between the thread and those who give work.
@@ -118,7 +119,7 @@ impl Watch {
     pub(super) fn check_when_ended(&self) -> Result<()> {
         let begun = Instant::now();
         let mut inner = self.inner.lock();
-        while matches!(inner.state, State::Broken { aborted: false, .. }) {
+        while matches!(inner.state, State::Broken { at_rest: None, .. }) {
             if self.changed.wait_for(&mut inner, TICK).timed_out() && begun.elapsed() > ABORT_MAX {
                 tracing::error!("the abort of an exchange between devices does not end");
                 break;
@@ -126,6 +127,11 @@ impl Watch {
         }
         drop(inner);
         self.check()
+    }
+
+    /// Whether nothing may still write to memory of an exchange that ended with an error.
+    pub(super) fn is_at_rest(&self) -> bool {
+        !matches!(self.inner.lock().state, State::Broken { at_rest: None | Some(false), .. })
     }
 
     /// Something goes on from now on.
@@ -142,7 +148,7 @@ impl Watch {
     pub(super) fn fail(&self, error: &Error) {
         let mut inner = self.inner.lock();
         if matches!(inner.state, State::Idle | State::Busy { .. }) {
-            inner.state = State::Broken { error: error.clone(), aborted: false };
+            inner.state = State::Broken { error: error.clone(), at_rest: None };
             self.changed.notify_all();
         }
     }
@@ -198,8 +204,8 @@ impl Watch {
                     // Not under the lock: callers are to see the error at once.
                     drop(inner);
                     tracing::error!(%error, "the exchange between devices is aborted");
-                    watched.abort();
-                    self.inner.lock().state = State::Broken { error, aborted: true };
+                    let at_rest = Some(watched.abort());
+                    self.inner.lock().state = State::Broken { error, at_rest };
                     self.changed.notify_all();
                     return None;
                 }

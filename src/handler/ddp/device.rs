@@ -19,13 +19,21 @@ pub(super) fn plane_of<'g>(
     tensors: &[Tensor],
 ) -> Option<&'g Arc<dyn DevicePlane>> {
     let plane = group.device_plane()?;
+    tensors.iter().all(|tensor| is_of(plane.as_ref(), tensor.device())).then_some(plane)
+}
+
+/// Whether `device` is that of the group's plane between devices.
+pub(in crate::handler) fn is_joined(group: &ProcessGroup, device: Device) -> bool {
+    group.device_plane().is_some_and(|plane| is_of(plane.as_ref(), device))
+}
+
+fn is_of(plane: &dyn DevicePlane, device: Device) -> bool {
     let own = plane.device().name();
-    let is_there = |tensor: &Tensor| match tensor.device() {
+    match device {
         Device::Cpu => own == "cpu",
         Device::Cuda(index) => own == format!("cuda:{index}"),
         _ => false,
-    };
-    tensors.iter().all(is_there).then_some(plane)
+    }
 }
 
 /// A bucket that is on its way. Its memory stays until it has arrived, also where an error ends
@@ -40,8 +48,13 @@ impl<'p> Travelling<'p> {
     /// Adds up `flat`, which is contiguous, over all ranks.
     fn sum(plane: &'p dyn DevicePlane, flat: Tensor) -> Result<Self> {
         let (address, dtype) = (flat.data_ptr().expose_provenance() as u64, dtype_of(flat.kind())?);
-        let mark = plane.all_reduce_sum(address, flat.numel() as u64, dtype)?;
-        Ok(Self { plane, flat, mark })
+        match plane.all_reduce_sum(address, flat.numel() as u64, dtype) {
+            Ok(mark) => Ok(Self { plane, flat, mark }),
+            Err(error) => {
+                give_back(plane, &flat);
+                Err(error)
+            }
+        }
     }
 
     fn arrived(&self) -> Result<&Tensor> {
@@ -52,7 +65,16 @@ impl<'p> Travelling<'p> {
 impl Drop for Travelling<'_> {
     fn drop(&mut self) {
         // Whoever was to know of an error has heard it.
-        let _ = self.plane.wait(self.mark);
+        if self.plane.wait(self.mark).is_err() {
+            give_back(self.plane, &self.flat);
+        }
+    }
+}
+
+/// After an error: keeps the memory for ever where the device may still write to it.
+fn give_back(plane: &dyn DevicePlane, flat: &Tensor) {
+    if !plane.is_at_rest() {
+        std::mem::forget(flat.shallow_clone());
     }
 }
 
@@ -60,8 +82,17 @@ impl Drop for Travelling<'_> {
 /// in elements of `kind`.
 ///
 /// # Errors
-/// [`ErrorKind::Device`]; as [`DevicePlane::wait`].
+/// [`ErrorKind::Device`]; as [`DevicePlane::wait`]. Ends the plane.
 pub(super) fn average(
+    plane: &dyn DevicePlane,
+    parameters: &[&Tensor],
+    kind: Kind,
+    weight: f64,
+) -> Result<()> {
+    average_in_turns(plane, parameters, kind, weight).inspect_err(|error| plane.fail(error))
+}
+
+fn average_in_turns(
     plane: &dyn DevicePlane,
     parameters: &[&Tensor],
     kind: Kind,
@@ -70,7 +101,8 @@ pub(super) fn average(
     let Some(first) = parameters.first() else { return Ok(()) };
     let gradients: Vec<Tensor> = parameters.iter().map(|parameter| parameter.grad()).collect();
     let own: Vec<f32> = gradients.iter().map(|g| if g.defined() { 1.0 } else { 0.0 }).collect();
-    let flags = Travelling::sum(plane, Tensor::from_slice(&own).to_device(first.device()))?;
+    let flags = Tensor::f_from_slice(&own).and_then(|flags| flags.f_to_device(first.device()));
+    let flags = Travelling::sum(plane, flags.map_err(|e| device_error(&e))?)?;
     let sizes: Vec<usize> = parameters.iter().map(|parameter| parameter.numel()).collect();
     let buckets = layout(&sizes, ELEMENTS_MAX);
     let (mut travelling, mut somewhere) = (VecDeque::new(), Vec::new());
@@ -97,7 +129,8 @@ fn out_of_turn() -> Error {
 
 /// Which parameters have a gradient on some rank.
 fn defined_somewhere(flags: &Tensor) -> Result<Vec<bool>> {
-    let flags = Vec::<f32>::try_from(flags.to_device(Device::Cpu)).map_err(|e| device_error(&e))?;
+    let host = flags.f_to_device(Device::Cpu).and_then(Vec::<f32>::try_from);
+    let flags = host.map_err(|e| device_error(&e))?;
     Ok(flags.into_iter().map(|count| count > 0.0).collect())
 }
 
@@ -137,14 +170,21 @@ fn take_out(
 /// Gives all ranks the coordinator's values, bit for bit.
 ///
 /// # Errors
-/// [`ErrorKind::Unsupported`] for a tensor without plain bytes; as [`DevicePlane::wait`].
+/// [`ErrorKind::Unsupported`] for a tensor without plain bytes; as [`DevicePlane::wait`], which end
+/// the plane.
 pub(super) fn broadcast(plane: &dyn DevicePlane, tensors: &[Tensor]) -> Result<()> {
     // First all, so that no rank is missing in the middle.
     tensors.iter().try_for_each(|tensor| crate::torch::spec_of(tensor).map(drop))?;
+    broadcast_each(plane, tensors).inspect_err(|error| plane.fail(error))
+}
+
+fn broadcast_each(plane: &dyn DevicePlane, tensors: &[Tensor]) -> Result<()> {
     for tensor in tensors.iter().filter(|tensor| tensor.numel() > 0) {
         let packed = tensor.detach().f_contiguous().map_err(|e| device_error(&e))?;
         let bytes = packed.numel() * packed.kind().elt_size_in_bytes();
         let address = packed.data_ptr().expose_provenance() as u64;
+        // A save beside this must not take it for unchanged.
+        crate::torch::count_change(tensor)?;
         let mark = plane.broadcast(Rank::COORDINATOR, address, bytes as u64)?;
         let travelling = Travelling { plane, flat: packed, mark };
         let arrived = travelling.arrived()?;

@@ -28,7 +28,7 @@ fn on_ranks<T: Send>(
                     world: group.world_size(),
                     id: nccl.unique_id().unwrap(),
                     patience,
-                    peers: group.peer_check(),
+                    peers: group.exchange_peers(),
                 };
                 let comm = Communicator::join(&nccl, &StreamDevice::shared(), with)?;
                 // Dropping a rank's group is its death.

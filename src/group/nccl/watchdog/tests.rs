@@ -40,6 +40,8 @@ struct Work {
     is_lost: AtomicBool,
     looks: AtomicU64,
     aborts: AtomicU64,
+    /// The device goes on, whatever is aborted.
+    goes_on: AtomicBool,
 }
 
 impl Watched for Work {
@@ -49,8 +51,9 @@ impl Watched for Work {
         Seen { done: Ok(self.is_done.load(SeqCst)), peers: lost.map_or(Ok(()), Err), ..fine() }
     }
 
-    fn abort(&self) {
+    fn abort(&self) -> bool {
         self.aborts.fetch_add(1, SeqCst);
+        !self.goes_on.load(SeqCst)
     }
 }
 
@@ -114,6 +117,20 @@ fn who_frees_memory_hears_of_an_error_only_after_the_abort() {
         waits.join().unwrap()
     });
     assert_eq!(freed.unwrap_err().kind(), ErrorKind::Device);
+}
+
+#[test]
+fn memory_may_go_once_the_device_is_seen_at_rest() {
+    for goes_on in [false, true] {
+        let watch = Watch::new(PATIENCE);
+        assert!(watch.is_at_rest());
+        watch.fail(&error(ErrorKind::Device));
+        assert!(!watch.is_at_rest(), "nothing has been aborted yet");
+        let work = Arc::new(Work { goes_on: goes_on.into(), ..Work::default() });
+        watch.start(work as Arc<dyn Watched>).unwrap().join().unwrap();
+        assert_eq!(watch.is_at_rest(), !goes_on);
+        assert_eq!(watch.check().unwrap_err().kind(), ErrorKind::Device);
+    }
 }
 
 #[test]

@@ -122,3 +122,36 @@ fn a_rank_that_does_not_come_is_an_error_of_the_others() {
     });
     assert_eq!(results, [Some(Err(ErrorKind::Deadline)), None, Some(Err(ErrorKind::Deadline))]);
 }
+
+/// What no bucket takes: the gradient of an embedding that is sparse.
+fn sparse_parameter() -> Tensor {
+    let weight = Tensor::zeros([4, 2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let looked_up = Tensor::embedding(&weight, &Tensor::from_slice(&[1i64, 3]), -1, false, true);
+    looked_up.sum(Kind::Float).backward();
+    weight
+}
+
+#[test]
+fn what_one_rank_cannot_do_in_the_middle_ends_the_plane_for_all_later_calls() {
+    let results = on_ranks(true, |group| {
+        let rank = group.rank().get();
+        let fine = || parameter(&[4, 2], Kind::Float, Some(1.0));
+        let all = [fine(), if rank == 1 { sparse_parameter() } else { fine() }];
+        let first = average_gradients(group, &all, 1.0).map_err(|error| error.kind());
+        // It would meet what the others wait for.
+        let second = average_gradients(group, &[fine()], 1.0).map_err(|error| error.kind());
+        (first, second)
+    });
+    assert_eq!(results, [(Err(ErrorKind::Device), Err(ErrorKind::Device)); 3]);
+}
+
+#[test]
+fn a_broadcast_counts_as_a_change_on_every_rank() {
+    let changed = on_ranks(true, |group| {
+        let tensor = Tensor::zeros([3], (Kind::Float, Device::Cpu));
+        let before = tensor.f_internal_version().unwrap();
+        broadcast_tensors(group, std::slice::from_ref(&tensor)).unwrap();
+        tensor.f_internal_version().unwrap() > before
+    });
+    assert_eq!(changed, [true; 3]);
+}
