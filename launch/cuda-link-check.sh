@@ -48,7 +48,9 @@ TOML
 }
 
 # What a program says of devices: some, or none for want of a driver and of nothing else.
-readonly WITH_CUDA='^cuda devices [1-9]|^training is on CPUs: .*(driver|GPU|device)'
+WITH_CUDA='^cuda devices [1-9]|^training is on CPUs: .*(driver|GPU|device)'
+[ ! -e /proc/driver/nvidia/version ] || WITH_CUDA='^cuda devices [1-9]'
+readonly WITH_CUDA
 
 case ${1:-} in
   -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -101,7 +101,9 @@ impl Pass {
         let mut pass = Self { matrix: Tensor::zeros([size, size], (kind, device)), rounds: 20 };
         timed(device, || pass.run());
         let once = timed(device, || pass.run()) / f64::from(pass.rounds);
-        pass.rounds = (seconds / once).clamp(1.0, 100_000.0) as u32;
+        let nanos = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default().as_nanos();
+        let rounds = nanos(seconds) / nanos(once).max(1);
+        pass.rounds = u32::try_from(rounds.clamp(1, 100_000)).unwrap_or(1);
         pass
     }
 
