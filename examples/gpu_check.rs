@@ -66,7 +66,14 @@ enum Check {
     /// Replicas are hashed on the device as on the host.
     Audit,
     /// Two ranks on one device: refused, or with `TCH_CHECKPOINT_SHARE_GPU=1` a step, a save, a load.
-    Ranks,
+    Ranks {
+        /// In processes of their own, not as threads of one.
+        #[arg(long)]
+        processes: bool,
+    },
+    /// One of them, which the one before starts.
+    #[command(hide = true)]
+    Rank,
     /// One rank over NCCL: joins, adds up, broadcasts.
     Nccl,
     /// Copies, saves and loads, timed.
@@ -89,7 +96,8 @@ impl Check {
             Self::Places => "places",
             Self::Memory => "memory",
             Self::Audit => "audit",
-            Self::Ranks => "ranks",
+            Self::Ranks { .. } => "ranks",
+            Self::Rank => "rank",
             Self::Nccl => "nccl",
             Self::Figures { .. } => "figures",
         }
@@ -104,7 +112,8 @@ impl Check {
             Self::Places => places::run(*device, dir, *spoil),
             Self::Memory => places::memory(*device, dir),
             Self::Audit => devices::audit(*device, *spoil),
-            Self::Ranks => ranks::run(*device, dir, *spoil),
+            Self::Ranks { processes } => ranks::run(*device, dir, *processes, *spoil),
+            Self::Rank => ranks::one(*device, dir, *spoil),
             Self::Nccl => devices::nccl(*device),
             Self::Figures { mib, times } => figures::run(*device, dir, *mib, *times),
         }

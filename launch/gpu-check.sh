@@ -148,6 +148,8 @@ spoiled audit audit
 TCH_CHECKPOINT_SHARE_GPU=0 ours ranks 60 ranks
 TCH_CHECKPOINT_SHARE_GPU=1 ours ranks-sharing 60 ranks
 TCH_CHECKPOINT_SHARE_GPU=1 spoiled ranks ranks
+TCH_CHECKPOINT_SHARE_GPU=0 ours processes 60 ranks --processes
+TCH_CHECKPOINT_SHARE_GPU=1 ours processes-sharing 60 ranks --processes
 ours nccl 60 nccl
 ours memory 60 memory
 ours figures-memory 150 figures --mib "$mib"

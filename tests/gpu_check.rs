@@ -40,12 +40,13 @@ fn check(device: &str, arguments: &[&str]) -> (Value, Option<i32>) {
     (line, ran.status.code())
 }
 
-const CHECKS: [&[&str]; 5] = [
+const CHECKS: [&[&str]; 6] = [
     &["isolation", "--runs", "3"],
     &["resume", "--steps", "4"],
     &["places"],
     &["audit"],
     &["ranks"],
+    &["ranks", "--processes"],
 ];
 
 #[test]

@@ -1,8 +1,10 @@
 //! Two ranks on one device: refused, unless both may share it; then they train, save and load.
 
+use std::net::TcpListener;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::catalog::Wanted;
 use tch_checkpoint::group::Deadlines;
@@ -11,9 +13,7 @@ use tch_checkpoint::load::{Atomicity, load};
 use tch_checkpoint::plan::load::LoadRules;
 use tch_checkpoint::save::{SaveOptions, save};
 use tch_checkpoint::storage::LocalStorage;
-use tch_checkpoint::{
-    CheckpointPath, ErrorKind, OnExisting, ProcessGroup, Replicas, Result, WorldSize,
-};
+use tch_checkpoint::{CheckpointPath, OnExisting, ProcessGroup, Replicas, Result, WorldSize};
 
 use crate::tensors::{Named, first_difference, ones_like, state, targets};
 use crate::{Outcome, failed};
@@ -21,9 +21,12 @@ use crate::{Outcome, failed};
 const SHARE: &str = "TCH_CHECKPOINT_SHARE_GPU";
 
 /// `spoil` gives the ranks different weights of their gradients' average.
-pub(crate) fn run(device: Device, dir: &Path, spoil: bool) -> Result<Outcome> {
+pub(crate) fn run(device: Device, dir: &Path, processes: bool, spoil: bool) -> Result<Outcome> {
     let may_share = std::env::var(SHARE).is_ok_and(|value| value == "1");
-    let verdicts = on_two_ranks(|group| train(group, device, dir, spoil))?;
+    let verdicts = match processes {
+        true => in_two_processes(device, dir, spoil)?,
+        false => on_two_threads(|group| train(group, device, dir, spoil))?,
+    };
     if device == Device::Cpu || may_share {
         verdicts.into_iter().collect::<Result<Vec<()>>>()?;
         return Ok(Outcome::Passed(json!({ "ranks": 2, "shared": device != Device::Cpu })));
@@ -39,10 +42,10 @@ pub(crate) fn run(device: Device, dir: &Path, spoil: bool) -> Result<Outcome> {
 }
 
 fn is_refusal(error: &tch_checkpoint::Error) -> bool {
-    error.kind() == ErrorKind::InvalidInput && error.to_string().contains(SHARE)
+    error.to_string().contains("would share one GPU") && error.to_string().contains(SHARE)
 }
 
-fn on_two_ranks(work: impl Fn(&ProcessGroup) -> Result<()> + Sync) -> Result<Vec<Result<()>>> {
+fn on_two_threads(work: impl Fn(&ProcessGroup) -> Result<()> + Sync) -> Result<Vec<Result<()>>> {
     let groups = ProcessGroup::threads(WorldSize::new(2)?, Deadlines::default());
     let work = &work;
     Ok(std::thread::scope(|scope| {
@@ -53,6 +56,37 @@ fn on_two_ranks(work: impl Fn(&ProcessGroup) -> Result<()> + Sync) -> Result<Vec
         };
         ranks.into_iter().map(ended).collect()
     }))
+}
+
+/// What each said, as a rank of a job that finds its other one by variables.
+fn in_two_processes(device: Device, dir: &Path, spoil: bool) -> Result<Vec<Result<()>>> {
+    let io = |error: std::io::Error| failed(format!("starting ranks: {error}"));
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+    let port = port.map_err(io)?.port().to_string();
+    let mut ranks = Vec::new();
+    for rank in ["0", "1"] {
+        let mut command = Command::new(std::env::current_exe().map_err(io)?);
+        command.args(["--device", &crate::devices::name(device), "--dir"]).arg(dir);
+        command.args(spoil.then_some("--spoil")).arg("rank").stdout(Stdio::piped());
+        command.envs([("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2")]);
+        command.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)]);
+        ranks.push(command.env("TCH_CHECKPOINT_TOKEN", &port).spawn().map_err(io)?);
+    }
+    let said = |rank: std::process::Child| {
+        let output = rank.wait_with_output().map_err(io)?;
+        let line: Value = serde_json::from_slice(&output.stdout)
+            .map_err(|_| failed(format!("a rank ended without an answer: {}", output.status)))?;
+        if line["verdict"] == "passed" { Ok(()) } else { Err(failed(line["detail"].to_string())) }
+    };
+    // Each is waited for, whatever the other one says.
+    Ok(ranks.into_iter().map(said).collect())
+}
+
+/// A rank in a process of its own.
+pub(crate) fn one(device: Device, dir: &Path, spoil: bool) -> Result<Outcome> {
+    let group = ProcessGroup::from_env()?;
+    train(&group, device, dir, spoil)?;
+    Ok(Outcome::Passed(json!({ "rank": group.rank().get() })))
 }
 
 /// One step, a save of what all have, and loads of it, read by each and read once.
