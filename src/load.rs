@@ -79,8 +79,9 @@ pub trait Destination {
         Ok(())
     }
 
-    /// The tensors to fill on this rank. Asked for twice after each [`Destination::prepare`]: to
-    /// plan, and when the first of them is about to be filled.
+    /// The tensors to fill on this rank. Asked for several times after each
+    /// [`Destination::prepare`]: to plan, to see that they can be filled, and to fill them, each
+    /// time the same.
     ///
     /// # Errors
     /// Any; the load then fails on every rank and nothing was changed.
@@ -95,6 +96,12 @@ pub trait Destination {
         let _ = (manifest, rank_values);
         Ok(())
     }
+
+    /// Called before the first tensor or value changes, when no rank can fail any more but in
+    /// changing its own ([`Atomicity::Atomic`]), or when reading begins ([`Atomicity::InPlace`]).
+    /// After this an error leaves the destination undefined; where it is not called nothing was
+    /// changed. A destination that hands its targets on from another one passes this on too.
+    fn begin_change(&mut self) {}
 
     /// Called when every tensor is in place. `rank_values` are those that the rank of this number
     /// saved; `None` if the checkpoint was saved by fewer ranks.
@@ -236,6 +243,7 @@ fn load_once(
     let verdict = clock.verdict();
     let times = if atomicity == Atomicity::InPlace && once.is_none() {
         let read = || {
+            destination.begin_change();
             clock.read(&session, || reading.direct(destination).map_err(gone))?;
             clock.place(|| session.give_values(group, destination))
         };
@@ -252,6 +260,7 @@ fn load_once(
         };
         group.phase_all(Channel::Save, "read", read, |_| Ok(()))?;
         let place = || {
+            destination.begin_change();
             let staged = staged.take().unwrap_or_default();
             match &once {
                 Some(once) => once.place(&reading, group, staged, destination)?,

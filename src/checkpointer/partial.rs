@@ -7,7 +7,6 @@ use super::resume::Whole;
 use super::{Checkpointer, Parts};
 use crate::error::Result;
 use crate::load::{Destination, PartialLoaded, PartialOptions, load_partial};
-use crate::manifest::Manifest;
 use crate::select::Selection;
 use crate::state::LoadTargets;
 
@@ -91,12 +90,11 @@ impl Checkpointer {
 struct Tensors<'a, 'b>(Whole<'a, 'b>);
 
 impl Destination for Tensors<'_, '_> {
-    fn prepare(&mut self, _manifest: &Manifest) -> Result<()> {
-        self.0.begin();
-        Ok(())
-    }
-
     fn targets(&mut self) -> Result<LoadTargets<'_>> {
         self.0.targets()
+    }
+
+    fn begin_change(&mut self) {
+        self.0.begin_change();
     }
 }

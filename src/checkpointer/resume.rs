@@ -269,19 +269,12 @@ pub(super) struct Whole<'a, 'b> {
     with_data: bool,
     rank: Rank,
     state: Option<TrainerState>,
-    /// Whether the targets were asked for in this attempt: the second time is to fill them.
-    is_planned: bool,
     is_touched: bool,
 }
 
 impl<'a, 'b> Whole<'a, 'b> {
     pub(super) fn new(parts: &'a mut Parts<'b>, with_data: bool, rank: Rank) -> Self {
-        Self { parts, with_data, rank, state: None, is_planned: false, is_touched: false }
-    }
-
-    /// A load begins, perhaps not the first.
-    pub(super) fn begin(&mut self) {
-        self.is_planned = false;
+        Self { parts, with_data, rank, state: None, is_touched: false }
     }
 
     /// Whether a load has begun to change them.
@@ -292,16 +285,17 @@ impl<'a, 'b> Whole<'a, 'b> {
 
 impl Destination for Whole<'_, '_> {
     fn prepare(&mut self, manifest: &Manifest) -> Result<()> {
-        self.begin();
         let none = Values::new();
         let own = manifest.rank_values(self.rank).unwrap_or(&none);
         self.parts.prepare(manifest.values(), own, self.with_data)
     }
 
     fn targets(&mut self) -> Result<LoadTargets<'_>> {
-        self.is_touched |= self.is_planned;
-        self.is_planned = true;
         self.parts.targets(self.with_data)
+    }
+
+    fn begin_change(&mut self) {
+        self.is_touched = true;
     }
 
     fn check_values(&self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {

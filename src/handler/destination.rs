@@ -219,14 +219,12 @@ impl<M: Model> Destination for Fresh<'_, M> {
 /// A handler that exists and is to become what the checkpoint holds.
 pub(super) struct Live<'h, M: Model> {
     handler: &'h mut NNHandler<M>,
-    /// Whether the targets were asked for in this attempt: the second time is to fill them.
-    is_planned: bool,
     is_touched: bool,
 }
 
 impl<'h, M: Model> Live<'h, M> {
     pub(super) fn new(handler: &'h mut NNHandler<M>) -> Self {
-        Self { handler, is_planned: false, is_touched: false }
+        Self { handler, is_touched: false }
     }
 
     /// Whether any attempt began to change the handler.
@@ -237,15 +235,16 @@ impl<'h, M: Model> Live<'h, M> {
 
 impl<M: Model> Destination for Live<'_, M> {
     fn prepare(&mut self, manifest: &Manifest) -> Result<()> {
-        self.is_planned = false;
         refuse_weights_only(manifest.values())?;
         self.handler.callbacks.expect(manifest)
     }
 
     fn targets(&mut self) -> Result<LoadTargets<'_>> {
-        self.is_touched |= self.is_planned;
-        self.is_planned = true;
         self.handler.targets()
+    }
+
+    fn begin_change(&mut self) {
+        self.is_touched = true;
     }
 
     fn check_values(&self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
@@ -256,7 +255,6 @@ impl<M: Model> Destination for Live<'_, M> {
     }
 
     fn take_values(&mut self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
-        self.is_touched = true;
         self.handler.take_values(manifest, rank_values)
     }
 }

@@ -141,14 +141,12 @@ impl<M: Model> Destination for NewWeights<'_, M> {
 pub(super) struct LiveWeights<'h> {
     store: &'h VarStore,
     names: Names,
-    /// Whether the targets were asked for in this attempt: the second time is to fill them.
-    is_planned: bool,
     is_touched: bool,
 }
 
 impl<'h> LiveWeights<'h> {
     pub(super) fn new(store: &'h VarStore) -> Self {
-        Self { store, names: Names::default(), is_planned: false, is_touched: false }
+        Self { store, names: Names::default(), is_touched: false }
     }
 
     /// Whether any attempt began to change the variables.
@@ -159,14 +157,15 @@ impl<'h> LiveWeights<'h> {
 
 impl Destination for LiveWeights<'_> {
     fn prepare(&mut self, manifest: &Manifest) -> Result<()> {
-        self.is_planned = false;
         self.names = Names::find(manifest, self.store, &Selection::default())?;
         Ok(())
     }
 
     fn targets(&mut self) -> Result<LoadTargets<'_>> {
-        self.is_touched |= self.is_planned;
-        self.is_planned = true;
         self.names.targets(self.store)
+    }
+
+    fn begin_change(&mut self) {
+        self.is_touched = true;
     }
 }

@@ -251,6 +251,10 @@ impl Destination for Selected<'_> {
         refuse_unfit(&unfit, if *strict { &report.missing } else { &[] })?;
         Ok(chosen)
     }
+
+    fn begin_change(&mut self) {
+        self.inner.begin_change();
+    }
 }
 
 fn refuse_unfit(unfit: &[String], missing: &[TensorName]) -> Result<()> {

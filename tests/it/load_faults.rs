@@ -48,6 +48,8 @@ pub struct Live {
     fails_in_values: bool,
     /// Finds out that writing needs more than there is.
     lacks_memory: bool,
+    /// That the last load was to change it.
+    was_told: bool,
 }
 
 struct Sink<'a> {
@@ -102,6 +104,7 @@ impl Live {
             is_memory: false,
             fails_in_values: false,
             lacks_memory: false,
+            was_told: false,
         }
     }
 
@@ -113,6 +116,7 @@ impl Live {
         atomicity: Atomicity,
     ) -> Result<()> {
         let rules = LoadRules { strict: group.world_size().get() == 1, ..LoadRules::default() };
+        self.was_told = false;
         load(group, storage, &wanted(at), self, &rules, atomicity).map(drop)
     }
 
@@ -145,7 +149,12 @@ impl Destination for Live {
         Ok(targets)
     }
 
+    fn begin_change(&mut self) {
+        self.was_told = true;
+    }
+
     fn take_values(&mut self, manifest: &Manifest, rank_values: Option<&Values>) -> Result<()> {
+        assert!(self.was_told);
         if self.fails_in_values {
             return Err(Error::new(ErrorKind::Mismatch, "an injected value failed"));
         }
@@ -185,6 +194,8 @@ fn check_rank(
         Err(error) => {
             let may_change = atomicity == Atomicity::InPlace || error.phase() == Some("place");
             assert!(may_change || live.is_untouched(), "{what}: changed by {error}");
+            let is_in_place = error.phase() == Some("place");
+            assert_eq!(live.was_told, is_in_place, "{what}: told of a change before {error}");
             (live.fault, live.fails_in_values) = (CopyFault::None, false);
             live.lacks_memory = false;
             live.load(group, storage, "runs/a", Atomicity::Atomic).unwrap();

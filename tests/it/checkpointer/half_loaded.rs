@@ -147,7 +147,7 @@ fn a_load_that_fails_before_anything_changes_keeps_nothing() {
 #[test]
 fn a_load_by_path_that_fails_at_any_operation_changes_nothing_or_keeps_from_saving() {
     for ranks in [1, 2] {
-        let mut touched = 0;
+        let (mut touched, mut read) = (0, 0);
         for operation in 1.. {
             let memory: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
             let faulty = FaultyStorage::new(memory);
@@ -163,19 +163,21 @@ fn a_load_by_path_that_fails_at_any_operation_changes_nothing_or_keeps_from_savi
                 let which = Resume::Path("/runs/run/checkpoint_step_00000001".into());
                 let loaded = toy.with(|parts| checkpointer.load(&which, parts));
                 let is_changed = toy != Toy::after(2, group.rank().get());
-                if loaded.is_ok() {
-                    return None;
-                }
+                let Err(error) = loaded else { return None };
                 let saved = toy.with(|parts| checkpointer.save(&at(2), parts));
                 let is_refused = saved.is_err_and(|error| error.kind() == ErrorKind::Poisoned);
                 assert!(is_refused || !is_changed, "operation {operation}: not its own state");
-                Some(is_changed)
+                let was_read = error.phase() == Some("read");
+                assert!(!(is_refused && was_read), "operation {operation}: kept for nothing");
+                Some((is_changed, was_read))
             });
             if ended.iter().all(Option::is_none) {
                 break;
             }
-            touched += ended.iter().filter(|changed| **changed == Some(true)).count();
+            touched += ended.iter().flatten().filter(|(is_changed, _)| *is_changed).count();
+            read += ended.iter().flatten().filter(|(_, was_read)| *was_read).count();
         }
+        assert!(read > 0, "nothing failed while it was read");
         assert!(touched > 0, "nothing failed after the parts were in place");
     }
 }
