@@ -1,5 +1,5 @@
-//! From a device straight into a page-locked region: everything is queued at once, and the device
-//! is never idle in between.
+//! From a device straight into a page-locked region: copies are queued ahead, so that the device is
+//! never idle in between.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use crate::group::Progress;
 use crate::memory::region::Region;
 
 /// Bytes, and copies, between two signs of progress.
-const STEP: usize = 16 << 20;
+const STEP: usize = if cfg!(test) { 64 << 10 } else { 16 << 20 };
 const COPIES_MAX: u32 = 128;
 /// A stream takes about a thousand copies; who gives it more waits inside the driver, where nothing
 /// ends a wait for a device that hangs.
@@ -80,10 +80,8 @@ impl Queues {
         progress: &Progress,
     ) -> Result<Region> {
         let mut marks = VecDeque::new();
-        let queued = parts.iter().try_for_each(|part| {
-            self.queue(&mut region, part, &mut marks)?;
-            self.wait_until(MARKS_MAX, &mut marks, progress)
-        });
+        let mut each = parts.iter();
+        let queued = each.try_for_each(|part| self.queue(&mut region, part, &mut marks, progress));
         let queued = queued.and_then(|()| self.mark_all(&mut marks, |_| true));
         let done = self.wait_until(0, &mut marks, progress);
         match (queued, done) {
@@ -102,6 +100,7 @@ impl Queues {
         region: &mut Region,
         part: &Part,
         marks: &mut VecDeque<Marked>,
+        progress: &Progress,
     ) -> Result<()> {
         let name = part.from.device.name();
         let number = self.queues.iter().position(|open| open.device.name() == name);
@@ -122,6 +121,7 @@ impl Queues {
             open.unmarked.1 += 1;
             offset += place.len() as u64;
             self.mark_all(marks, |(bytes, copies)| bytes >= STEP as u64 || copies >= COPIES_MAX)?;
+            self.wait_until(MARKS_MAX, marks, progress)?;
         }
         Ok(())
     }

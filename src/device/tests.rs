@@ -168,7 +168,7 @@ fn a_region_gets_its_parts_and_tells_progress() {
 
 #[test]
 fn thousands_of_small_parts_never_fill_the_stream_of_a_busy_device() {
-    let device = healthy();
+    let device = FakeDevice::new("fake:0", Faults::default());
     let (bytes, progress) = (pattern(5000), Progress::default());
     let region = locked_region(&device, bytes.len());
     device.compute_for(Duration::from_millis(100));
@@ -177,6 +177,18 @@ fn thousands_of_small_parts_never_fill_the_stream_of_a_busy_device() {
     let region = queues(&device).fill(region, &parts, &progress).unwrap();
     assert!(region.bytes()[..5000] == bytes[..]);
     assert_eq!(progress.total(), 5000);
+}
+
+#[test]
+fn a_part_of_any_size_never_fills_the_stream_of_a_busy_device() {
+    let device = FakeDevice::new("fake:0", Faults::default());
+    let (bytes, progress) = (vec![7; 80 << 20], Progress::default());
+    let region = locked_region(&device, bytes.len());
+    device.compute_for(Duration::from_millis(500));
+    let parts = parts(&device.memory(&bytes), &[0..bytes.len()]);
+    let region = queues(&device).fill(region, &parts, &progress).unwrap();
+    assert!(region.bytes()[..bytes.len()] == bytes[..]);
+    assert_eq!(progress.total(), 80 << 20);
 }
 
 #[test]
