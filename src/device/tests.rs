@@ -185,7 +185,7 @@ fn a_part_of_any_size_never_fills_the_stream_of_a_busy_device() {
     let (bytes, progress) = (vec![7; 80 << 20], Progress::default());
     let region = locked_region(&device, bytes.len());
     device.compute_for(Duration::from_millis(500));
-    let parts = parts(&device.memory(&bytes), &[0..bytes.len()]);
+    let parts = parts(&device.memory(&bytes), &[0..1, 1..bytes.len()]);
     let region = queues(&device).fill(region, &parts, &progress).unwrap();
     assert!(region.bytes()[..bytes.len()] == bytes[..]);
     assert_eq!(progress.total(), 80 << 20);
